@@ -1,0 +1,125 @@
+"""Checks of the values that are not vectors, before any SQL is sent. Each raises InvalidValue and names the field."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from numbers import Integral, Real
+from typing import Any, Final
+from uuid import UUID
+
+from .errors import InvalidValue
+
+# JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
+_JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def number(field: str, value: float) -> float:
+    """A finite DOUBLE PRECISION."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidValue(f"{field}: expected a number, got {type(value).__name__}")
+    try:
+        result = float(value)
+    except OverflowError:
+        raise InvalidValue(f"{field}: a number beyond double precision") from None
+    if not math.isfinite(result):
+        raise InvalidValue(f"{field}: {result} is not a finite number")
+    return result
+
+
+def integer(field: str, value: int, *, least: int = -(2**31), most: int = 2**31 - 1) -> int:
+    """An INTEGER, within other bounds where they are given."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidValue(f"{field}: expected an integer, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise InvalidValue(f"{field}: {value} is not within {least} to {most}")
+    return int(value)
+
+
+def limit(value: int, field: str = "limit") -> int:
+    """How many rows or steps at most: from 1 up."""
+    return integer(field, value, least=1)
+
+
+def text(field: str, value: str) -> str:
+    """A TEXT: a str that UTF-8 can hold, without NUL characters."""
+    if not isinstance(value, str):
+        raise InvalidValue(f"{field}: expected a str, got {type(value).__name__}")
+    if "\0" in value:
+        raise InvalidValue(f"{field}: PostgreSQL text cannot hold the NUL character (at {value.index(chr(0))})")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(f"{field}: a lone surrogate at {error.start} is not text") from None
+    return value
+
+
+def optional_text(field: str, value: str | None) -> str | None:
+    """A TEXT or NULL."""
+    return None if value is None else text(field, value)
+
+
+def texts(field: str, values: Iterable[str]) -> list[str]:
+    """A TEXT[]."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidValue(f"{field}: expected a sequence of str, got {type(values).__name__}")
+    return [text(field, value) for value in values]
+
+
+def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSONB object."""
+    if not isinstance(value, Mapping):
+        raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
+    result = dict(value)
+    try:
+        dumped = json.dumps(result, allow_nan=False)
+        json.dumps(result, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidValue(f"{field}: not JSON: {error}") from None
+    if "\\u0000" in dumped and _JSON_NUL.search(dumped):
+        raise InvalidValue(f"{field}: JSONB cannot hold the NUL character")
+    return result
+
+
+def moment(field: str, value: datetime) -> datetime:
+    """A TIMESTAMP WITH TIME ZONE."""
+    if not isinstance(value, datetime):
+        raise InvalidValue(f"{field}: expected a datetime, got {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidValue(f"{field}: {value.isoformat()} has no time zone; give it one, such as datetime.UTC")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidValue(f"{field}: {value.isoformat()} is outside the years 1 to 9999 in UTC") from None
+
+
+def optional_moment(field: str, value: datetime | None) -> datetime | None:
+    """A TIMESTAMP WITH TIME ZONE or NULL."""
+    return None if value is None else moment(field, value)
+
+
+def identifier(field: str, value: UUID) -> UUID:
+    """A UUID."""
+    if not isinstance(value, UUID):
+        raise InvalidValue(f"{field}: expected a uuid.UUID, got {type(value).__name__}")
+    return value
+
+
+def optional_identifier(field: str, value: UUID | None) -> UUID | None:
+    """A UUID or NULL."""
+    return None if value is None else identifier(field, value)
+
+
+def limits(field: str, value: Sequence[float | None] | None) -> tuple[float | None, float | None]:
+    """A range (least, most) of which either end can be None for no limit; None for no limits at all."""
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InvalidValue(f"{field}: expected a pair (least, most), got {value!r}")
+    least, most = (None if end is None else number(field, end) for end in value)
+    if least is not None and most is not None and least > most:
+        raise InvalidValue(f"{field}: {least} to {most} is an empty range")
+    return least, most

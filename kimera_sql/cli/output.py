@@ -1,0 +1,65 @@
+"""What commands print: dataclasses as a table, or as JSON with --json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Give *parser* the option --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def print_json(value: Any) -> None:
+    """Print *value*, in which times are ISO 8601 and whatever else JSON has no form for is text."""
+    print(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, (datetime, date)) else str(value)
+
+
+def print_records(records: Sequence[DataclassInstance], *, as_json: bool, empty: str) -> None:
+    """Print *records*, dataclasses of one kind, as JSON or as a table; *empty* where that has no row."""
+    if as_json:
+        print_json([asdict(record) for record in records])
+    elif records:
+        names = [field.name for field in fields(records[0])]
+        print_table(names, [[getattr(record, name) for name in names] for record in records])
+    else:
+        print(empty)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print *rows* under *header*, numbers to the right."""
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    right = [all(isinstance(row[column], int | float) for row in rows) for column in range(len(header))]
+    for row in cells:
+        shown = (
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        )
+        print("  ".join(shown).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
+    return str(value)

@@ -1,0 +1,80 @@
+"""`kimera-sql verify` and `kimera-sql queries`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import verify
+from ..errors import SettingsError
+from .connection import pool
+from .output import add_json, print_json
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the two commands."""
+    checks = commands.add_parser(
+        "verify",
+        help="check every named query against a server, without running it",
+        description="Check every named query, those that are shipped or those of DIR, against a server, without "
+        "running one. Exits with 1 where there is a fault.",
+    )
+    checks.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
+    checks.add_argument("--records", metavar="MODULE", help="the module of DIR's dataclasses, as package.module")
+    checks.add_argument("--stub", metavar="FILE", type=Path, help="the .pyi of the module that loads DIR as `queries`")
+    checks.add_argument(
+        "--update", action="store_true", help="write the snapshot, and the stub, unless there is a fault"
+    )
+    checks.add_argument("--offline", action="store_true", help="compare with the snapshot instead of a server")
+    add_json(checks)
+    checks.set_defaults(run=_verify)
+    lists = commands.add_parser("queries", help="list the named queries, with their parameters")
+    lists.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
+    add_json(lists)
+    lists.set_defaults(run=_queries)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    records = None
+    if arguments.records is not None:
+        sys.path.insert(0, "")  # as `python -m` does: the module is looked for from here
+        try:
+            records = importlib.import_module(arguments.records)
+        except (ImportError, SyntaxError) as error:
+            raise SettingsError(f"--records {arguments.records}: {error}") from error
+    options = {"stub": arguments.stub, "update": arguments.update}
+    if arguments.offline:
+        report = verify.verify(None, arguments.folder, records, **options)
+    else:
+        with pool(arguments, sqlite_fallback="never") as opened, opened.connection() as conn:
+            report = verify.verify(conn, arguments.folder, records, **options)
+    if arguments.json:
+        print_json(asdict(report))
+    else:
+        _print(report, "the snapshot" if arguments.offline else "the server")
+    return 1 if report.faults else 0
+
+
+def _print(report: verify.Report, against: str) -> None:
+    for fault in report.faults:
+        print(fault)
+    for skipped in report.skipped:
+        print(f"{skipped.query} was not prepared: the server lacks {skipped.lacks}")
+    for path in report.written:
+        print(f"wrote {path}")
+    faults = {0: "no fault", 1: "1 fault"}.get(len(report.faults), f"{len(report.faults)} faults")
+    print(f"{report.queries} queries, {faults} against {against}")
+
+
+def _queries(arguments: argparse.Namespace) -> None:
+    found = verify.listed(arguments.folder)
+    if arguments.json:
+        print_json([asdict(query) for query in found])
+        return
+    for query in found:
+        result = f" -> {query.returns}" if query.returns else ""
+        only = f"  ({query.dialects[0]} alone)" if len(query.dialects) == 1 else ""
+        print(f"{query.name}({', '.join(query.parameters)}){query.suffix}{result}{only}\n    {query.doc}")

@@ -1,0 +1,149 @@
+"""System metrics: measurements over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from . import _fields, sql
+from ._entity import Entity
+from .errors import InvalidValue
+from .sql import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMetric:
+    """A measurement to insert.
+
+    metric_value: a finite number, in the unit its name says. context: a JSON object.
+    timestamp: aware; the server's clock if None.
+    """
+
+    metric_name: str
+    metric_value: float
+    component: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+    timestamp: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A stored measurement."""
+
+    id: int
+    timestamp: datetime
+    metric_name: str
+    metric_value: float
+    component: str
+    context: dict[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The measurements of one stretch of time, which begins at bucket.
+
+    p95 is the 95th percentile, interpolated as percentile_cont does.
+    """
+
+    bucket: datetime
+    count: int
+    mean: float
+    min: float
+    max: float
+    p95: float
+
+
+_queries = sql.Queries("metrics")
+
+
+def _values(new: NewMetric | Metric) -> dict[str, Any]:
+    return {
+        "timestamp": _fields.optional_moment("timestamp", new.timestamp),
+        "metric_name": _fields.text("metric_name", new.metric_name),
+        "metric_value": _fields.number("metric_value", new.metric_value),
+        "component": _fields.text("component", new.component),
+        "context": _fields.json_object("context", new.context),
+    }
+
+
+def _identifier(field: str, value: int) -> int:
+    return _fields.integer(field, value, least=-(2**63), most=2**63 - 1)
+
+
+_entity = Entity(_queries, Metric, _values, _identifier, restoring=_queries.copy_in_with_ids)
+insert = _entity.insert
+insert_many = _entity.insert_many
+get = _entity.get
+get_many = _entity.get_many
+delete = _entity.delete
+count = _entity.count
+stream = _entity.stream
+
+
+def record(
+    conn: Connection, name: str, value: float, *, component: str, context: Mapping[str, Any] | None = None
+) -> Metric:
+    """Insert a measurement taken now: insert, without writing out a NewMetric."""
+    return insert(
+        conn,
+        NewMetric(
+            metric_name=name, metric_value=value, component=component, context={} if context is None else context
+        ),
+    )
+
+
+def latest(conn: Connection, name: str, *, component: str | None = None, limit: int = 1) -> list[Metric]:
+    """Return the newest measurements of a metric, of one component or of all, the newest first."""
+    rows = _queries.latest.fetchall(
+        conn,
+        metric_name=_fields.text("name", name),
+        component=_fields.optional_text("component", component),
+        limit=_fields.limit(limit),
+    )
+    return sql.records(conn, Metric, rows)
+
+
+def series(
+    conn: Connection,
+    name: str,
+    *,
+    bucket: timedelta,
+    since: datetime,
+    until: datetime | None = None,
+    component: str | None = None,
+) -> list[Bucket]:
+    """Return a metric from *since* up to, not including, *until* (now if None), in buckets of time, oldest first.
+
+    Buckets are counted from 1970-01-01 UTC, and those without a measurement are left out.
+    """
+    if not isinstance(bucket, timedelta) or not timedelta(0) < bucket <= timedelta(days=36525):
+        raise InvalidValue(f"bucket: expected a timedelta above zero, up to a century, got {bucket!r}")
+    rows = _queries.series.fetchall(
+        conn,
+        metric_name=_fields.text("name", name),
+        component=_fields.optional_text("component", component),
+        bucket=bucket,
+        since=_fields.moment("since", since),
+        until=_fields.moment("until", datetime.now(UTC) if until is None else until),
+    )
+    return sql.records(conn, Bucket, rows)
+
+
+def names(conn: Connection) -> list[str]:
+    """Return the names of all metrics, in order."""
+    return [row[0] for row in _queries.names.fetchall(conn)]
+
+
+def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000) -> int:
+    """Delete the measurements from before *older_than* (aware), *batch* at a time, and return how many there were.
+
+    On an autocommit connection each batch is a transaction of its own, so that a long prune holds nothing up and
+    keeps what it has done if it is stopped; otherwise all are the caller's transaction.
+    """
+    moment, size = _fields.moment("older_than", older_than), _fields.limit(batch, "batch")
+    total = 0
+    while deleted := _queries.prune.execute(conn, older_than=moment, batch=size):
+        total += deleted
+    return total

@@ -1,0 +1,141 @@
+"""Running statements on PostgreSQL, with psycopg."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg.types.json import Jsonb
+
+if TYPE_CHECKING:
+    from .sql import Row, Statement
+
+Connection: TypeAlias = psycopg.Connection[Any]
+
+DECODERS: Final[dict[type, Callable[[Any], Any]]] = {tuple: tuple}
+"""What psycopg does not give as a record has it: its arrays are lists."""
+
+_cursor_numbers = itertools.count(1)
+_dumps = functools.partial(json.dumps, allow_nan=False)
+
+
+def _encode(value: Any) -> Any:
+    return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
+
+
+def _bind(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _encode(value) for name, value in parameters.items()}
+
+
+def _run(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+    # A cursor of our own: the caller's connection may have another row or cursor factory.
+    return psycopg.Cursor(conn, row_factory=tuple_row).execute(
+        statement.text,
+        _bind(parameters),
+        prepare=False if statement.custom_plan else None,
+        binary=True,
+    )
+
+
+def outside_transaction(conn: Connection) -> bool:
+    """Return whether *conn* is in autocommit with no transaction open, so that each statement is one of its own."""
+    return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
+
+
+def version(text: str) -> tuple[int, ...]:
+    """Return the version "0.8.2" as (0, 8, 2), which can be compared."""
+    return tuple(int(number) for number in re.findall(r"\d+", text))
+
+
+def send(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+    """Send *statement* in the pipeline that is open and return the cursor that will have its rows."""
+    return _run(conn, statement, parameters)
+
+
+def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
+    """Run *statement* and return its rows."""
+    return _run(conn, statement, parameters).fetchall()
+
+
+def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
+    """Run *statement* and return the number of rows it changed."""
+    return _run(conn, statement, parameters).rowcount
+
+
+def script(conn: Connection, text: str) -> None:
+    """Run the statements of *text*, which has no parameters."""
+    # Without parameters psycopg sends the text as it is, all its statements at once.
+    conn.execute(text.encode())
+
+
+def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows a round trip, in one transaction."""
+    name = f"kimera_{next(_cursor_numbers)}"
+    outside = outside_transaction(conn)
+    # No savepoint: closing the iterator early would undo what the caller has written since.
+    with (
+        conn.transaction() if outside else nullcontext(),
+        psycopg.ServerCursor(conn, name, row_factory=tuple_row) as cursor,
+    ):
+        cursor.itersize = chunk
+        cursor.execute(statement.text, _bind(parameters), binary=True)
+        with suppress(GeneratorExit):
+            yield from cursor
+
+
+def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Send *rows* through *statement*, a COPY ... FROM STDIN (FORMAT BINARY), and return how many there were.
+
+    Their values are in the order of its columns. All or nothing; an error of the server carries a note with the
+    number of the row, counted from 0, unless the server does not tell: foreign keys are checked after the last row.
+    """
+    try:
+        with atomic(conn), psycopg.Cursor(conn) as cursor:
+            with cursor.copy(statement.text) as copy:
+                copy.set_types(statement.types)
+                for row in rows:
+                    copy.write_row([_encode(value) for value in row.values()])
+            return cursor.rowcount
+    except psycopg.Error as error:
+        _, found, line = (error.diag.context or "").partition(", line ")
+        digits = "".join(itertools.takewhile(str.isdigit, line))
+        if found and digits:
+            error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
+        raise
+
+
+@contextmanager
+def snapshot(conn: Connection) -> Iterator[None]:
+    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    before = conn.isolation_level
+    conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    try:
+        with conn.transaction():
+            yield
+    finally:
+        conn.isolation_level = before
+
+
+@contextmanager
+def atomic(conn: Connection) -> Iterator[None]:
+    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        # conn.transaction() would commit at its end; an empty query makes psycopg send the caller's BEGIN first.
+        conn.execute("")
+    with conn.transaction():
+        yield
+
+
+@contextmanager
+def transaction(conn: Connection) -> Iterator[None]:
+    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    with conn.transaction():
+        yield

@@ -1,0 +1,113 @@
+"""What the environment says about the database, read once into a frozen Settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final, TypeVar
+
+from .errors import SettingsError
+
+T = TypeVar("T")
+
+FALLBACKS: Final = ("unconfigured", "always", "never")
+
+_CREDENTIALS: Final = {
+    "host": "KIMERA_DB_HOST",
+    "port": "KIMERA_DB_PORT",
+    "dbname": "KIMERA_DB_NAME",
+    "user": "KIMERA_DB_USER",
+    "password": "KIMERA_DB_PASSWORD",
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """Where the database is and how its pool behaves. Its repr hides the password and the URL.
+
+    credentials: libpq parameters from the KIMERA_DB_* variables that are set, None when none is set.
+    database_url: DATABASE_URL, None when it is not set.
+    sqlite_path: the SQLite file for development (KIMERA_SQLITE_PATH).
+    sqlite_fallback: when that file serves (KIMERA_SQLITE_FALLBACK): "unconfigured", where neither credentials nor
+        database_url are set; "always", also where their servers cannot be reached; "never".
+    pool_size: connections kept open (KIMERA_POOL_SIZE).
+    pool_overflow: further connections under load (KIMERA_POOL_OVERFLOW).
+    pool_timeout: seconds to wait for a connection (KIMERA_POOL_TIMEOUT).
+    pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
+    connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT).
+    """
+
+    credentials: Mapping[str, str] | None = None
+    database_url: str | None = None
+    sqlite_path: Path = Path("kimera_development.db")
+    sqlite_fallback: str = "unconfigured"
+    pool_size: int = 5
+    pool_overflow: int = 10
+    pool_timeout: float = 30.0
+    pool_recycle: float = 3600.0
+    connect_timeout: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("pool_size", 1),
+            ("pool_overflow", 0),
+            ("pool_timeout", 0.001),
+            ("pool_recycle", 1),
+            # libpq reads 1 as 2, and 0 as no limit at all
+            ("connect_timeout", 2),
+        ):
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise SettingsError(f"{name} must be a number from {least} up, got {value!r}")
+
+        if self.sqlite_fallback not in FALLBACKS:
+            raise SettingsError(f"sqlite_fallback must be one of {', '.join(FALLBACKS)}, got {self.sqlite_fallback!r}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read KIMERA_* and DATABASE_URL from *environ*.
+
+        Raises SettingsError for a variable that is set but empty, and for one that is not the number it should be.
+        """
+        credentials = {
+            parameter: value
+            for parameter, variable in _CREDENTIALS.items()
+            if (value := _read(environ, variable, str)) is not None
+        }
+        others = {
+            "sqlite_path": _read(environ, "KIMERA_SQLITE_PATH", Path),
+            "sqlite_fallback": _read(environ, "KIMERA_SQLITE_FALLBACK", str),
+            "pool_size": _read(environ, "KIMERA_POOL_SIZE", int),
+            "pool_overflow": _read(environ, "KIMERA_POOL_OVERFLOW", int),
+            "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
+            "pool_recycle": _read(environ, "KIMERA_POOL_RECYCLE", float),
+            "connect_timeout": _read(environ, "KIMERA_CONNECT_TIMEOUT", int),
+        }
+        return cls(
+            credentials=credentials or None,
+            database_url=_read(environ, "DATABASE_URL", str),
+            **{name: value for name, value in others.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+    def __repr__(self) -> str:
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.credentials and "password" in self.credentials:
+            shown["credentials"] = {**self.credentials, "password": "***"}
+        if self.database_url is not None:
+            shown["database_url"] = "***"
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]) -> T | None:
+    text = environ.get(variable)
+    if text is None:
+        return None
+    if not text.strip():
+        # An empty value is a deployment's mistake. Passing over it would reach another database in silence.
+        raise SettingsError(f"{variable} is set but empty; give it a value or unset it")
+    try:
+        return convert(text)
+    except ValueError:
+        raise SettingsError(f"{variable} must be a number, got {text!r}") from None

@@ -1,0 +1,230 @@
+"""numpy arrays to and from pgvector's VECTOR and HALFVEC.
+
+The wire formats are those of pgvector's vector_send and halfvec_send: two big-endian uint16 (the number of
+dimensions, and zero), then the components as big-endian IEEE 754 floats.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Dumper, Loader
+from psycopg.pq import Format
+from psycopg.types import TypeInfo
+
+from .errors import VectorError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+DIMENSIONS = 1024
+"""Dimensions of every stored vector."""
+
+MIN_NORM, MAX_NORM = 1e-15, 1e18
+"""Euclidean norms between which cosine distance is exact to single precision.
+
+pgvector adds up squares in float32: beyond some 1e19 they overflow and below some 1e-22 they vanish, and the
+distance is NaN (seen with 0.5.1 and 0.8.5), which would hide the row from every search.
+"""
+
+HALF_MAX = 65504.0
+"""Largest number of half precision (IEEE 754 binary16)."""
+
+Vector: TypeAlias = NDArray[np.float32]
+"""A vector as it comes back: float32, shape (1024,), read-only."""
+
+VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float]
+"""What is taken for a vector: a numpy array of float16, float32 or float64, a list or a tuple."""
+
+
+def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIMENSIONS) -> Vector:
+    """Check *value* and return it as a read-only float32 array of shape (dimensions,).
+
+    A float32 array that is already read-only is returned as it is; anything else is copied, so that later
+    changes to *value* do not reach the result. float64 is rounded to the nearest float32.
+
+    Raises VectorError, whose message begins with *field*, for a wrong type or shape, NaN, infinity, a number
+    beyond float32, the zero vector, or a norm outside [MIN_NORM, MAX_NORM].
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise VectorError(f"{field}: a masked array may lack components; fill or drop what is masked")
+    if isinstance(value, np.ndarray):
+        array = value
+    elif isinstance(value, (list, tuple)):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            raise VectorError(f"{field}: its items are not all numbers") from None
+    else:
+        raise VectorError(f"{field}: expected a numpy array, list or tuple, got {type(value).__name__}")
+    if array.shape != (dimensions,):
+        raise VectorError(f"{field}: expected shape ({dimensions},), got {array.shape}")
+    if array.dtype.kind not in "fiu":
+        raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
+        if array.dtype == np.float32 and not array.flags.writeable:
+            vector: Vector = array
+        else:
+            vector = array.astype(np.float32)
+            vector.flags.writeable = False
+        # One product finds NaN, infinity, zero and extreme norms alike.
+        squared = float(np.dot(vector, vector))
+        if not MIN_NORM**2 <= squared <= MAX_NORM**2:
+            _refuse(array, field)
+    return vector
+
+
+def _refuse(array: NDArray[Any], field: str) -> None:
+    """Say which fault *array* has, if it has one once its norm is taken in double precision."""
+    wide = array.astype(np.float64)
+    for fault, found in (("NaN", np.isnan(wide)), ("an infinity", np.isinf(wide))):
+        if found.any():
+            raise VectorError(f"{field}: {fault} at index {int(found.argmax())}")
+    too_big = np.abs(wide) > np.finfo(np.float32).max
+    if too_big.any():
+        at = int(too_big.argmax())
+        raise VectorError(f"{field}: {float(wide[at])!r} at index {at} overflows single precision")
+    norm = math.sqrt(float(np.dot(wide, wide)))
+    if norm == 0:
+        raise VectorError(f"{field}: the zero vector has no direction, so no cosine distance")
+    if not MIN_NORM <= norm <= MAX_NORM:
+        raise VectorError(
+            f"{field}: norm {norm:g} is outside {MIN_NORM:g} to {MAX_NORM:g}, where single precision can give "
+            "a cosine distance; scale the vector"
+        )
+
+
+def same(one: DataclassInstance, other: object) -> bool:
+    """Compare two dataclasses of one type field by field, arrays by their numbers: an __eq__ for those with vectors."""
+    if type(one) is not type(other):
+        return False
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+
+
+class HalfVector:
+    """Marks an array to be sent as HALFVEC; a plain array is sent as VECTOR.
+
+    *value*: one-dimensional numpy array, list or tuple of real numbers, rounded to float16.
+    Raises VectorError for another shape, NaN, infinity or a number past 65504.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, value: VectorLike) -> None:
+        try:
+            wide = np.asarray(value)
+        except ValueError:
+            raise VectorError("halfvec: its items are not all numbers") from None
+        if wide.dtype.kind not in "fiu":
+            raise VectorError(f"halfvec: expected real numbers, got dtype {wide.dtype}")
+        if wide.ndim != 1 or not wide.size:
+            raise VectorError(f"halfvec: expected one dimension, got shape {wide.shape}")
+        with np.errstate(over="ignore"):
+            array = wide.astype(np.float16)
+        if not np.isfinite(array).all():
+            raise VectorError(f"halfvec: NaN, infinity or a number past {HALF_MAX:g} at half precision")
+        self.array = array
+
+    def __repr__(self) -> str:
+        return f"HalfVector({self.array!r})"
+
+
+def _binary(array: NDArray[Any], component: str) -> bytes:
+    if array.ndim != 1:
+        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    return struct.pack(">HH", array.size, 0) + array.astype(component).tobytes()
+
+
+def _text(array: NDArray[Any]) -> bytes:
+    if array.ndim != 1:
+        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    # repr of a Python float is exact, and exact decimals survive the server's rounding to float32.
+    return str(array.tolist()).encode()
+
+
+def _readonly(array: Vector) -> Vector:
+    array.flags.writeable = False
+    return array
+
+
+class _VectorTextDumper(Dumper):
+    format = Format.TEXT
+
+    def dump(self, obj: NDArray[Any]) -> Buffer | None:
+        return _text(obj)
+
+
+class _VectorBinaryDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: NDArray[Any]) -> Buffer | None:
+        return _binary(obj, ">f4")
+
+
+class _HalfTextDumper(Dumper):
+    format = Format.TEXT
+
+    def dump(self, obj: HalfVector) -> Buffer | None:
+        return _text(obj.array)
+
+
+class _HalfBinaryDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: HalfVector) -> Buffer | None:
+        return _binary(obj.array, ">f2")
+
+
+class _TextLoader(Loader):
+    format = Format.TEXT
+
+    def load(self, data: Buffer) -> Vector:
+        text = bytes(data)[1:-1].decode()
+        # By way of a double, 7.038531e-26 would become the float32 above the one that it stands for.
+        return _readonly(np.fromstring(text, dtype=np.longdouble, sep=",").astype(np.float32))
+
+
+class _VectorBinaryLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> Vector:
+        return _readonly(np.frombuffer(data, dtype=">f4", offset=4).astype(np.float32))
+
+
+class _HalfBinaryLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> Vector:
+        return _readonly(np.frombuffer(data, dtype=">f2", offset=4).astype(np.float32))
+
+
+def register(context: AdaptContext, vector: TypeInfo, halfvec: TypeInfo | None) -> None:
+    """Teach *context* (a connection, as a rule) the server's VECTOR and, where it has one, HALFVEC.
+
+    numpy arrays are then sent as VECTOR and HalfVector as HALFVEC; both come back as read-only float32
+    arrays, through the binary and the text protocol.
+    """
+    _register(context, vector, np.ndarray, (_VectorTextDumper, _VectorBinaryDumper), _VectorBinaryLoader)
+    if halfvec is not None:
+        _register(context, halfvec, HalfVector, (_HalfTextDumper, _HalfBinaryDumper), _HalfBinaryLoader)
+
+
+def _register(
+    context: AdaptContext,
+    info: TypeInfo,
+    cls: type,
+    dumpers: tuple[type[Dumper], type[Dumper]],
+    loader: type[Loader],
+) -> None:
+    info.register(context)
+    for dumper in dumpers:  # binary last: psycopg prefers the last one
+        context.adapters.register_dumper(cls, type(dumper.__name__, (dumper,), {"oid": info.oid}))
+    context.adapters.register_loader(info.oid, _TextLoader)
+    context.adapters.register_loader(info.oid, loader)

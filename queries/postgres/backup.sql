@@ -1,0 +1,187 @@
+-- name: settle()$
+-- Let this transaction write values the same way on every server, and take as long as it needs.
+SELECT count(set_config(settings.name, settings.value, true))
+FROM (
+    VALUES
+        ('DateStyle', 'ISO, YMD'),
+        ('IntervalStyle', 'postgres'),
+        ('TimeZone', 'UTC'),
+        ('bytea_output', 'hex'),
+        ('extra_float_digits', '1'),
+        ('lc_monetary', 'C'),
+        ('statement_timeout', '0'),
+        ('idle_in_transaction_session_timeout', '0')
+) AS settings (name, value);
+
+-- name: export_snapshot()$
+-- The name by which pg_dump reads what this transaction reads.
+SELECT pg_export_snapshot();
+
+-- name: describe()^
+-- What a restore has to know of this database. bootstrap is the role that the server was made with.
+-- returns: Origin
+-- not null: encoding, bootstrap, size
+SELECT
+    datname::text AS database,
+    current_setting('server_version_num')::integer AS server_version,
+    (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS pgvector,
+    pg_encoding_to_char(encoding)::text AS encoding,
+    datlocprovider::text AS provider,
+    datcollate::text AS lc_collate,
+    datctype::text AS lc_ctype,
+    COALESCE(to_jsonb(pg_database) ->> 'datlocale', to_jsonb(pg_database) ->> 'daticulocale') AS locale,
+    (SELECT rolname::text FROM pg_roles WHERE oid = 10) AS bootstrap,
+    pg_database_size(oid) AS size
+FROM pg_database
+WHERE datname = current_database();
+
+-- name: is_superuser()$
+-- Whether the password verifiers of roles can be read.
+SELECT rolsuper
+FROM pg_roles
+WHERE rolname = current_user;
+
+-- name: tables()
+-- The tables that a dump has, and whether searches see them; those of extensions are the extensions' business.
+-- returns: schema str, name str, visible bool
+-- not null: visible
+SELECT pg_namespace.nspname::text AS schema, pg_class.relname::text AS name, pg_table_is_visible(pg_class.oid) AS visible
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_class.relkind = 'r'
+    AND pg_class.relpersistence <> 't'
+    AND pg_namespace.nspname !~ '^pg_'
+    AND pg_namespace.nspname <> 'information_schema'
+    AND NOT EXISTS (
+        SELECT 1
+        FROM pg_depend
+        WHERE pg_depend.classid = 'pg_class'::regclass
+            AND pg_depend.objid = pg_class.oid
+            AND pg_depend.deptype = 'e'
+    )
+ORDER BY pg_namespace.nspname COLLATE "C", pg_class.relname COLLATE "C";
+
+-- name: is_empty()$
+-- Whether nobody has made anything in this database: no relation, function, schema or large object of their own.
+SELECT NOT EXISTS (
+    SELECT 1
+    FROM (
+        SELECT 'pg_class'::regclass AS class, pg_class.oid AS object, pg_class.relnamespace AS namespace
+        FROM pg_class
+        UNION ALL
+        SELECT 'pg_proc'::regclass, pg_proc.oid, pg_proc.pronamespace
+        FROM pg_proc
+        UNION ALL
+        SELECT 'pg_namespace'::regclass, pg_namespace.oid, pg_namespace.oid
+        FROM pg_namespace
+        WHERE pg_namespace.nspname <> 'public'
+    ) AS made
+    JOIN pg_namespace ON pg_namespace.oid = made.namespace
+    WHERE pg_namespace.nspname !~ '^pg_'
+        AND pg_namespace.nspname <> 'information_schema'
+        AND NOT EXISTS (
+            SELECT 1
+            FROM pg_depend
+            WHERE pg_depend.classid = made.class AND pg_depend.objid = made.object AND pg_depend.deptype = 'e'
+        )
+) AND NOT EXISTS (SELECT 1 FROM pg_largeobject_metadata);
+
+-- name: search_geoid_states(samples, k)
+-- What exact searches for some states find. With + 0 no index serves them.
+-- returns: sample str, found list[str]
+SELECT
+    sample.id::text AS sample,
+    ARRAY(
+        SELECT other.id::text
+        FROM geoid_states AS other
+        ORDER BY (other.state_vector <=> sample.state_vector) + 0, other.id
+        LIMIT :k
+    ) AS found
+FROM (
+    SELECT id, state_vector
+    FROM geoid_states
+    ORDER BY id
+    LIMIT :samples
+) AS sample
+ORDER BY sample.id;
+
+-- name: search_semantic_embeddings(samples, k)
+-- What exact searches for some embeddings find. With + 0 no index serves them.
+-- returns: sample str, found list[str]
+SELECT
+    sample.id::text AS sample,
+    ARRAY(
+        SELECT other.id::text
+        FROM semantic_embeddings AS other
+        ORDER BY (other.embedding <=> sample.embedding) + 0, other.id
+        LIMIT :k
+    ) AS found
+FROM (
+    SELECT id, embedding
+    FROM semantic_embeddings
+    ORDER BY id
+    LIMIT :samples
+) AS sample
+ORDER BY sample.id;
+
+-- name: invalid_indexes()
+-- Indexes that no query uses, because their build failed.
+-- returns: str
+SELECT indexrelid::regclass::text AS name
+FROM pg_index
+WHERE NOT indisvalid OR NOT indisready
+ORDER BY indexrelid::regclass::text COLLATE "C";
+
+-- name: database(name)^
+-- A database by its name, how many clients it has, and who owns it.
+-- returns: oid int, owner str, clients int
+-- not null: owner
+SELECT
+    pg_database.oid::bigint AS oid,
+    pg_get_userbyid(datdba)::text AS owner,
+    (
+        SELECT count(*)
+        FROM pg_stat_activity
+        WHERE pg_stat_activity.datid = pg_database.oid AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+    ) AS clients
+FROM pg_database
+WHERE datname = :name;
+
+-- name: database_size(name)$
+-- The bytes that a database takes.
+SELECT pg_database_size(:name::name);
+
+-- name: database_settings(oid)
+-- What ALTER DATABASE ... SET gave a database, for all roles or for one.
+-- returns: role str | None, name str, value str
+-- not null: name, value
+SELECT
+    pg_roles.rolname::text AS role,
+    split_part(setting, '=', 1) AS name,
+    substr(setting, strpos(setting, '=') + 1) AS value
+FROM pg_db_role_setting
+CROSS JOIN unnest(pg_db_role_setting.setconfig) WITH ORDINALITY AS settings (setting, number)
+LEFT JOIN pg_roles ON pg_roles.oid = pg_db_role_setting.setrole
+WHERE pg_db_role_setting.setdatabase = :oid::bigint::oid
+ORDER BY role, settings.number;
+
+-- name: database_grants(oid)
+-- Who may do what with a database, where that is not the default; grantee is NULL for everyone.
+-- returns: grantee str | None, privilege str, grantable bool
+-- not null: privilege, grantable
+SELECT
+    CASE WHEN granted.grantee <> 0 THEN pg_get_userbyid(granted.grantee)::text END AS grantee,
+    granted.privilege_type AS privilege,
+    granted.is_grantable AS grantable
+FROM pg_database
+CROSS JOIN aclexplode(pg_database.datacl) AS granted
+WHERE pg_database.oid = :oid::bigint::oid
+ORDER BY grantee, privilege;
+
+-- name: offers_pgvector()$
+-- Whether pgvector can be created here.
+SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'vector');
+
+-- name: analyze()!
+-- Let the planner know what was restored.
+ANALYZE;

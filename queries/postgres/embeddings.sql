@@ -1,0 +1,214 @@
+-- name: insert(id, text_content, timestamp, source, metadata, embedding)^
+-- Add an embedding; the vector is not sent back, the caller has it.
+-- takes: NewEmbedding
+-- returns: EmbeddingSummary
+INSERT INTO semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
+VALUES (
+    COALESCE(:id::uuid, gen_random_uuid()),
+    :text_content,
+    COALESCE(:timestamp::timestamptz, clock_timestamp()),
+    :source,
+    :metadata,
+    :embedding
+)
+RETURNING id, text_content, timestamp, source, metadata;
+
+-- name: now()$
+-- What time it is, for rows that are sent with COPY, which takes no defaults for NULL.
+-- returns: datetime
+SELECT clock_timestamp();
+
+-- name: copy_in()#
+-- Add many embeddings.
+-- types: uuid, text, timestamptz, text, jsonb, vector
+COPY semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
+FROM STDIN (FORMAT BINARY);
+
+-- name: find_by_id(id)^
+-- One embedding, whole.
+-- returns: Embedding
+SELECT id, text_content, timestamp, source, metadata, embedding
+FROM semantic_embeddings
+WHERE id = :id;
+
+-- name: find_by_ids(ids)
+-- The embeddings of a list of ids, whole.
+-- returns: Embedding
+SELECT id, text_content, timestamp, source, metadata, embedding
+FROM semantic_embeddings
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: existing_ids(ids)
+-- Which of a list of ids there are.
+-- returns: UUID
+SELECT id
+FROM semantic_embeddings
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: delete_by_id(id)!
+-- Remove an embedding.
+DELETE FROM semantic_embeddings
+WHERE id = :id;
+
+-- name: count_all()$
+-- How many embeddings there are.
+-- returns: int
+SELECT count(*)
+FROM semantic_embeddings;
+
+-- name: stream_all()
+-- Every embedding, the oldest first.
+-- returns: Embedding
+SELECT id, text_content, timestamp, source, metadata, embedding
+FROM semantic_embeddings
+ORDER BY timestamp, id;
+
+-- name: find_by_text(text_content, source)^
+-- The oldest embedding of a text from a source, NULL being a source of its own.
+-- returns: Embedding
+-- uses: idx_embedding_text
+SELECT id, text_content, timestamp, source, metadata, embedding
+FROM semantic_embeddings
+WHERE text_content = :text_content
+    AND source IS NOT DISTINCT FROM :source
+ORDER BY timestamp, id
+LIMIT 1;
+
+-- name: lock_text(text_content)!
+-- Make others who want to embed the same text wait until this transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended(:text_content, 0));
+
+-- name: similar_full(vector, k, candidates, with_vectors, source, since, until, metadata)
+-- The k embeddings nearest by cosine that pass every filter given, by an index on the vectors as they are.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        embedding <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY semantic_embeddings.embedding <=> :vector
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_half(vector, k, candidates, with_vectors, source, since, until, metadata)
+-- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_half
+-- needs: vector 0.7
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        embedding <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY semantic_embeddings.embedding::halfvec(1024) <=> :vector::halfvec(1024)
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_binary(vector, k, candidates, with_vectors, source, since, until, metadata)
+-- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_binary
+-- needs: vector 0.7
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        embedding <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY binary_quantize(semantic_embeddings.embedding)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_exact(vector, k, with_vectors, source, since, until, metadata)
+-- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- plan: custom
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        embedding <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY (semantic_embeddings.embedding <=> :vector) + 0, id
+    LIMIT :k
+) AS nearest
+ORDER BY distance, id;
+
+-- name: matching_plan(source, since, until, metadata)$
+-- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
+-- returns: list
+-- not null: QUERY PLAN
+-- plan: custom
+-- only: postgres
+EXPLAIN (FORMAT JSON) SELECT id
+FROM semantic_embeddings
+WHERE (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata);
+
+-- name: matching_words(words, limit, source, since, until, metadata)
+-- The embeddings whose texts match words (websearch_to_tsquery's syntax) and pass the filters, the best match first.
+-- returns: EmbeddingSummary
+-- uses: idx_embedding_words
+-- plan: custom
+-- only: postgres
+SELECT id, text_content, timestamp, source, metadata
+FROM semantic_embeddings
+CROSS JOIN websearch_to_tsquery('english', :words) AS query
+WHERE to_tsvector('english', left(text_content, 100000)) @@ query
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY ts_rank_cd(to_tsvector('english', left(text_content, 100000)), query, 1) DESC, id
+LIMIT :limit;

@@ -1,0 +1,271 @@
+-- name: insert(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)^
+-- Add a state; the vector is not sent back, the caller has it.
+-- takes: NewGeoid
+-- returns: GeoidSummary
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+VALUES (
+    COALESCE(:id::uuid, gen_random_uuid()),
+    COALESCE(:timestamp::timestamptz, clock_timestamp()),
+    :metadata,
+    :entropy,
+    :coherence_factor,
+    :energy_level,
+    :creation_context,
+    :tags,
+    :state_vector
+)
+RETURNING id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags;
+
+-- name: now()$
+-- What time it is, for rows that are sent with COPY, which takes no defaults for NULL.
+-- returns: datetime
+SELECT clock_timestamp();
+
+-- name: copy_in()#
+-- Add many states.
+-- types: uuid, timestamptz, jsonb, float8, float8, float8, text, text[], vector
+COPY geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+FROM STDIN (FORMAT BINARY);
+
+-- name: find_by_id(id)^
+-- One state, whole.
+-- returns: Geoid
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+WHERE id = :id;
+
+-- name: find_by_ids(ids)
+-- The states of a list of ids, whole.
+-- returns: Geoid
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: existing_ids(ids)
+-- Which of a list of ids there are.
+-- returns: UUID
+SELECT id
+FROM geoid_states
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: delete_by_id(id)!
+-- Remove a state; one that transitions lead from or to is kept by their foreign keys.
+DELETE FROM geoid_states
+WHERE id = :id;
+
+-- name: count_all()$
+-- How many states there are.
+-- returns: int
+SELECT count(*)
+FROM geoid_states;
+
+-- name: stream_all()
+-- Every state, the oldest first.
+-- returns: Geoid
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+ORDER BY timestamp, id;
+
+-- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
+-- States that pass every filter given (NULL is none), the newest first, without their vectors.
+-- returns: GeoidSummary
+-- uses: idx_geoid_timestamp
+-- plan: custom
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags
+FROM geoid_states
+WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp DESC, id
+LIMIT :limit;
+
+-- name: vector_of(id)$
+-- The vector of a state.
+-- returns: Vector
+SELECT state_vector
+FROM geoid_states
+WHERE id = :id;
+
+-- name: similar_full(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The k states nearest by cosine that pass every filter given, by an index on the vectors as they are.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT
+        id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        state_vector <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+        AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY geoid_states.state_vector <=> :vector
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_half(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector_hnsw_half
+-- needs: vector 0.7
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT
+        id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        state_vector <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+        AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY geoid_states.state_vector::halfvec(1024) <=> :vector::halfvec(1024)
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_binary(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector_hnsw_binary
+-- needs: vector 0.7
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT
+        id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        state_vector <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+        AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY binary_quantize(geoid_states.state_vector)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+    LIMIT :candidates
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: similar_exact(vector, k, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same by comparing all states that pass the filters. The "+ 0" is what no vector index can serve.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- plan: custom
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT
+        id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        state_vector <=> :vector AS distance,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+        AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY (geoid_states.state_vector <=> :vector) + 0, id
+    LIMIT :k
+) AS nearest
+ORDER BY distance, id;
+
+-- name: matching_plan(other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
+-- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
+-- returns: list
+-- not null: QUERY PLAN
+-- plan: custom
+-- only: postgres
+EXPLAIN (FORMAT JSON) SELECT id
+FROM geoid_states
+WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata);
+
+-- name: update_metadata(id, changes)$
+-- Merge changes into a state's metadata, key by key, and return the whole.
+-- returns: dict
+-- not null: metadata
+UPDATE geoid_states
+SET metadata = metadata || :changes
+WHERE id = :id
+RETURNING metadata;
+
+-- name: add_tags(id, tags)$
+-- Append the tags that a state does not have yet, in their order, and return all.
+-- returns: tuple[str, ...]
+-- not null: tags
+UPDATE geoid_states
+SET tags = COALESCE(tags, '{}') || ARRAY(
+    SELECT tag
+    FROM unnest(:tags::text[]) WITH ORDINALITY AS new (tag, position)
+    WHERE tag <> ALL (COALESCE(tags, '{}'))
+    GROUP BY tag
+    ORDER BY min(position)
+)
+WHERE id = :id
+RETURNING tags;
+
+-- name: remove_tags(id, tags)$
+-- Take the tags away from a state and return those that are left, in their order.
+-- returns: tuple[str, ...]
+-- not null: tags
+UPDATE geoid_states
+SET tags = ARRAY(
+    SELECT tag
+    FROM unnest(tags) WITH ORDINALITY AS old (tag, position)
+    WHERE tag <> ALL (:tags::text[])
+    ORDER BY position
+)
+WHERE id = :id
+RETURNING tags;

@@ -1,0 +1,146 @@
+-- name: insert(timestamp, metric_name, metric_value, component, context)^
+-- Add a measurement.
+-- takes: NewMetric
+-- returns: Metric
+INSERT INTO system_metrics (timestamp, metric_name, metric_value, component, context)
+VALUES (
+    COALESCE(:timestamp::timestamptz, clock_timestamp()), :metric_name, :metric_value, :component, :context
+)
+RETURNING id, timestamp, metric_name, metric_value, component, context;
+
+-- name: now()$
+-- What time it is, for rows that are sent with COPY, which takes no defaults for NULL.
+-- returns: datetime
+SELECT clock_timestamp();
+
+-- name: copy_in()#
+-- Add many measurements.
+-- types: timestamptz, text, float8, text, jsonb
+COPY system_metrics (timestamp, metric_name, metric_value, component, context)
+FROM STDIN (FORMAT BINARY);
+
+-- name: copy_in_with_ids()#
+-- Add many measurements that have their ids already.
+-- types: int8, timestamptz, text, float8, text, jsonb
+COPY system_metrics (id, timestamp, metric_name, metric_value, component, context)
+FROM STDIN (FORMAT BINARY);
+
+-- name: advance_ids()$
+-- Let new ids begin after the greatest there is.
+-- returns: int
+-- not null: setval
+SELECT setval('system_metrics_id_seq', GREATEST(max(id), nextval('system_metrics_id_seq')))
+FROM system_metrics;
+
+-- name: find_by_id(id)^
+-- One measurement.
+-- returns: Metric
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics
+WHERE id = :id;
+
+-- name: find_by_ids(ids)
+-- The measurements of a list of ids.
+-- returns: Metric
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: existing_ids(ids)
+-- Which of a list of ids there are.
+-- returns: int
+SELECT id
+FROM system_metrics
+WHERE id = ANY(:ids)
+ORDER BY id;
+
+-- name: delete_by_id(id)!
+-- Remove a measurement.
+DELETE FROM system_metrics
+WHERE id = :id;
+
+-- name: count_all()$
+-- How many measurements there are.
+-- returns: int
+SELECT count(*)
+FROM system_metrics;
+
+-- name: stream_all()
+-- Every measurement, the oldest first.
+-- returns: Metric
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics
+ORDER BY timestamp, id;
+
+-- name: latest(metric_name, component, limit)
+-- The newest measurements of a metric, of one component or of all.
+-- returns: Metric
+-- uses: idx_metrics_name_timestamp
+-- plan: custom
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics
+WHERE metric_name = :metric_name
+    AND (:component::text IS NULL OR component = :component)
+ORDER BY timestamp DESC, id DESC
+LIMIT :limit;
+
+-- name: series(metric_name, component, bucket, since, until)
+-- A metric in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left out.
+-- returns: Bucket
+-- not null: bucket
+-- plan: custom
+SELECT
+    date_bin(:bucket::interval, timestamp, TIMESTAMP WITH TIME ZONE '1970-01-01 00:00:00+00') AS bucket,
+    count(*) AS count,
+    avg(metric_value) AS mean,
+    min(metric_value) AS min,
+    max(metric_value) AS max,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY metric_value) AS p95
+FROM system_metrics
+WHERE metric_name = :metric_name
+    AND (:component::text IS NULL OR component = :component)
+    AND timestamp >= :since
+    AND timestamp < :until
+GROUP BY 1
+ORDER BY 1;
+
+-- name: names()
+-- The names of all metrics, each found with one step into the index instead of a scan of the table.
+-- returns: str
+-- not null: metric_name
+-- uses: idx_metrics_name
+WITH RECURSIVE name AS (
+    (
+        SELECT metric_name
+        FROM system_metrics
+        ORDER BY metric_name
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT metric_name
+        FROM system_metrics
+        WHERE metric_name > name.metric_name
+        ORDER BY metric_name
+        LIMIT 1
+    )
+    FROM name
+    WHERE name.metric_name IS NOT NULL
+)
+SELECT metric_name
+FROM name
+WHERE metric_name IS NOT NULL
+ORDER BY metric_name COLLATE "C";
+
+-- name: prune(older_than, batch)!
+-- Remove the oldest measurements from before a moment, at most a batch of them.
+-- uses: idx_metrics_timestamp
+DELETE FROM system_metrics
+WHERE id IN (
+    SELECT id
+    FROM system_metrics
+    WHERE timestamp < :older_than
+    ORDER BY timestamp, id
+    LIMIT :batch
+);

@@ -1,0 +1,130 @@
+-- name: insert(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)^
+-- Add a state; the vector is not sent back, the caller has it.
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+VALUES (
+    COALESCE(:id, gen_random_uuid()),
+    COALESCE(:timestamp, clock_timestamp()),
+    :metadata,
+    :entropy,
+    :coherence_factor,
+    :energy_level,
+    :creation_context,
+    :tags,
+    :state_vector
+)
+RETURNING id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags;
+
+-- name: now()$
+-- What time it is, for the rows of copy_in, which takes no defaults.
+SELECT clock_timestamp();
+
+-- name: copy_in(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)!
+-- Add many states.
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+VALUES (
+    :id, :timestamp, :metadata, :entropy, :coherence_factor, :energy_level, :creation_context, :tags, :state_vector
+);
+
+-- name: find_by_id(id)^
+-- One state, whole.
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+WHERE id = :id;
+
+-- name: find_by_ids(ids)
+-- The states of a list of ids, whole.
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+WHERE id IN (SELECT value FROM json_each(:ids))
+ORDER BY id;
+
+-- name: existing_ids(ids)
+-- Which of a list of ids there are.
+SELECT id
+FROM geoid_states
+WHERE id IN (SELECT value FROM json_each(:ids))
+ORDER BY id;
+
+-- name: delete_by_id(id)!
+-- Remove a state; one that transitions lead from or to is kept by their foreign keys.
+DELETE FROM geoid_states
+WHERE id = :id;
+
+-- name: count_all()$
+-- How many states there are.
+SELECT count(*)
+FROM geoid_states;
+
+-- name: stream_all()
+-- Every state, the oldest first.
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+ORDER BY timestamp, id;
+
+-- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
+-- States that pass every filter given (NULL is none), the newest first, without their vectors.
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags
+FROM geoid_states
+WHERE (:tags_all IS NULL OR json_contains(tags, :tags_all))
+    AND (:tags_any IS NULL OR json_overlaps(tags, :tags_any))
+    AND (:entropy_min IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max IS NULL OR entropy <= :entropy_max)
+    AND (:since IS NULL OR timestamp >= :since)
+    AND (:until IS NULL OR timestamp < :until)
+    AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+ORDER BY timestamp DESC, id
+LIMIT :limit;
+
+-- name: vector_of(id)$
+-- The vector of a state.
+SELECT state_vector
+FROM geoid_states
+WHERE id = :id;
+
+-- name: similar_exact(vector, k, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The k states nearest by cosine that pass every filter given.
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM (
+    SELECT id AS nearest_id, cosine_distance(state_vector, :vector) AS distance
+    FROM geoid_states
+    WHERE (:other_than IS NULL OR id <> :other_than)
+        AND (:tags_all IS NULL OR json_contains(tags, :tags_all))
+        AND (:tags_any IS NULL OR json_overlaps(tags, :tags_any))
+        AND (:entropy_min IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max IS NULL OR entropy <= :entropy_max)
+        AND (:since IS NULL OR timestamp >= :since)
+        AND (:until IS NULL OR timestamp < :until)
+        AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+    ORDER BY distance, id
+    LIMIT :k
+) AS nearest
+JOIN geoid_states ON id = nearest_id
+ORDER BY distance, id;
+
+-- name: update_metadata(id, changes)$
+-- Merge changes into a state's metadata, key by key, and return the whole.
+UPDATE geoid_states
+SET metadata = json_merge(metadata, :changes)
+WHERE id = :id
+RETURNING metadata;
+
+-- name: add_tags(id, tags)$
+-- Append the tags that a state does not have yet, in their order, and return all.
+UPDATE geoid_states
+SET tags = json_add(COALESCE(tags, '[]'), :tags)
+WHERE id = :id
+RETURNING tags;
+
+-- name: remove_tags(id, tags)$
+-- Take the tags away from a state and return those that are left, in their order.
+UPDATE geoid_states
+SET tags = json_remove_all(COALESCE(tags, '[]'), :tags)
+WHERE id = :id
+RETURNING tags;

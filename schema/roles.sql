@@ -1,0 +1,113 @@
+-- The roles of Kimera's database, each with no more than it needs. It is no migration: roles belong to the whole server,
+-- and making them takes a superuser. Apply it after `kimera-sql init`, as often as you like:
+--
+--     kimera-sql roles          or          psql --single-transaction -v ON_ERROR_STOP=1 -f schema/roles.sql
+--
+-- They are groups that nobody logs in as, so there is no password here. Whoever logs in gets a role of its own, and its
+-- password by psql's \password, which sends only the verifier:
+--
+--     CREATE ROLE kimera_service LOGIN IN ROLE kimera_app;
+--     CREATE ROLE kimera_deploy LOGIN IN ROLE kimera_owner;
+--     ALTER ROLE kimera_deploy SET role = kimera_owner;        -- so that what it makes belongs to the group
+--     CREATE ROLE kimera_nightly LOGIN REPLICATION IN ROLE kimera_backup;
+--
+-- Members inherit privileges, never attributes: LOGIN, REPLICATION and SUPERUSER count only for the very role that has
+-- them. So pg_basebackup and pg_receivewal need REPLICATION on the login itself, and none of the groups has it.
+--
+--     kimera_owner     owns the tables: migrations, vector indexes, their tuning, upkeep
+--     kimera_app       reads and writes rows; cannot alter, truncate or drop anything, nor make anything
+--     kimera_readonly  reads and searches
+--     kimera_monitor   pg_monitor, and what is recorded of the vector indexes; no row of the five tables
+--     kimera_backup    pg_read_all_data, which pg_dump needs
+--
+-- The app role does not tune: what recall.tune stores decides the recall of everybody's searches.
+
+DO $$
+DECLARE
+    name TEXT;
+    unsafe TEXT;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['kimera_owner', 'kimera_app', 'kimera_readonly', 'kimera_monitor', 'kimera_backup'] LOOP
+        IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+        SELECT rolname
+        INTO unsafe
+        FROM pg_roles
+        WHERE rolname = name
+            AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls);
+        IF FOUND THEN
+            RAISE 'role % may do more than a group should: take SUPERUSER, CREATEROLE, CREATEDB, REPLICATION and BYPASSRLS from it',
+                unsafe;
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Nobody but the groups gets in or makes anything. The database's owner and superusers always can.
+DO $$
+DECLARE
+    name TEXT := current_database();
+BEGIN
+    EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', name);
+    EXECUTE format(
+        'GRANT CONNECT ON DATABASE %I TO kimera_owner, kimera_app, kimera_readonly, kimera_monitor, kimera_backup', name
+    );
+    EXECUTE format('GRANT CREATE, TEMPORARY ON DATABASE %I TO kimera_owner', name);
+END
+$$;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
+GRANT USAGE, CREATE ON SCHEMA public TO kimera_owner;
+
+-- Whoever owned a table until now stays able to do what it could, as a member of the new owner.
+DO $$
+DECLARE
+    one RECORD;
+BEGIN
+    FOR one IN
+        SELECT table_class.oid::regclass AS name, owner.rolname AS owner, owner.rolsuper AS superuser
+        FROM pg_class AS table_class
+        JOIN pg_roles AS owner ON owner.oid = table_class.relowner
+        WHERE table_class.relkind = 'r'
+            AND table_class.relnamespace = 'public'::regnamespace
+            AND table_class.relname IN (
+                'geoid_states', 'cognitive_transitions', 'semantic_embeddings', 'portal_configurations',
+                'system_metrics', 'kimera_migrations', 'kimera_vector_indexes', 'kimera_recall_settings'
+            )
+            AND owner.rolname <> 'kimera_owner'
+        ORDER BY table_class.relname
+    LOOP
+        IF NOT one.superuser THEN
+            EXECUTE format('GRANT kimera_owner TO %I', one.owner);
+        END IF;
+        EXECUTE format('ALTER TABLE %s OWNER TO kimera_owner', one.name);
+    END LOOP;
+END
+$$;
+
+-- What an earlier version of this file, or somebody, gave beyond these is taken back.
+REVOKE ALL ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics,
+    kimera_migrations, kimera_vector_indexes, kimera_recall_settings
+    FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
+REVOKE ALL ON SEQUENCE system_metrics_id_seq FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
+
+GRANT SELECT, INSERT, UPDATE, DELETE
+    ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics
+    TO kimera_app;
+GRANT USAGE ON SEQUENCE system_metrics_id_seq TO kimera_app;
+GRANT SELECT
+    ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics
+    TO kimera_readonly;
+-- Searches choose their index and its settings by these.
+GRANT SELECT ON kimera_migrations, kimera_vector_indexes, kimera_recall_settings
+    TO kimera_app, kimera_readonly, kimera_monitor;
+
+GRANT pg_monitor TO kimera_monitor;
+GRANT pg_read_all_data TO kimera_backup;
+
+-- Tables of later migrations, made as kimera_owner
+ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public
+    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO kimera_app;
+ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO kimera_app;
+ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public GRANT SELECT ON TABLES TO kimera_readonly;

@@ -1,0 +1,242 @@
+"""Recall: measured against numpy, tuned, and met on queries that nobody has seen."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psycopg
+import pytest
+from conftest import NAMES, Server
+from numpy.typing import NDArray
+from reference import clustered, cosines
+
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, indexes, migrate, recall
+from kimera_sql.errors import InvalidValue, UnsupportedByServer, VectorError
+from kimera_sql.postgres import Connection
+
+ROWS: Final = 2500
+MORE: Final = 500
+_MADE: Final = clustered(ROWS + MORE + 200, seed=1)
+VECTORS, FRESH = _MADE[: ROWS + MORE], _MADE[ROWS + MORE :]
+KINDS: Final = [
+    (server, method, precision)
+    for server in NAMES
+    for method, precision in (("hnsw", "full"), ("hnsw", "half"), ("hnsw", "binary"), ("ivfflat", "full"))
+    if server != "postgres15" or precision == "full"
+]
+
+
+@pytest.fixture
+def conn(pg_conn: Connection) -> Connection:
+    return pg_conn
+
+
+def fill(conn: Connection, vectors: NDArray[np.float32]) -> None:
+    geoids.insert_many(
+        conn,
+        [geoids.NewGeoid(state_vector=one, entropy=0, coherence_factor=0, energy_level=0) for one in vectors],
+    )
+
+
+def found(conn: Connection, queries: NDArray[np.float32], stored: int, k: int, **options: Any) -> float:
+    """The recall of the searches, by numpy; ties count."""
+    worst = np.sort(cosines(queries, VECTORS[:stored]), axis=1)[:, -k]
+    hits = [geoids.similar(conn, query, k, **options) for query in queries]
+    assert {len(one) for one in hits} == {k}
+    return float(
+        np.mean([[hit.similarity >= least - 1e-5 for hit in one] for one, least in zip(hits, worst, strict=True)])
+    )
+
+
+@pytest.mark.parametrize(("server", "method", "precision"), KINDS)
+def test_what_tune_promises_is_met_on_fresh_queries_before_and_after_inserts(
+    _servers: dict[str, Server],  # noqa: PT019 - which of them is a parameter
+    server: str,
+    method: str,
+    precision: str,
+) -> None:
+    conninfo = _servers[server].create(template=_servers[server].template)
+    with closing(psycopg.connect(conninfo, autocommit=True)) as conn:
+        add_adapters(conn)
+        fill(conn, VECTORS[:ROWS])
+        index = indexes.build(conn, "geoid_states", method=method, precision=precision)
+        tuned = recall.tune(conn, "geoid_states")
+        assert [(one.index, one.k, one.target) for one in tuned] == [
+            (index.name, k, target) for k in (10, 100) for target in (0.95, 0.99)
+        ]
+        assert all(one.setting is None or one.recall.low >= one.target for one in tuned)
+        stored = indexes.find(conn, index.name).tuned
+        assert stored == {(one.k, one.target): one.setting for one in tuned}
+        for k in (10, 100):
+            assert found(conn, FRESH, ROWS, k) >= 0.95
+            assert found(conn, FRESH, ROWS, k, recall=0.99) >= 0.99
+        fill(conn, VECTORS[ROWS:])
+        assert found(conn, FRESH, ROWS + MORE, 10) >= 0.95
+        assert found(conn, FRESH, ROWS + MORE, 100) >= 0.95
+    _servers[server].drop(conninfo)
+
+
+@pytest.fixture
+def ivfflat(conn: Connection) -> Connection:
+    """A connection to 600 states with an ivfflat index of 30 lists."""
+    fill(conn, VECTORS[:600])
+    indexes.build(conn, "geoid_states", method="ivfflat", precision="full", lists=30)
+    conn.execute("SET LOCAL enable_seqscan = off")
+    return conn
+
+
+@pytest.mark.parametrize("probes", [1, 3, 30])
+@pytest.mark.parametrize("k", [1, 10])
+def test_measure_says_what_numpy_says(ivfflat: Connection, probes: int, k: int) -> None:
+    measured = recall.measure(ivfflat, "geoid_states", queries=list(FRESH), k=k, probes=probes)
+    expected = found(ivfflat, FRESH, 600, k, probes=probes)
+    assert measured.recall == pytest.approx(expected, abs=1e-9)
+    assert 0 <= measured.low <= measured.recall <= measured.high <= 1
+    assert (measured.k, measured.queries, measured.setting) == (k, 200, probes)
+    assert measured.index == "idx_geoid_vector"
+    assert (measured.recall < 0.9) == (probes < 30)
+
+
+def test_measure_makes_queries_of_rows(ivfflat: Connection) -> None:
+    low = recall.measure(ivfflat, "geoid_states", sample=40, probes=1)
+    high = recall.measure(ivfflat, "geoid_states", sample=40, probes=30)
+    assert (low.queries, high.queries, high.recall) == (40, 40, 1)
+    assert low.recall < 0.95
+
+
+def test_without_an_index_recall_is_1(conn: Connection) -> None:
+    fill(conn, VECTORS[:100])
+    measured = recall.measure(conn, "geoid_states", sample=20)
+    assert (measured.recall, measured.high, measured.index, measured.setting) == (1, 1, None, None)
+    assert 0.98 < measured.low < 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 10])
+def test_tiny_tables_are_measured(conn: Connection, rows: int, k: int) -> None:
+    fill(conn, VECTORS[:rows])
+    indexes.build(conn, "geoid_states")
+    assert recall.measure(conn, "geoid_states", k=k).recall == 1
+
+
+def test_ties_are_no_misses(conn: Connection) -> None:
+    fill(conn, np.repeat(VECTORS[:2], 100, axis=0))
+    indexes.build(conn, "geoid_states")
+    measured = recall.measure(conn, "geoid_states", queries=[VECTORS[0], VECTORS[1]], k=5)
+    assert measured.recall == 1
+
+
+def test_embeddings_are_measured_and_tuned_too(conn: Connection) -> None:
+    embeddings.insert_many(
+        conn, [embeddings.NewEmbedding(text_content=str(n), embedding=one) for n, one in enumerate(VECTORS[:300])]
+    )
+    index = indexes.build(conn, "semantic_embeddings")
+    settings = recall.tune(conn, "semantic_embeddings", target=0.9, sample=20)
+    assert [(one.index, one.target) for one in settings] == [(index.name, 0.9)] * 2
+    assert recall.measure(conn, "semantic_embeddings", sample=10).index == index.name
+
+
+def test_the_interval_is_wilsons_where_shares_are_independent() -> None:
+    low, high = recall._interval([1.0] * 90 + [0.0] * 10, 1)
+    # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) for p = 0.9, n = 100, z = 1.959964
+    assert (low, high) == pytest.approx((0.825634, 0.944771), abs=1e-6)
+
+
+def test_neighbours_that_are_missed_together_widen_the_interval() -> None:
+    together = recall._interval([1.0] * 90 + [0.0] * 10, 10)
+    apart = recall._interval([0.9] * 100, 10)
+    assert together == pytest.approx((0.825634, 0.944771), abs=1e-6)
+    assert together[0] < apart[0] < 0.9 < apart[1] < together[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_interval_stays_within_0_and_1(share: float) -> None:
+    low, high = recall._interval([share] * 20, 10)
+    assert 0 <= low <= share <= high <= 1
+    assert 0 < high - low < 0.1
+
+
+def test_hopeless_data_has_no_setting_and_is_searched_exactly(conn: Connection) -> None:
+    vectors = np.random.default_rng(0).standard_normal((1200, 1024)).astype(np.float32)
+    fill(conn, vectors)
+    indexes.build(conn, "geoid_states", precision="full", m=2, ef_construction=4)
+    tuned = recall.tune(conn, "geoid_states", target=0.99999, sample=20)
+    assert [one.setting for one in tuned] == [None, None]
+    assert geoids.explain(conn, vectors[0], recall=0.99999).index is None
+    measured = recall.measure(conn, "geoid_states", sample=20, recall=0.99999)
+    assert (measured.recall, measured.index) == (1, None)
+
+
+def test_tune_again_takes_the_place_of_what_was_tuned(ivfflat: Connection) -> None:
+    recall.tune(ivfflat, "geoid_states", target=0.5, queries=list(FRESH[:50]))
+    (first,) = ivfflat.execute("SELECT setting FROM kimera_recall_settings WHERE k = 10").fetchall()
+    recall.tune(ivfflat, "geoid_states", target=0.5, queries=[*VECTORS[:50]])
+    (again,) = ivfflat.execute("SELECT setting FROM kimera_recall_settings WHERE k = 10").fetchall()
+    assert again <= first
+
+
+def test_tune_finds_the_first_step_that_reaches() -> None:
+    for ladder in ([1], [1, 2, 5], list(range(1, 40))):
+        for least in range(ladder[-1] + 2):
+            expected = next((step for step in ladder if step >= least), None)
+            assert recall._cheapest(ladder, lambda step, least=least: step >= least) == expected  # type: ignore[misc]
+
+
+def test_what_is_tuned_is_left_to_the_callers_commit(database: str) -> None:
+    with closing(psycopg.connect(database)) as conn:
+        add_adapters(conn)
+        fill(conn, VECTORS[:50])
+        name = indexes.build(conn, "geoid_states").name
+        conn.commit()
+        recall.tune(conn, "geoid_states", target=0.5, sample=5)
+        conn.rollback()
+        assert indexes.find(conn, name).tuned == {}
+
+
+@pytest.mark.parametrize("call", [recall.measure, recall.tune])
+def test_bad_input_is_refused_by_name(ivfflat: Connection, call: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^table: expected one of geoid_states, semantic_embeddings, got 'other'$"):
+        call(ivfflat, "other")
+    with pytest.raises(InvalidValue, match=r"^queries: there are none$"):
+        call(ivfflat, "geoid_states", queries=[])
+    with pytest.raises(VectorError, match=r"^queries\[1\]: "):
+        call(ivfflat, "geoid_states", queries=[FRESH[0], FRESH[0] * 0])
+    for sample in (0, True, 1.5):
+        with pytest.raises(InvalidValue, match=r"^sample: "):
+            call(ivfflat, "geoid_states", sample=sample)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True])
+def test_a_bad_k_is_refused(ivfflat: Connection, k: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^k: "):
+        recall.measure(ivfflat, "geoid_states", k=k)
+
+
+@pytest.mark.parametrize("target", [0, 1, -1, 2, float("nan"), True, "1"])
+def test_a_bad_target_is_refused(ivfflat: Connection, target: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^target: "):
+        recall.tune(ivfflat, "geoid_states", target=target)
+
+
+def test_an_empty_table_has_no_recall(conn: Connection) -> None:
+    for queries in (None, [FRESH[0]]):
+        with pytest.raises(InvalidValue, match=r"^table: geoid_states has no rows$"):
+            recall.measure(conn, "geoid_states", queries=queries)
+
+
+def test_without_an_index_there_is_nothing_to_tune(conn: Connection) -> None:
+    fill(conn, VECTORS[:10])
+    with pytest.raises(InvalidValue, match=r"^table: geoid_states has no vector index to tune$"):
+        recall.tune(conn, "geoid_states")
+
+
+def test_sqlite_has_nothing_to_measure(tmp_path: Path) -> None:
+    with SqlitePool(tmp_path / "file.db") as pool, pool.connection() as conn:
+        migrate(conn)
+        with pytest.raises(UnsupportedByServer, match=r"^SQLite's searches are exact"):
+            recall.measure(conn, "geoid_states")
+        with pytest.raises(UnsupportedByServer, match=r"^SQLite's searches are exact"):
+            recall.tune(conn, "geoid_states")

@@ -1,0 +1,115 @@
+"""The environment is read once, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kimera_sql import Settings, SettingsError
+
+SECRET = "Zk9-hidden-Qw4"
+
+VARIABLES: dict[str, tuple[str, str, Any]] = {
+    "KIMERA_POOL_SIZE": ("pool_size", "7", 7),
+    "KIMERA_POOL_OVERFLOW": ("pool_overflow", "0", 0),
+    "KIMERA_POOL_TIMEOUT": ("pool_timeout", "2.5", 2.5),
+    "KIMERA_POOL_RECYCLE": ("pool_recycle", "60", 60.0),
+    "KIMERA_CONNECT_TIMEOUT": ("connect_timeout", "3", 3),
+    "DATABASE_URL": ("database_url", "postgresql://localhost/x", "postgresql://localhost/x"),
+    "KIMERA_SQLITE_PATH": ("sqlite_path", "states.db", Path("states.db")),
+    "KIMERA_SQLITE_FALLBACK": ("sqlite_fallback", "never", "never"),
+    "KIMERA_DB_HOST": ("credentials", "db.example.org", {"host": "db.example.org"}),
+    "KIMERA_DB_PORT": ("credentials", "5433", {"port": "5433"}),
+    "KIMERA_DB_NAME": ("credentials", "states", {"dbname": "states"}),
+    "KIMERA_DB_USER": ("credentials", "reader", {"user": "reader"}),
+    "KIMERA_DB_PASSWORD": ("credentials", SECRET, {"password": SECRET}),
+}
+NUMBERS = [name for name, (_, _, value) in VARIABLES.items() if isinstance(value, int | float)]
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_sets_its_field_and_no_other(variable: str) -> None:
+    field, text, value = VARIABLES[variable]
+    assert Settings.from_env({variable: text}) == dataclasses.replace(Settings(), **{field: value})
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_env({}) == Settings(
+        credentials=None,
+        database_url=None,
+        sqlite_path=Path("kimera_development.db"),
+        sqlite_fallback="unconfigured",
+        pool_size=5,
+        pool_overflow=10,
+        pool_timeout=30,
+        pool_recycle=3600,
+        connect_timeout=10,
+    )
+
+
+def test_the_processs_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIMERA_POOL_SIZE", "3")
+    assert Settings.from_env().pool_size == 3
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_an_empty_variable_is_refused_by_name(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable} is set but empty"):
+        Settings.from_env({variable: text})
+
+
+@pytest.mark.parametrize("variable", NUMBERS)
+def test_what_is_no_number_is_refused_by_name(variable: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable} must be a number, got 'many'"):
+        Settings.from_env({variable: "many"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("KIMERA_POOL_SIZE", "0"),
+        ("KIMERA_POOL_OVERFLOW", "-1"),
+        ("KIMERA_POOL_TIMEOUT", "0"),
+        ("KIMERA_POOL_TIMEOUT", "nan"),
+        ("KIMERA_POOL_TIMEOUT", "inf"),
+        ("KIMERA_POOL_RECYCLE", "0.5"),
+        ("KIMERA_POOL_RECYCLE", "inf"),
+        ("KIMERA_CONNECT_TIMEOUT", "0"),
+        ("KIMERA_CONNECT_TIMEOUT", "1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_field(variable: str, text: str) -> None:
+    field = VARIABLES[variable][0]
+    with pytest.raises(SettingsError, match=f"^{field} must be a number from .* up, got {text}"):
+        Settings.from_env({variable: text})
+
+
+@pytest.mark.parametrize("variable", ["KIMERA_POOL_SIZE", "KIMERA_POOL_OVERFLOW", "KIMERA_CONNECT_TIMEOUT"])
+def test_a_fraction_is_refused_where_a_whole_number_is_due(variable: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}"):
+        Settings.from_env({variable: "2.5"})
+
+
+def test_a_fallback_that_is_no_choice_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"^sqlite_fallback must be one of .*, got 'sometimes'"):
+        Settings.from_env({"KIMERA_SQLITE_FALLBACK": "sometimes"})
+
+
+def test_a_setting_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().pool_size = 6  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format, lambda settings: f"{[settings]}"])
+def test_neither_the_password_nor_the_url_is_shown(show: Any) -> None:
+    settings = Settings.from_env(
+        {"KIMERA_DB_PASSWORD": SECRET, "KIMERA_DB_USER": "reader", "DATABASE_URL": f"postgresql://u:{SECRET}@hidden/x"}
+    )
+    shown = show(settings)
+    assert SECRET not in shown
+    assert "hidden" not in shown
+    assert "'user': 'reader'" in shown

@@ -1,0 +1,277 @@
+"""numpy arrays are checked on their way in, and come back from a server bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from psycopg.types import TypeInfo
+from strategies import unit, vectors
+
+from kimera_sql import VectorError
+from kimera_sql.vectors import DIMENSIONS, HalfVector, Vector, VectorLike, as_vector, same
+
+Connection = psycopg.Connection[Any]
+
+# Drawn as bit patterns up to the largest finite number of either sign: every finite float, subnormals and -0 too
+singles = hnp.arrays(
+    np.uint32, st.integers(1, DIMENSIONS), elements=st.integers(0, 0x7F7FFFFF) | st.integers(0x80000000, 0xFF7FFFFF)
+).map(lambda patterns: patterns.view(np.float32))
+halves = hnp.arrays(
+    np.uint16, st.integers(1, DIMENSIONS), elements=st.integers(0, 0x7BFF) | st.integers(0x8000, 0xFBFF)
+).map(lambda patterns: patterns.view(np.float16))
+# Its shortest decimal, 7.038531e-26, is nearest to a double that rounds to the float32 above it.
+TWICE_ROUNDED = np.array([0x15AE43FD, 0x95AE43FD], np.uint32).view(np.float32)
+
+
+def bits(array: Vector) -> list[int]:
+    found: list[int] = array.view(np.uint32).tolist()
+    return found
+
+
+def full(value: float, *, norm: bool = False) -> Vector:
+    return np.full(DIMENSIONS, value / DIMENSIONS**0.5 if norm else value)
+
+
+@pytest.fixture
+def conn(pg_conn: Connection) -> Connection:
+    return pg_conn
+
+
+@pytest.fixture
+def half_conn(conn: Connection) -> Connection:
+    if TypeInfo.fetch(conn, "halfvec") is None:
+        pytest.skip("this pgvector has no halfvec")
+    return conn
+
+
+def assert_taken(taken: Vector, numbers: Any) -> None:
+    assert taken.dtype == np.float32
+    assert taken.shape == (DIMENSIONS,)
+    assert not taken.flags.writeable
+    assert bits(taken) == bits(np.array(numbers, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", ">f8", np.int8, np.int64, np.uint32])
+def test_arrays_of_every_real_type_become_float32(dtype: Any) -> None:
+    array = np.arange(DIMENSIONS).astype(dtype)
+    assert_taken(as_vector(array), array)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("item", [float, int])
+def test_lists_and_tuples_become_float32(kind: type, item: type) -> None:
+    numbers = kind(item(number) for number in range(DIMENSIONS))
+    assert_taken(as_vector(numbers), numbers)
+
+
+@given(vectors)
+def test_doubles_are_rounded_to_the_nearest_float32(vector: Vector) -> None:
+    nudged = vector.astype(np.float64) * (1 + 2.0**-30)
+    assert_taken(as_vector(nudged), vector)
+
+
+def test_a_strided_view_is_taken() -> None:
+    array = np.arange(2.0 * DIMENSIONS)
+    assert_taken(as_vector(array[::2]), array[::2])
+
+
+def test_what_is_writeable_is_copied() -> None:
+    array = unit(1)
+    taken = as_vector(array)
+    array[0] = 7
+    assert taken[0] != 7
+
+
+def test_a_readonly_float32_array_is_returned_as_it_is() -> None:
+    array = as_vector(unit(1))
+    assert as_vector(array) is array
+
+
+def test_the_callers_array_stays_writeable() -> None:
+    array = unit(1)
+    as_vector(array)
+    assert array.flags.writeable
+
+
+def test_another_number_of_dimensions_can_be_asked_for() -> None:
+    assert as_vector([1, 2, 3], dimensions=3).tolist() == [1, 2, 3]
+
+
+def with_item(value: Any) -> list[Any]:
+    return [1.0] * 5 + [value] + [1.0] * (DIMENSIONS - 6)
+
+
+def frozen(array: Vector) -> Vector:
+    array.flags.writeable = False
+    return array
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "short": ([1.0] * 1023, "expected shape (1024,), got (1023,)"),
+    "long": (np.ones(1025), "expected shape (1024,), got (1025,)"),
+    "empty": ([], "expected shape (1024,), got (0,)"),
+    "no dimension": (np.array(1.0), "expected shape (1024,), got ()"),
+    "two dimensions": (np.ones((1, DIMENSIONS)), "expected shape (1024,), got (1, 1024)"),
+    "ragged": ([[1.0], [1.0, 2.0]], "its items are not all numbers"),
+    "ragged at the end": ([1.0] * 1023 + [[2.0]], "its items are not all numbers"),
+    "None": (None, "expected a numpy array, list or tuple, got NoneType"),
+    "str": ("1" * DIMENSIONS, "expected a numpy array, list or tuple, got str"),
+    "bytes": (bytes(DIMENSIONS), "expected a numpy array, list or tuple, got bytes"),
+    "generator": (iter([1.0] * DIMENSIONS), "expected a numpy array, list or tuple, got list_iterator"),
+    "bools": ([True] * DIMENSIONS, "expected real numbers, got dtype bool"),
+    "strings": (["1"] * DIMENSIONS, "expected real numbers, got dtype <U1"),
+    "objects": (np.ones(DIMENSIONS, object), "expected real numbers, got dtype object"),
+    "a None among numbers": (with_item(None), "expected real numbers, got dtype object"),
+    "integers past 64 bits": ([2**70] * DIMENSIONS, "expected real numbers, got dtype object"),
+    "complex": (np.ones(DIMENSIONS, complex), "expected real numbers, got dtype complex128"),
+    "NaN": (with_item(float("nan")), "NaN at index 5"),
+    "NaN, readonly": (frozen(np.array(with_item(float("nan")), np.float32)), "NaN at index 5"),
+    "signalling NaN": (frozen(np.full(DIMENSIONS, 0x7F800001, np.uint32).view(np.float32)), "NaN at index 0"),
+    "infinity": (with_item(float("inf")), "an infinity at index 5"),
+    "negative infinity": (np.array(with_item(float("-inf")), np.float16), "an infinity at index 5"),
+    "past single precision": (with_item(-1e39), "-1e+39 at index 5 overflows single precision"),
+    "zero": (full(0), "the zero vector has no direction"),
+    "zero integers": ([0] * DIMENSIONS, "the zero vector has no direction"),
+    "small": (full(0.99e-15, norm=True), "norm 9.9e-16 is outside 1e-15 to 1e+18"),
+    "subnormal": (frozen(np.full(DIMENSIONS, 1e-45, np.float32)), "is outside 1e-15 to 1e+18"),
+    "large": (full(1.01e18, norm=True), "norm 1.01e+18 is outside 1e-15 to 1e+18"),
+    "squares overflow": (frozen(np.full(DIMENSIONS, 3e38, np.float32)), "norm 9.6e+39 is outside 1e-15 to 1e+18"),
+}
+
+
+@pytest.mark.parametrize(("value", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named_with_its_field(value: Any, fault: str) -> None:
+    with pytest.raises(VectorError) as refused:
+        as_vector(value, field="state_vector")
+    assert str(refused.value).startswith("state_vector: ")
+    assert fault in str(refused.value)
+
+
+@pytest.mark.parametrize("norm", [1.01e-15, 1.0, 0.99e18])
+def test_norms_up_to_the_bounds_are_taken(norm: float) -> None:
+    assert np.linalg.norm(as_vector(full(norm, norm=True)).astype(np.float64)) == pytest.approx(norm)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+@given(array=singles)
+@example(array=TWICE_ROUNDED)
+def test_float32_comes_back_bit_for_bit(conn: Connection, placeholder: str, binary: bool, array: Vector) -> None:
+    row = conn.cursor(binary=binary).execute(f"SELECT {placeholder}::vector", [array]).fetchone()
+    assert row is not None
+    assert row[0].dtype == np.float32
+    assert bits(row[0]) == bits(array)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+@given(array=halves)
+def test_float16_comes_back_bit_for_bit(
+    half_conn: Connection, placeholder: str, binary: bool, array: np.ndarray[tuple[int], np.dtype[np.float16]]
+) -> None:
+    row = half_conn.cursor(binary=binary).execute(f"SELECT {placeholder}::halfvec", [HalfVector(array)]).fetchone()
+    assert row is not None
+    assert row[0].dtype == np.float32
+    assert bits(row[0]) == bits(array.astype(np.float32))
+
+
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_the_type_sent_needs_no_cast(conn: Connection, placeholder: str) -> None:
+    row = conn.execute(f"SELECT pg_typeof({placeholder})::text", [unit(1)]).fetchone()
+    assert row == ("vector",)
+
+
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_the_half_type_sent_needs_no_cast(half_conn: Connection, placeholder: str) -> None:
+    row = half_conn.execute(f"SELECT pg_typeof({placeholder})::text", [HalfVector([1.0])]).fetchone()
+    assert row == ("halfvec",)
+
+
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int16, ">f4"])
+def test_arrays_of_other_types_are_sent_as_float32(conn: Connection, placeholder: str, dtype: Any) -> None:
+    row = conn.execute(f"SELECT {placeholder}::vector", [np.array([0, -3, 300], dtype)]).fetchone()
+    assert row is not None
+    assert row[0].tolist() == [0, -3, 300]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_what_comes_back_is_readonly(conn: Connection, binary: bool) -> None:
+    row = conn.cursor(binary=binary).execute("SELECT '[1,2]'::vector").fetchone()
+    assert row is not None
+    assert not row[0].flags.writeable
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_arrays_of_vectors_come_back_bit_for_bit(conn: Connection, placeholder: str, binary: bool) -> None:
+    sent = [unit(1), unit(2)]
+    row = conn.cursor(binary=binary).execute(f"SELECT {placeholder}::vector[]", [sent]).fetchone()
+    assert row is not None
+    assert list(map(bits, row[0])) == list(map(bits, sent))
+
+
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_an_array_of_two_dimensions_is_not_sent(conn: Connection, placeholder: str) -> None:
+    with pytest.raises(VectorError, match=r"vector: expected one dimension, got shape \(2, 3\)"):
+        conn.execute(f"SELECT {placeholder}::vector", [np.ones((2, 3))])
+
+
+@pytest.mark.parametrize("value", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), np.array([1, 2.5], np.float16)])
+def test_a_half_vector_takes_arrays_lists_and_tuples(value: VectorLike) -> None:
+    array = HalfVector(value).array
+    assert array.dtype == np.float16
+    assert array.tolist() == [1, 2.5]
+
+
+HALF_FAULTS: dict[str, tuple[Any, str]] = {
+    "two dimensions": (np.ones((2, 2)), "expected one dimension, got shape (2, 2)"),
+    "no dimension": (1.0, "expected one dimension, got shape ()"),
+    "empty": ([], "expected one dimension, got shape (0,)"),
+    "ragged": ([[1.0], [1.0, 2.0]], "its items are not all numbers"),
+    "strings": (["1", "2"], "expected real numbers, got dtype <U1"),
+    "bools": ([True], "expected real numbers, got dtype bool"),
+    "None": (None, "expected real numbers, got dtype object"),
+    "complex": (np.ones(2, complex), "expected real numbers, got dtype complex128"),
+    "NaN": ([float("nan")], "NaN, infinity or a number past 65504"),
+    "infinity": ([float("inf")], "NaN, infinity or a number past 65504"),
+    "past half precision": ([65520.0], "NaN, infinity or a number past 65504"),
+    "an integer past half precision": (np.array([2**40]), "NaN, infinity or a number past 65504"),
+}
+
+
+@pytest.mark.parametrize(("value", "fault"), HALF_FAULTS.values(), ids=HALF_FAULTS)
+def test_a_half_vectors_fault_is_named(value: Any, fault: str) -> None:
+    with pytest.raises(VectorError) as refused:
+        HalfVector(value)
+    assert str(refused.value).startswith("halfvec: ")
+    assert fault in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    vector: Vector | None
+
+
+@dataclass(frozen=True)
+class Other(Named):
+    pass
+
+
+def test_same_compares_arrays_by_their_numbers() -> None:
+    assert same(Named("a", unit(1)), Named("a", unit(1)))
+
+
+@pytest.mark.parametrize(
+    "other", [Named("a", unit(2)), Named("b", unit(1)), Named("a", None), Other("a", unit(1)), "a", None]
+)
+def test_same_tells_others_apart(other: object) -> None:
+    assert not same(Named("a", unit(1)), other)
