@@ -35,12 +35,14 @@ def _bind(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _encode(value) for name, value in parameters.items()}
 
 
-def _run(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+def _run(
+    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
+) -> psycopg.Cursor[Row]:
     # A cursor of our own: the caller's connection may have another row or cursor factory.
     return psycopg.Cursor(conn, row_factory=tuple_row).execute(
         statement.text,
         _bind(parameters),
-        prepare=False if statement.custom_plan else None,
+        prepare=False if statement.custom_plan and not generic_plan else None,
         binary=True,
     )
 
@@ -55,9 +57,15 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
-def send(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> psycopg.Cursor[Row]:
-    """Send *statement* in the pipeline that is open and return the cursor that will have its rows."""
-    return _run(conn, statement, parameters)
+def send(
+    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
+) -> psycopg.Cursor[Row]:
+    """Send *statement* in the pipeline that is open and return the cursor that will have its rows.
+
+    With *generic_plan* it may be prepared even if it is to be planned anew each time: these parameters need no plan of
+    their own.
+    """
+    return _run(conn, statement, parameters, generic_plan=generic_plan)
 
 
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:

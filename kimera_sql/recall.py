@@ -134,8 +134,7 @@ def tune(
 
         def at(setting: int, k: int = k, truth: Vector = truth, measured: dict[int, Recall] = measured) -> Recall:
             if setting not in measured:
-                # Where the table is small the planner may sort it; what it finds so says nothing of the setting.
-                options = Options(probes=setting, ef_search=min(setting, MAX_EF_SEARCH), by_index=True)
+                options = Options(probes=setting, ef_search=min(setting, MAX_EF_SEARCH))
                 measured[setting] = _compare(postgres, searched, asked, truth, k, options)
             return measured[setting]
 

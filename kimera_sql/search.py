@@ -44,6 +44,9 @@ _VARIED: Final = 5
 _FRESH: Final = 30.0
 """Seconds for which a connection's look at the catalogue holds."""
 
+_ESTIMATES: Final = 1000
+"""The filters of which a connection remembers how many rows pass them."""
+
 # Measured with 20,000 vectors (PostgreSQL 18.4, pgvector 0.8.5, half precision), in microseconds: a row compared
 # exactly, and one more of ef_search. They weigh an exact scan of what a filter leaves against a wider index scan.
 _COST_OF_ROW: Final = 1.4
@@ -58,6 +61,9 @@ _PRECISIONS: Final = {
     "bit_hamming_ops": ("binary", "(binary_quantize({column})::bit(1024))"),
 }
 """Operator classes, and the very expression that a query of ours can be served by."""
+
+_HNSW_ALONE: Final = ["hnsw.ef_search", "enable_sort", "plan_cache_mode"]
+"""The settings of a search by hnsw without filters."""
 
 _PREFERENCE: Final = (
     ("hnsw", "half"),
@@ -132,13 +138,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a caller wants a search to run; see geoids.similar. by_index: even where the planner would rather sort."""
+    """How a caller wants a search to run; see geoids.similar."""
 
     exact: bool = False
     probes: int | None = None
     ef_search: int | None = None
     recall: float | None = None
-    by_index: bool = False
 
     def __post_init__(self) -> None:
         if self.probes is not None:
@@ -152,7 +157,17 @@ class Options:
 Found: TypeAlias = tuple[Row, float, Vector | None]
 """A row of a similarity query: the summary's columns, the similarity, and the vector if it was asked for."""
 
-_looks: WeakKeyDictionary[psycopg.Connection[Any], dict[str, tuple[float, list[VectorIndex]]]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a connection has seen of a table. at: on the monotonic clock. matching: filters to the rows that pass."""
+
+    at: float
+    indexes: list[VectorIndex]
+    matching: dict[str, int]
+
+
+_looks: WeakKeyDictionary[psycopg.Connection[Any], dict[str, _Look]] = WeakKeyDictionary()
 
 
 def forget(conn: Connection) -> None:
@@ -163,13 +178,16 @@ def forget(conn: Connection) -> None:
 
 def vector_indexes(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = True) -> list[VectorIndex]:
     """Return the vector indexes of *table* that queries of ours can use; unless *fresh*, as lately seen."""
+    return _look(conn, table, fresh=fresh).indexes
+
+
+def _look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) -> _Look:
     seen = _looks.setdefault(conn, {})
-    if not fresh and table.name in seen and monotonic() - seen[table.name][0] < _FRESH:
-        return seen[table.name][1]
-    rows = _queries.vector_indexes.fetchall(conn, table=table.name)
-    found = [index for row in rows if (index := _vector_index(table, row)) is not None]
-    seen[table.name] = (monotonic(), found)
-    return found
+    if fresh or table.name not in seen or monotonic() - seen[table.name].at >= _FRESH:
+        rows = _queries.vector_indexes.fetchall(conn, table=table.name)
+        found = [index for row in rows if (index := _vector_index(table, row)) is not None]
+        seen[table.name] = _Look(monotonic(), found, {})
+    return seen[table.name]
 
 
 def _vector_index(table: Table, row: Row) -> VectorIndex | None:
@@ -231,13 +249,11 @@ def plan(conn: Connection, table: Table, k: int, where: Mapping[str, Any], optio
             # As many must be looked at as leave the setting's number once the filters have had their share.
             setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / max(matching, 1)))
         reason += f", widened to {setting} for filters that leave some {matching:,} of {rows:,} rows"
-    settings = _settings(index, setting, filtered=filtered, forced=filtered or options.by_index)
+    settings = _settings(index, setting, filtered=filtered)
     for other in indexes:
         # The planner may as well take an index of the same expression and the other method.
         if other.precision == index.precision and other.method != index.method:
-            settings |= _settings(
-                other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered, forced=filtered
-            )
+            settings |= _settings(other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered)
     query: Query = getattr(table.queries, f"similar_{index.precision}")
     return Plan(query, index, {"candidates": candidates}, settings, reason, setting)
 
@@ -280,24 +296,33 @@ def _candidates(index: VectorIndex, k: int, setting: int) -> int:
     return max(setting, k) if index.method == "hnsw" else max(100, 10 * k)
 
 
-def _settings(index: VectorIndex, setting: int, *, filtered: bool, forced: bool) -> dict[str, str]:
+def _settings(index: VectorIndex, setting: int, *, filtered: bool) -> dict[str, str]:
     if index.method == "hnsw":
         settings = {"hnsw.ef_search": str(setting)}
     else:
         settings = {"ivfflat.probes": str(min(setting, index.lists or setting))}
-    if forced:
-        # With filters our estimate has decided for the index; the planner is not to decide otherwise.
-        settings["enable_sort"] = "off"
-    if filtered and index.iterative:
+    # It was decided for the index; the planner is not to decide otherwise.
+    settings["enable_sort"] = "off"
+    if not filtered:
+        # Then one plan is as good for every vector, and planning took an eighth of a search.
+        settings["plan_cache_mode"] = "force_generic_plan"
+    elif index.iterative:
         # Order is restored by the exact distances, so the relaxed one will do.
         settings[f"{index.method}.iterative_scan"] = "relaxed_order"
     return settings
 
 
 def _matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any]) -> int:
-    """Return the planner's estimate of how many rows pass *where*."""
-    (explained,) = table.queries.matching_plan.fetchval(conn, list, **where) or [{"Plan": {"Plan Rows": 0}}]
-    return int(explained["Plan"]["Plan Rows"])
+    """Return the planner's estimate of how many rows pass *where*, which holds as long as a look at the catalogue."""
+    seen = _look(conn, table).matching
+    filters = {name: None if name == "other_than" else value for name, value in where.items()}
+    key = repr(filters)
+    if key not in seen:
+        (explained,) = table.queries.matching_plan.fetchval(conn, list, **filters) or [{"Plan": {"Plan Rows": 0}}]
+        if len(seen) == _ESTIMATES:
+            seen.clear()
+        seen[key] = int(explained["Plan"]["Plan Rows"])
+    return seen[key]
 
 
 def _exact_is_cheaper(index: VectorIndex, matching: int, rows: int, setting: int) -> bool:
@@ -380,16 +405,21 @@ def _run(conn: Connection, chosen: Plan, several: Sequence[Mapping[str, Any]]) -
     names, values = list(chosen.settings), list(chosen.settings.values())
     given: dict[str, Any] = {"names": names}
     change, undo = _queries.set_local.statement(conn), _queries.restore.statement(conn)
-    if names == ["hnsw.ef_search"]:
+    if names == _HNSW_ALONE:
         given = {}
-        change, undo = _queries.set_ef_search.statement(conn), _queries.restore_ef_search.statement(conn)
+        change, undo = _queries.set_hnsw.statement(conn), _queries.restore_hnsw.statement(conn)
+    generic = "plan_cache_mode" in chosen.settings
     with conn.pipeline():
         if names:
-            postgres.send(conn, change, {**given, "values": values} if given else {"value": values[0]})
-        cursors = [postgres.send(conn, statement, {**parameters, **chosen.parameters}) for parameters in several]
+            postgres.send(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
+        cursors = [
+            postgres.send(conn, statement, {**parameters, **chosen.parameters}, generic_plan=generic)
+            for parameters in several
+        ]
         if names and restore:
             postgres.send(conn, undo, given)
-        return [cursor.fetchall() for cursor in cursors]
+    # Not before the pipeline's end: to fetch inside takes a round trip more.
+    return [cursor.fetchall() for cursor in cursors]
 
 
 @dataclass(frozen=True, slots=True)

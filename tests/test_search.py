@@ -183,8 +183,52 @@ def test_wide_filters_go_to_the_index_and_selective_ones_to_an_exact_search(sear
 def test_a_setting_that_is_given_is_the_one_that_is_used(searched: Searched) -> None:
     said = geoids.explain(searched.conn, QUERIES[0], **searched.setting(17))
     name = "hnsw.ef_search" if searched.index.method == "hnsw" else "ivfflat.probes"
-    assert said.settings == {name: "17"}
+    assert said.settings == {name: "17", "enable_sort": "off", "plan_cache_mode": "force_generic_plan"}
     assert f"{searched.index.name} with" in said.reason
+
+
+def test_a_plan_that_is_kept_uses_the_index(searched: Searched) -> None:
+    def scans() -> int:
+        searched.conn.execute("SELECT pg_stat_force_next_flush()")
+        return indexes.find(searched.conn, searched.index.name).scans
+
+    before = scans()
+    for query in QUERIES[:12]:
+        geoids.similar(searched.conn, query)
+    assert scans() == before + 12
+    kept = searched.conn.execute(
+        "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements WHERE statement ~ 'similar_'"
+    ).fetchone()
+    assert kept
+    assert kept[0] > 0
+    assert kept[1] == 0
+
+
+def test_a_kept_plan_gives_way_to_another_index(database: str) -> None:
+    with connected(database) as conn:
+        geoids.insert_many(conn, map(new_geoid, range(500), VECTORS))
+        for method, option in (("hnsw", "ef_search"), ("ivfflat", "probes"), ("hnsw", "ef_search")):
+            name = indexes.build(conn, "geoid_states", method=method, precision="full").name
+            for query in QUERIES[:12]:
+                assert len(geoids.similar(conn, query, **{option: 100})) == 10  # type: ignore[arg-type]
+            conn.execute("SELECT pg_stat_force_next_flush()")
+            assert indexes.find(conn, name).scans == 12
+            indexes.drop(conn, name)
+
+
+def test_filters_of_which_one_is_remembered_are_told_apart(searched: Searched) -> None:
+    for _ in range(2):
+        for tag, every in EVERY.items():
+            assert len(geoids.similar(searched.conn, QUERIES[0], ROWS, tags_all=[tag])) == ROWS // every
+            assert f"some {ROWS // every:,} of" in geoids.explain(searched.conn, QUERIES[0], tags_all=[tag]).reason
+
+
+def test_only_so_many_filters_are_remembered(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_ESTIMATES", 2)
+    for most in (0.2, 0.4, 0.6, 0.8, 0.2):
+        hits = geoids.similar(searched.conn, QUERIES[0], 5, entropy=(None, most))
+        assert len(hits) == 5
+        assert all(hit.geoid.entropy <= most for hit in hits)
 
 
 def test_a_wider_setting_finds_no_less(searched: Searched) -> None:
@@ -197,8 +241,8 @@ def test_a_wider_setting_finds_no_less(searched: Searched) -> None:
 
 def test_a_search_is_by_the_setting_that_was_tuned(searched: Searched) -> None:
     index = indexes.find(searched.conn, searched.index.name)
-    setting = geoids.explain(searched.conn, QUERIES[0]).settings
-    assert list(setting.values()) == [str(index.tuned[10, 0.95])]
+    setting, *others = geoids.explain(searched.conn, QUERIES[0]).settings.values()
+    assert (setting, others) == (str(index.tuned[10, 0.95]), ["off", "force_generic_plan"])
 
 
 @contextmanager

@@ -37,19 +37,27 @@ WHERE index.indrelid = to_regclass(:table)
     AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY index_class.relname;
 
--- name: set_ef_search(value)^
--- What set_local does, for the one setting that most searches need: half the time of an array of names.
--- returns: before str, now str
--- not null: before, now
+-- name: set_hnsw(ef_search)^
+-- What set_local does, for the settings that most searches need: half the time of an array of names.
+-- returns: ef_search_before str, enable_sort_before str, plan_cache_mode_before str
+-- returns: ef_search str, enable_sort str, plan_cache_mode str
+-- not null: ef_search_before, enable_sort_before, plan_cache_mode_before, ef_search, enable_sort, plan_cache_mode
 SELECT
-    set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true) AS before,
-    set_config('hnsw.ef_search', :value, true) AS now;
+    set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true) AS ef_search_before,
+    set_config('kimera.enable_sort', current_setting('enable_sort'), true) AS enable_sort_before,
+    set_config('kimera.plan_cache_mode', current_setting('plan_cache_mode'), true) AS plan_cache_mode_before,
+    set_config('hnsw.ef_search', :ef_search, true) AS ef_search,
+    set_config('enable_sort', 'off', true) AS enable_sort,
+    set_config('plan_cache_mode', 'force_generic_plan', true) AS plan_cache_mode;
 
--- name: restore_ef_search()$
--- Give that setting its value back.
--- returns: str
--- not null: now
-SELECT set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS now;
+-- name: restore_hnsw()^
+-- Give those settings their values back.
+-- returns: ef_search str, enable_sort str, plan_cache_mode str
+-- not null: ef_search, enable_sort, plan_cache_mode
+SELECT
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search,
+    set_config('enable_sort', current_setting('kimera.enable_sort'), true) AS enable_sort,
+    set_config('plan_cache_mode', current_setting('kimera.plan_cache_mode'), true) AS plan_cache_mode;
 
 -- name: set_local(names, values)
 -- Change settings until the transaction ends, and keep what they were under a name of ours.
