@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, permutations
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
@@ -346,11 +346,10 @@ def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
     return times
 
 
-def turned(ways: Mapping[str, object], number: int) -> list[str]:
-    """Return the names of *ways*, another one first each time: what runs second finds the caches warm."""
-    names = list(ways)
-    first = number % len(names)
-    return names[first:] + names[:first]
+def turned(ways: Mapping[str, object], number: int) -> tuple[str, ...]:
+    """Return the names of *ways* in each order in turn: what runs after a slow one finds the caches cold."""
+    orders = tuple(permutations(ways))
+    return orders[number % len(orders)]
 
 
 COLUMNS = "id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags"
