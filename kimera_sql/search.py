@@ -32,8 +32,12 @@ MAX_EF_SEARCH: Final = 1000
 """pgvector's limit of hnsw.ef_search."""
 
 _UNTUNED_EF_SEARCH: Final = 200
-_UNTUNED_PROBES: Final = 0.5
-"""What an index that recall.tune has not seen is searched with: ef_search, and the share of its lists."""
+_UNTUNED_PROBES: Final = 2 / 3
+"""What an index that recall.tune has not seen is searched with: ef_search, and the share of its lists.
+
+Half of the lists found 0.957 to 0.978 of the neighbours in hard made data, from one training to the next, and once
+0.9475; two thirds found 0.983 and more in 30 trainings.
+"""
 
 _MOST_BY_INDEX: Final = MAX_EF_SEARCH // 2
 """The k past which ef_search cannot leave hnsw enough to choose from, and a search is exact."""
