@@ -13,6 +13,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 verify: .venv/dev
 	$(BIN)/python .ci/verify.py

@@ -246,7 +246,7 @@ def seed(conn: psycopg.Connection[Any], rows: int) -> None:
 
 
 def _text(text: str) -> composed.SQL:
-    return composed.SQL(text)  # it is what the file says
+    return composed.SQL(sql.literal(text))
 
 
 def _sample(type_: str) -> str:

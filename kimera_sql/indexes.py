@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql as composed
@@ -20,7 +21,7 @@ _queries = sql.Queries("indexes")
 _NAMES: Final = {"geoid_states": "idx_geoid_vector", "semantic_embeddings": "idx_embedding_vector"}
 """The specification's names, of its own kind of index; the others add their method and precision."""
 
-_EXPRESSIONS: Final = {
+_EXPRESSIONS: Final[Mapping[str, tuple[LiteralString, str]]] = {
     "full": ("{column}", "vector_cosine_ops"),
     "half": ("({column}::halfvec(1024))", "halfvec_cosine_ops"),
     "binary": ("(binary_quantize({column})::bit(1024))", "bit_hamming_ops"),

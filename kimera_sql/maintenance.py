@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql as composed
@@ -264,7 +264,7 @@ def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) 
     return vacuumed
 
 
-def _run(conn: psycopg.Connection[Any], statement: str, table: str, lock_timeout: timedelta) -> None:
+def _run(conn: psycopg.Connection[Any], statement: LiteralString, table: str, lock_timeout: timedelta) -> None:
     text = composed.SQL(statement).format(composed.Identifier(table))
     try:
         conn.execute(text)

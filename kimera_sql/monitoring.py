@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 import psycopg
 from psycopg_pool import ConnectionPool
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _queries = sql.Queries("monitoring")
 
 R = TypeVar("R")
-Text = TypeVar("Text", str, str | None)
 
 _PATIENCE: Final = "2s"
 """How long a report of collect waits for a lock, which asking for a table's size takes."""
@@ -671,7 +670,11 @@ def _said(error: psycopg.Error) -> str:
     return error.diag.message_primary or str(error)
 
 
-def _masked(query: Text) -> Text:
+@overload
+def _masked(query: str) -> str: ...
+@overload
+def _masked(query: str | None) -> str | None: ...
+def _masked(query: str | None) -> str | None:
     """Return *query* without the passwords in it."""
     return query if query is None else _PASSWORD.sub(r"\1 ***", query)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -239,9 +239,14 @@ def _filled(
 def _create(name: str, origin: Origin | None) -> composed.Composed:
     parts = [composed.SQL("CREATE DATABASE {} TEMPLATE template0").format(composed.Identifier(name))]
     if origin is not None:
-        options = {"ENCODING": origin.encoding, "LC_COLLATE": origin.lc_collate, "LC_CTYPE": origin.lc_ctype}
+        options: dict[LiteralString, str] = {
+            "ENCODING": origin.encoding,
+            "LC_COLLATE": origin.lc_collate,
+            "LC_CTYPE": origin.lc_ctype,
+        }
         if origin.provider != "c" and origin.locale is not None:
-            kind = {"i": "icu", "b": "builtin"}[origin.provider]
+            providers: dict[str, LiteralString] = {"i": "icu", "b": "builtin"}
+            kind = providers[origin.provider]
             options |= {"LOCALE_PROVIDER": kind, f"{kind.upper()}_LOCALE": origin.locale}
         parts += [
             composed.SQL("{} {}").format(composed.SQL(option), composed.Literal(value))

@@ -35,7 +35,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, LiteralString, Protocol, TypeAlias, TypeVar, cast
 
 import psycopg
 from aiosql.adapters.generic import GenericAdapter
@@ -78,7 +78,7 @@ class Statement:
     """One named statement of a .sql file, as it goes to the driver. suffix: of its name. doc: without the notes."""
 
     name: str
-    text: str
+    text: LiteralString
     doc: str
     parameters: tuple[str, ...]
     suffix: str
@@ -94,6 +94,11 @@ class Statement:
     def listed(self, note: str) -> tuple[str, ...]:
         """Return the items of a note, () without it."""
         return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())
+
+
+def literal(text: Any) -> LiteralString:
+    """Return *text*, which a .sql file holds and nobody's input, as the type that psycopg takes statements of."""
+    return cast(LiteralString, text)
 
 
 def read_notes(lines: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -140,7 +145,7 @@ def statements(dialect: str, entity: str, folder: Path | None = None) -> dict[st
         statement = Statement(
             name=f"{entity}.{name}",
             # The name goes along, so that pg_stat_statements and the server's log show it.
-            text=f"/* {entity}.{name} */ {datum.sql.rstrip(';')}",
+            text=literal(f"/* {entity}.{name} */ {datum.sql.rstrip(';')}"),
             doc=doc,
             parameters=parameters,
             suffix=_SUFFIXES[datum.operation_type],

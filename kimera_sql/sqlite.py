@@ -134,12 +134,12 @@ def add_functions(conn: sqlite3.Connection) -> None:
         conn.create_function(name, arguments, _null_on_null(function), deterministic=deterministic)
     # Called for every row of a search, on columns that are never NULL
     conn.create_function("cosine_distance", 2, _CosineDistance(), deterministic=True)
-    aggregates: tuple[tuple[str, int, Any], ...] = (
-        ("percentile_cont", 2, _PercentileCont),
-        ("fewest_steps", 7, _FewestSteps),
-        ("cheapest_steps", 7, _CheapestSteps),
-    )
-    for name, arguments, aggregate in aggregates:
+    aggregates: dict[str, tuple[int, Callable[[], Any]]] = {
+        "percentile_cont": (2, _PercentileCont),
+        "fewest_steps": (7, _FewestSteps),
+        "cheapest_steps": (7, _CheapestSteps),
+    }
+    for name, (arguments, aggregate) in aggregates.items():
         conn.create_aggregate(name, arguments, aggregate)
 
 

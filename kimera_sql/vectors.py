@@ -101,11 +101,11 @@ def _refuse(array: NDArray[Any], field: str) -> None:
         )
 
 
-def same(one: DataclassInstance, other: object) -> bool:
+def same(self: DataclassInstance, other: object) -> bool:
     """Compare two dataclasses of one type field by field, arrays by their numbers: an __eq__ for those with vectors."""
-    if type(one) is not type(other):
+    if type(self) is not type(other):
         return False
-    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
 
 class HalfVector:

@@ -271,7 +271,9 @@ def _read(folder: Path | None, module: ModuleType | None) -> tuple[list[_Query],
 def _stated(entity: str, source: Source) -> Statement:
     notes = {note: value for note, (value, _) in source.notes.items()}
     name, declared = f"{entity}.{source.name}", frozenset(source.parameters)
-    statement = Statement(name, source.text, "", source.parameters, source.suffix, notes, False, (), declared)
+    statement = Statement(
+        name, sql.literal(source.text), "", source.parameters, source.suffix, notes, False, (), declared
+    )
     return replace(statement, types=statement.listed("types"))
 
 
