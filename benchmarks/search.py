@@ -46,7 +46,10 @@ CONTENDERS = ("ivfflat/full", "hnsw/half", "hnsw/binary")
 """Kinds that are compared side by side at the end. No two of them serve the same expression, so they can coexist."""
 
 KS = (10, 100)
-LADDERS = {"hnsw": (10, 20, 30, 40, 60, 80, 120, 200, 400, 1000), "ivfflat": (1, 2, 5, 10, 15, 20, 30, 40, 60, 100)}
+LADDERS = {
+    "hnsw": (10, 15, 20, 25, 30, 40, 60, 80, 120, 160, 200, 300, 400, 600, 1000),
+    "ivfflat": (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 50, 60, 80, 100),
+}
 ENOUGH = 0.998
 """The recall past which a wider setting is not tried."""
 

@@ -178,6 +178,15 @@ def test_tune_again_takes_the_place_of_what_was_tuned(ivfflat: Connection) -> No
     assert again <= first
 
 
+def test_tune_asks_no_more_than_it_takes_to_see_a_recall(ivfflat: Connection) -> None:
+    queries = [*FRESH, *FRESH, *FRESH]
+    clear = recall.tune(ivfflat, "geoid_states", target=0.01, queries=queries)
+    assert [(one.setting, one.recall.queries) for one in clear] == [(1, 200), (1, 200)]
+    # Not even 6,000 neighbours found of 6,000 are proof of so much.
+    unclear = recall.tune(ivfflat, "geoid_states", target=0.9999, queries=queries)[0]
+    assert (unclear.setting, unclear.recall.queries, unclear.recall.recall) == (None, 600, 1)
+
+
 def test_tune_finds_the_first_step_that_reaches() -> None:
     for ladder in ([1], [1, 2, 5], list(range(1, 40))):
         for least in range(ladder[-1] + 2):
