@@ -108,7 +108,9 @@ def measure(
     _fields.limit(k, "k")
     asked = _asked(postgres, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
-    return _compare(postgres, searched, asked, _truth(postgres, searched, asked, (k,))[k], k, options)
+    shares = _shares(postgres, searched, asked, _truth(postgres, searched, asked, k), options)
+    chosen = search.plan(postgres, searched, k, _nowhere(searched), options)
+    return _recall(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
 
 
 def tune(
@@ -140,8 +142,9 @@ def tune(
         raise InvalidValue(f"table: {table} has no vector index to tune")
     asked = _asked(postgres, searched, sample, queries)
     chosen = []
-    for k, truth in _truth(postgres, searched, asked, KS).items():
-        trial = _Trial(postgres, searched, index, asked, truth, k)
+    most = _truth(postgres, searched, asked, max(KS))
+    for k in KS:
+        trial = _Trial(postgres, searched, index, asked, most.of(k))
         for wanted in targets:
             aim = wanted if queries is not None else 1 - (1 - wanted) * _MISSES
             setting = _cheapest(_ladder(index, k), lambda step, aim=aim, trial=trial: trial.reaches(step, aim))  # type: ignore[misc]
@@ -151,8 +154,33 @@ def tune(
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What is to be found: the similarities of the *k* nearest to each query, ascending.
+
+    similarities: shape (k, or the number of rows where there are fewer, queries).
+    """
+
+    k: int
+    similarities: Vector
+
+    def of(self, k: int) -> _Truth:
+        """Return the truth of fewer neighbours."""
+        return _Truth(k, self.similarities[-k:])
+
+    def shares(self, found: Sequence[Sequence[search.Found]], first: int) -> list[float]:
+        """Return which share of the nearest to each query from the number *first* on is among *found*; ties count."""
+        return [
+            sum(similarity >= worst - _TIE for _, similarity, _ in hits) / len(self.similarities)
+            for hits, worst in zip(found, self.similarities[0, first:], strict=False)
+        ]
+
+
 class _Trial:
-    """What settings of an index find of the *k* nearest to each of *asked*, as far as it had to be measured."""
+    """What settings of an index find of the nearest to each of *asked*, as far as it had to be measured.
+
+    What a search makes good by an exact one, where its index gives too few, is no merit of the setting.
+    """
 
     def __init__(
         self,
@@ -160,31 +188,29 @@ class _Trial:
         table: search.Table,
         index: VectorIndex,
         asked: Sequence[Vector],
-        truth: Vector,
-        k: int,
+        truth: _Truth,
     ) -> None:
         self._conn = conn
         self._table = table
         self._index = index
         self._asked = asked
         self._truth = truth
-        self._k = k
         self._shares: dict[int, list[float]] = {}
 
     def reaches(self, setting: int, aim: float) -> bool:
         """Return whether *setting* has a recall of *aim* at the low end of its interval; ask only what that takes."""
         shares = self._shares.setdefault(setting, [])
         while True:
-            low, high = _interval(shares, self._k) if shares else (0.0, 1.0)
+            low, high = _interval(shares, self._truth.k) if shares else (0.0, 1.0)
             if low >= aim or high < aim or len(shares) == len(self._asked):
                 return low >= aim
-            block = slice(len(shares), len(shares) + _BLOCK)
             options = Options(probes=setting, ef_search=min(setting, MAX_EF_SEARCH))
-            shares += _shares(self._conn, self._table, self._asked[block], self._truth[block], self._k, options)
+            block = self._asked[len(shares) : len(shares) + _BLOCK]
+            shares += _shares(self._conn, self._table, block, self._truth, options, first=len(shares), complete=False)
 
     def recall(self, setting: int) -> Recall:
         """Return the recall of a *setting* of which it is known whether it reaches an aim."""
-        return _recall(self._shares[setting], self._k, self._index.name, setting)
+        return _recall(self._shares[setting], self._truth.k, self._index.name, setting)
 
 
 def _target(target: float) -> float:
@@ -255,12 +281,8 @@ def _moved(conn: psycopg.Connection[object], table: search.Table, row: Vector, n
     return as_vector((math.cos(angle) * row + math.sin(angle) / length * along).astype(np.float32))
 
 
-def _truth(
-    conn: psycopg.Connection[object], table: search.Table, asked: Sequence[Vector], ks: Sequence[int]
-) -> dict[int, Vector]:
-    """Return for each of *ks* the similarity of the k-th nearest to each of *asked*: shape (len(asked),)."""
+def _truth(conn: psycopg.Connection[object], table: search.Table, asked: Sequence[Vector], k: int) -> _Truth:
     matrix = np.stack([query / np.linalg.norm(query) for query in asked]).T
-    most = max(ks)
     best = np.full((0, len(asked)), -np.inf, dtype=np.float32)
     chunk: list[Vector] = []
 
@@ -268,7 +290,7 @@ def _truth(
         vectors = np.stack(chunk)
         similarities = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) @ matrix
         together = np.concatenate([best, similarities])
-        return together if len(together) <= most else np.partition(together, -most, axis=0)[-most:]
+        return together if len(together) <= k else np.partition(together, -k, axis=0)[-k:]
 
     for (vector,) in getattr(_queries, f"vectors_{table.name}").stream(conn, chunk=_CHUNK):
         chunk.append(vector)
@@ -280,36 +302,22 @@ def _truth(
     if not len(best):
         raise InvalidValue(f"table: {table.name} has no rows")
     best.sort(axis=0)
-    return {k: best[-min(k, len(best))] for k in ks}
-
-
-def _compare(
-    conn: psycopg.Connection[object],
-    table: search.Table,
-    asked: Sequence[Vector],
-    truth: Vector,
-    k: int,
-    options: Options,
-) -> Recall:
-    shares = _shares(conn, table, asked, truth, k, options)
-    chosen = search.plan(conn, table, k, _nowhere(table), options)
-    return _recall(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    return _Truth(k, best)
 
 
 def _shares(
     conn: psycopg.Connection[object],
     table: search.Table,
     asked: Sequence[Vector],
-    truth: Vector,
-    k: int,
+    truth: _Truth,
     options: Options,
+    *,
+    first: int = 0,
+    complete: bool = True,
 ) -> list[float]:
-    """Return for each of *asked* the share of its *k* nearest that a search finds; ties count."""
-    found = search.nearest_many(conn, table, asked, k, _nowhere(table), options)
-    return [
-        sum(similarity >= worst - _TIE for _, similarity, _ in hits) / max(len(hits), 1)
-        for hits, worst in zip(found, truth, strict=True)
-    ]
+    """Search for *asked*, the queries of *truth* from the number *first* on, and return what share of it each finds."""
+    found = search.nearest_many(conn, table, asked, truth.k, _nowhere(table), options, complete=complete)
+    return truth.shares(found, first)
 
 
 def _recall(shares: Sequence[float], k: int, index: str | None, setting: int | None) -> Recall:

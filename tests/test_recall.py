@@ -187,6 +187,17 @@ def test_tune_asks_no_more_than_it_takes_to_see_a_recall(ivfflat: Connection) ->
     assert (unclear.setting, unclear.recall.queries, unclear.recall.recall) == (None, 600, 1)
 
 
+def test_what_an_exact_search_makes_good_is_no_merit_of_a_setting(conn: Connection) -> None:
+    fill(conn, VECTORS[:250])
+    indexes.build(conn, "geoid_states", method="ivfflat", precision="full", lists=100)
+    conn.execute("SET LOCAL enable_seqscan = off")
+    tuned = recall.tune(conn, "geoid_states", target=0.95, sample=50)
+    # With two or three rows a list, so many lists hold the 100 nearest at best.
+    assert [one.setting is None or one.setting >= least for one, least in zip(tuned, (2, 40), strict=True)] == [
+        True
+    ] * 2
+
+
 def test_tune_finds_the_first_step_that_reaches() -> None:
     for ladder in ([1], [1, 2, 5], list(range(1, 40))):
         for least in range(ladder[-1] + 2):
