@@ -127,10 +127,10 @@ def tune(
 
     It does so for 10 and for 100 neighbours, with queries as measure has them, and for the index that searches use.
     A setting counts as reaching the target when the low end of the measured recall's interval does; where queries are
-    made from rows, which can be easier than fresh ones, it is to miss half of what the target allows. Queries are asked
-    200 at a time, until the interval is on one side of the target or there are no more. Searches of
-    this and every other process take it up within half a minute; one that asks for a recall that no setting reaches is
-    exact.
+    made from rows, which can be easier than fresh ones, it is to miss half of what the target allows. Of *sample* or
+    *queries* 200 are asked at a time, until the interval is on one side of that or there are no more. Searches of this
+    and every other process take the setting up within half a minute; one that asks for a recall that no setting reaches
+    is exact.
     Raises InvalidValue for a table without rows or index, and UnsupportedByServer on SQLite.
     """
     several = TARGETS if target is None else target if isinstance(target, Sequence) else (target,)
@@ -282,6 +282,7 @@ def _moved(conn: psycopg.Connection[object], table: search.Table, row: Vector, n
 
 
 def _truth(conn: psycopg.Connection[object], table: search.Table, asked: Sequence[Vector], k: int) -> _Truth:
+    """Compare each of *asked* with every row. Raises InvalidValue for a table without rows."""
     matrix = np.stack([query / np.linalg.norm(query) for query in asked]).T
     best = np.full((0, len(asked)), -np.inf, dtype=np.float32)
     chunk: list[Vector] = []
