@@ -108,7 +108,7 @@ def measure(
     _fields.limit(k, "k")
     asked = _asked(postgres, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
-    shares = _shares(postgres, searched, asked, _truth(postgres, searched, asked, k), options)
+    shares = _shares(postgres, searched, asked, _truth(postgres, searched, asked, k), k, options)
     chosen = search.plan(postgres, searched, k, _nowhere(searched), options)
     return _recall(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
 
@@ -142,9 +142,9 @@ def tune(
         raise InvalidValue(f"table: {table} has no vector index to tune")
     asked = _asked(postgres, searched, sample, queries)
     chosen = []
-    most = _truth(postgres, searched, asked, max(KS))
+    truth = _truth(postgres, searched, asked, max(KS))
     for k in KS:
-        trial = _Trial(postgres, searched, index, asked, most.of(k))
+        trial = _Trial(postgres, searched, index, asked, truth[-k:], k)
         for wanted in targets:
             aim = wanted if queries is not None else 1 - (1 - wanted) * _MISSES
             setting = _cheapest(_ladder(index, k), lambda step, aim=aim, trial=trial: trial.reaches(step, aim))  # type: ignore[misc]
@@ -154,30 +154,8 @@ def tune(
     return chosen
 
 
-@dataclass(frozen=True, slots=True)
-class _Truth:
-    """What is to be found: the similarities of the *k* nearest to each query, ascending.
-
-    similarities: shape (k, or the number of rows where there are fewer, queries).
-    """
-
-    k: int
-    similarities: Vector
-
-    def of(self, k: int) -> _Truth:
-        """Return the truth of fewer neighbours."""
-        return _Truth(k, self.similarities[-k:])
-
-    def shares(self, found: Sequence[Sequence[search.Found]], first: int) -> list[float]:
-        """Return which share of the nearest to each query from the number *first* on is among *found*; ties count."""
-        return [
-            sum(similarity >= worst - _TIE for _, similarity, _ in hits) / len(self.similarities)
-            for hits, worst in zip(found, self.similarities[0, first:], strict=False)
-        ]
-
-
 class _Trial:
-    """What settings of an index find of the nearest to each of *asked*, as far as it had to be measured.
+    """What settings of an index find of the *k* nearest to each of *asked*, as far as it had to be measured.
 
     What a search makes good by an exact one, where its index gives too few, is no merit of the setting.
     """
@@ -188,29 +166,32 @@ class _Trial:
         table: search.Table,
         index: VectorIndex,
         asked: Sequence[Vector],
-        truth: _Truth,
+        truth: Vector,
+        k: int,
     ) -> None:
         self._conn = conn
         self._table = table
         self._index = index
         self._asked = asked
         self._truth = truth
+        self._k = k
         self._shares: dict[int, list[float]] = {}
 
     def reaches(self, setting: int, aim: float) -> bool:
         """Return whether *setting* has a recall of *aim* at the low end of its interval; ask only what that takes."""
         shares = self._shares.setdefault(setting, [])
         while True:
-            low, high = _interval(shares, self._truth.k) if shares else (0.0, 1.0)
+            low, high = _interval(shares, self._k) if shares else (0.0, 1.0)
             if low >= aim or high < aim or len(shares) == len(self._asked):
                 return low >= aim
             options = Options(probes=setting, ef_search=min(setting, MAX_EF_SEARCH))
-            block = self._asked[len(shares) : len(shares) + _BLOCK]
-            shares += _shares(self._conn, self._table, block, self._truth, options, first=len(shares), complete=False)
+            block = slice(len(shares), len(shares) + _BLOCK)
+            asked, truth = self._asked[block], self._truth[:, block]
+            shares += _shares(self._conn, self._table, asked, truth, self._k, options, complete=False)
 
     def recall(self, setting: int) -> Recall:
         """Return the recall of a *setting* of which it is known whether it reaches an aim."""
-        return _recall(self._shares[setting], self._truth.k, self._index.name, setting)
+        return _recall(self._shares[setting], self._k, self._index.name, setting)
 
 
 def _target(target: float) -> float:
@@ -281,8 +262,11 @@ def _moved(conn: psycopg.Connection[object], table: search.Table, row: Vector, n
     return as_vector((math.cos(angle) * row + math.sin(angle) / length * along).astype(np.float32))
 
 
-def _truth(conn: psycopg.Connection[object], table: search.Table, asked: Sequence[Vector], k: int) -> _Truth:
-    """Compare each of *asked* with every row. Raises InvalidValue for a table without rows."""
+def _truth(conn: psycopg.Connection[object], table: search.Table, asked: Sequence[Vector], k: int) -> Vector:
+    """Return the similarities of the *k* nearest to each of *asked*, ascending, by comparing all rows.
+
+    Its shape is (k, len(asked)), or (rows, len(asked)) where there are fewer. Raises InvalidValue where there are none.
+    """
     matrix = np.stack([query / np.linalg.norm(query) for query in asked]).T
     best = np.full((0, len(asked)), -np.inf, dtype=np.float32)
     chunk: list[Vector] = []
@@ -303,22 +287,25 @@ def _truth(conn: psycopg.Connection[object], table: search.Table, asked: Sequenc
     if not len(best):
         raise InvalidValue(f"table: {table.name} has no rows")
     best.sort(axis=0)
-    return _Truth(k, best)
+    return best
 
 
 def _shares(
     conn: psycopg.Connection[object],
     table: search.Table,
     asked: Sequence[Vector],
-    truth: _Truth,
+    truth: Vector,
+    k: int,
     options: Options,
     *,
-    first: int = 0,
     complete: bool = True,
 ) -> list[float]:
-    """Search for *asked*, the queries of *truth* from the number *first* on, and return what share of it each finds."""
-    found = search.nearest_many(conn, table, asked, truth.k, _nowhere(table), options, complete=complete)
-    return truth.shares(found, first)
+    """Search for each of *asked*, and return the share of *truth* that it finds; ties count."""
+    found = search.nearest_many(conn, table, asked, k, _nowhere(table), options, complete=complete)
+    return [
+        sum(similarity >= worst - _TIE for _, similarity, _ in hits) / len(truth)
+        for hits, worst in zip(found, truth[0], strict=True)
+    ]
 
 
 def _recall(shares: Sequence[float], k: int, index: str | None, setting: int | None) -> Recall:
