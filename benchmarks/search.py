@@ -25,9 +25,9 @@ import psycopg
 from data import Data, UnusableFile, contrast, loaded, made, nearest
 from report import Measurement, database, lines, parser, show, write
 
-from kimera_sql import add_adapters, geoids, indexes, recall, search
+from kimera_sql import add_adapters, geoids, search
 from kimera_sql.geoids import NewGeoid
-from kimera_sql.search import GEOID_STATES, VectorIndex
+from kimera_sql.search import GEOID_STATES, VectorIndex, indexes, recall
 from kimera_sql.vectors import Vector
 
 Client: TypeAlias = psycopg.Connection[Any]

@@ -2,7 +2,7 @@
 
 import logging
 
-from . import embeddings, geoids, indexes, metrics, portals, recall, transitions
+from . import embeddings, geoids, metrics, portals, transitions
 from .connect import Pool, add_adapters, open_pool
 from .errors import (
     BackupError,
@@ -18,7 +18,8 @@ from .errors import (
     UnsupportedByServer,
     VectorError,
 )
-from .migrate import migrate
+from .migrations import migrate
+from .search import indexes, recall
 from .settings import Settings
 from .sqlite import SqlitePool
 

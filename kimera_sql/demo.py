@@ -17,11 +17,12 @@ from typing import Final
 
 import numpy as np
 
-from . import embeddings, geoids, indexes, recall, transitions
+from . import embeddings, geoids, transitions
 from .embeddings import NewEmbedding
 from .geoids import NewGeoid
-from .migrate import migrate
+from .migrations import migrate
 from .progress import progress
+from .search import indexes, recall
 from .sql import Connection
 from .vectors import DIMENSIONS, Vector, as_vector
 

@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from . import sql, tuning
+from . import sql
 from .errors import ConnectionFailed
+from .ops import tuning
 
 _queries = sql.Queries("embedded")
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, TypedDict, Unpack
 from uuid import UUID
 
-from . import _fields, search, sql
-from ._entity import Entity
+from . import checks, search, sql
+from .entity import Entity
 from .errors import UnsupportedByServer
 from .sql import Connection
 from .vectors import Vector, VectorLike, as_vector, same
@@ -99,11 +99,11 @@ _RRF = 60
 
 def _values(new: NewEmbedding | Embedding) -> dict[str, Any]:
     return {
-        "id": _fields.optional_identifier("id", new.id),
-        "text_content": _fields.text("text_content", new.text_content),
-        "timestamp": _fields.optional_moment("timestamp", new.timestamp),
-        "source": _fields.optional_text("source", new.source),
-        "metadata": _fields.json_object("metadata", new.metadata),
+        "id": checks.optional_identifier("id", new.id),
+        "text_content": checks.text("text_content", new.text_content),
+        "timestamp": checks.optional_moment("timestamp", new.timestamp),
+        "source": checks.optional_text("source", new.source),
+        "metadata": checks.json_object("metadata", new.metadata),
         "embedding": as_vector(new.embedding, field="embedding"),
     }
 
@@ -116,21 +116,21 @@ def _where(
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     return {
-        "source": _fields.optional_text("source", source),
-        "since": _fields.optional_moment("since", since),
-        "until": _fields.optional_moment("until", until),
-        "metadata": None if metadata is None else _fields.json_object("metadata", metadata),
+        "source": checks.optional_text("source", source),
+        "since": checks.optional_moment("since", since),
+        "until": checks.optional_moment("until", until),
+        "metadata": None if metadata is None else checks.json_object("metadata", metadata),
     }
 
 
-_entity = Entity(_queries, Embedding, _values, _fields.identifier, vector="embedding")
-insert = _entity.insert
-insert_many = _entity.insert_many
-get = _entity.get
-get_many = _entity.get_many
-delete = _entity.delete
-count = _entity.count
-stream = _entity.stream
+entity = Entity(_queries, Embedding, _values, checks.identifier, vector="embedding")
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
 
 
 def similar(
@@ -160,7 +160,7 @@ def similar(
         conn,
         search.SEMANTIC_EMBEDDINGS,
         as_vector(vector),
-        _fields.limit(k, "k"),
+        checks.limit(k, "k"),
         _where(**filters),
         options,
         with_vectors=with_vectors,
@@ -184,7 +184,7 @@ def similar_many(
     options = search.Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
     found = search.nearest_many(
-        conn, search.SEMANTIC_EMBEDDINGS, asked, _fields.limit(k, "k"), _where(**filters), options
+        conn, search.SEMANTIC_EMBEDDINGS, asked, checks.limit(k, "k"), _where(**filters), options
     )
     return [_made(conn, hits) for hits in found]
 
@@ -206,7 +206,7 @@ def explain(
     """
     options = search.Options(exact, probes, ef_search, recall)
     return search.explain(
-        conn, search.SEMANTIC_EMBEDDINGS, as_vector(vector), _fields.limit(k, "k"), _where(**filters), options
+        conn, search.SEMANTIC_EMBEDDINGS, as_vector(vector), checks.limit(k, "k"), _where(**filters), options
     )
 
 
@@ -225,8 +225,8 @@ def hybrid(conn: Connection, text: str, vector: VectorLike, k: int = 10, **filte
     if isinstance(conn, sqlite3.Connection):
         raise UnsupportedByServer("full-text search needs PostgreSQL; similar works on SQLite")
     where = _where(**filters)
-    depth = _DEPTH * _fields.limit(k, "k")
-    rows = _queries.matching_words.fetchall(conn, words=_fields.text("text", text), limit=depth, **where)
+    depth = _DEPTH * checks.limit(k, "k")
+    rows = _queries.matching_words.fetchall(conn, words=checks.text("text", text), limit=depth, **where)
     by_words = sql.records(conn, EmbeddingSummary, rows)
     near = search.nearest(conn, search.SEMANTIC_EMBEDDINGS, as_vector(vector), depth, where, search.Options())
     by_vector = sql.records(conn, EmbeddingSummary, [row for row, _, _ in near])
@@ -258,8 +258,8 @@ def get_or_create(
     and then find its row; in a transaction of REPEATABLE READ or above they do not see it and add their own.
     *metadata* goes into a row that is made. Raises VectorError for a vector that cannot be stored.
     """
-    key = {"text_content": _fields.text("text", text), "source": _fields.optional_text("source", source)}
-    described = {} if metadata is None else _fields.json_object("metadata", metadata)
+    key = {"text_content": checks.text("text", text), "source": checks.optional_text("source", source)}
+    described = {} if metadata is None else checks.json_object("metadata", metadata)
     row = _queries.find_by_text.fetchone(conn, **key)
     if row is None:
         with sql.atomic(conn):

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import numpy as np
 
-from . import _fields, search, sql
-from ._entity import Entity
+from . import checks, search, sql
+from .entity import Entity
 from .errors import NotFound
 from .sql import Connection
 from .vectors import Vector, VectorLike, as_vector, same
@@ -94,14 +94,14 @@ _queries = sql.Queries("geoids")
 
 def _values(new: NewGeoid | Geoid) -> dict[str, Any]:
     return {
-        "id": _fields.optional_identifier("id", new.id),
-        "timestamp": _fields.optional_moment("timestamp", new.timestamp),
-        "metadata": _fields.json_object("metadata", new.metadata),
-        "entropy": _fields.number("entropy", new.entropy),
-        "coherence_factor": _fields.number("coherence_factor", new.coherence_factor),
-        "energy_level": _fields.number("energy_level", new.energy_level),
-        "creation_context": _fields.optional_text("creation_context", new.creation_context),
-        "tags": _fields.texts("tags", new.tags),
+        "id": checks.optional_identifier("id", new.id),
+        "timestamp": checks.optional_moment("timestamp", new.timestamp),
+        "metadata": checks.json_object("metadata", new.metadata),
+        "entropy": checks.number("entropy", new.entropy),
+        "coherence_factor": checks.number("coherence_factor", new.coherence_factor),
+        "energy_level": checks.number("energy_level", new.energy_level),
+        "creation_context": checks.optional_text("creation_context", new.creation_context),
+        "tags": checks.texts("tags", new.tags),
         "state_vector": as_vector(new.state_vector, field="state_vector"),
     }
 
@@ -115,31 +115,31 @@ def _where(
     until: datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    least, most = _fields.limits("entropy", entropy)
+    least, most = checks.limits("entropy", entropy)
     return {
-        "tags_all": None if tags_all is None else _fields.texts("tags_all", tags_all),
-        "tags_any": None if tags_any is None else _fields.texts("tags_any", tags_any),
+        "tags_all": None if tags_all is None else checks.texts("tags_all", tags_all),
+        "tags_any": None if tags_any is None else checks.texts("tags_any", tags_any),
         "entropy_min": least,
         "entropy_max": most,
-        "since": _fields.optional_moment("since", since),
-        "until": _fields.optional_moment("until", until),
-        "metadata": None if metadata is None else _fields.json_object("metadata", metadata),
+        "since": checks.optional_moment("since", since),
+        "until": checks.optional_moment("until", until),
+        "metadata": None if metadata is None else checks.json_object("metadata", metadata),
     }
 
 
-_entity = Entity(_queries, Geoid, _values, _fields.identifier, vector="state_vector")
-insert = _entity.insert
-insert_many = _entity.insert_many
-get = _entity.get
-get_many = _entity.get_many
-delete = _entity.delete
-count = _entity.count
-stream = _entity.stream
+entity = Entity(_queries, Geoid, _values, checks.identifier, vector="state_vector")
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
 
 
 def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:
     """Return at most *limit* states that pass all *filters* (see Filters), the newest first."""
-    rows = _queries.find.fetchall(conn, limit=_fields.limit(limit), **_where(**filters))
+    rows = _queries.find.fetchall(conn, limit=checks.limit(limit), **_where(**filters))
     return sql.records(conn, GeoidSummary, rows)
 
 
@@ -190,7 +190,7 @@ def similar_to(
 ) -> list[Hit]:
     """Return the *k* states nearest to the state *id*, without itself; otherwise as similar. Raises NotFound."""
     options = search.Options(exact, probes, ef_search, recall)
-    where = {"other_than": _fields.identifier("id", id), **_where(**filters)}
+    where = {"other_than": checks.identifier("id", id), **_where(**filters)}
     vector = _queries.vector_of.fetchval(conn, np.ndarray, id=id)
     if vector is None:
         raise NotFound(f"no row has the id {id}")
@@ -212,7 +212,7 @@ def similar_many(
     options = search.Options(exact, probes, ef_search, recall)
     where = {"other_than": None, **_where(**filters)}
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = search.nearest_many(conn, search.GEOID_STATES, asked, _fields.limit(k, "k"), where, options)
+    found = search.nearest_many(conn, search.GEOID_STATES, asked, checks.limit(k, "k"), where, options)
     return [_made(conn, hits) for hits in found]
 
 
@@ -233,7 +233,7 @@ def explain(
     """
     options = search.Options(exact, probes, ef_search, recall)
     where = {"other_than": None, **_where(**filters)}
-    return search.explain(conn, search.GEOID_STATES, as_vector(vector), _fields.limit(k, "k"), where, options)
+    return search.explain(conn, search.GEOID_STATES, as_vector(vector), checks.limit(k, "k"), where, options)
 
 
 def _hits(
@@ -249,7 +249,7 @@ def _hits(
         conn,
         search.GEOID_STATES,
         vector,
-        _fields.limit(k, "k"),
+        checks.limit(k, "k"),
         where,
         options,
         with_vectors=with_vectors,
@@ -265,15 +265,15 @@ def _made(conn: Connection, found: list[search.Found]) -> list[Hit]:
 
 def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge *changes* into a state's metadata, key by key at the top level, and return the whole. Raises NotFound."""
-    changed = _fields.json_object("changes", changes)
-    return _entity.update(conn, _queries.update_metadata, dict, id, changes=changed)
+    changed = checks.json_object("changes", changes)
+    return entity.update(conn, _queries.update_metadata, dict, id, changes=changed)
 
 
 def add_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
     """Add those of *tags* that a state does not have, and return all it has. Raises NotFound."""
-    return _entity.update(conn, _queries.add_tags, tuple, id, tags=_fields.texts("tags", tags))
+    return entity.update(conn, _queries.add_tags, tuple, id, tags=checks.texts("tags", tags))
 
 
 def remove_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
     """Take *tags* away from a state, and return those that are left. Raises NotFound."""
-    return _entity.update(conn, _queries.remove_tags, tuple, id, tags=_fields.texts("tags", tags))
+    return entity.update(conn, _queries.remove_tags, tuple, id, tags=checks.texts("tags", tags))

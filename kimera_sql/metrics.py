@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import _fields, sql
-from ._entity import Entity
+from . import checks, sql
+from .entity import Entity
 from .errors import InvalidValue
 from .sql import Connection
 
@@ -60,26 +60,26 @@ _queries = sql.Queries("metrics")
 
 def _values(new: NewMetric | Metric) -> dict[str, Any]:
     return {
-        "timestamp": _fields.optional_moment("timestamp", new.timestamp),
-        "metric_name": _fields.text("metric_name", new.metric_name),
-        "metric_value": _fields.number("metric_value", new.metric_value),
-        "component": _fields.text("component", new.component),
-        "context": _fields.json_object("context", new.context),
+        "timestamp": checks.optional_moment("timestamp", new.timestamp),
+        "metric_name": checks.text("metric_name", new.metric_name),
+        "metric_value": checks.number("metric_value", new.metric_value),
+        "component": checks.text("component", new.component),
+        "context": checks.json_object("context", new.context),
     }
 
 
 def _identifier(field: str, value: int) -> int:
-    return _fields.integer(field, value, least=-(2**63), most=2**63 - 1)
+    return checks.integer(field, value, least=-(2**63), most=2**63 - 1)
 
 
-_entity = Entity(_queries, Metric, _values, _identifier, restoring=_queries.copy_in_with_ids)
-insert = _entity.insert
-insert_many = _entity.insert_many
-get = _entity.get
-get_many = _entity.get_many
-delete = _entity.delete
-count = _entity.count
-stream = _entity.stream
+entity = Entity(_queries, Metric, _values, _identifier, restoring=_queries.copy_in_with_ids)
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
 
 
 def record(
@@ -98,9 +98,9 @@ def latest(conn: Connection, name: str, *, component: str | None = None, limit: 
     """Return the newest measurements of a metric, of one component or of all, the newest first."""
     rows = _queries.latest.fetchall(
         conn,
-        metric_name=_fields.text("name", name),
-        component=_fields.optional_text("component", component),
-        limit=_fields.limit(limit),
+        metric_name=checks.text("name", name),
+        component=checks.optional_text("component", component),
+        limit=checks.limit(limit),
     )
     return sql.records(conn, Metric, rows)
 
@@ -122,11 +122,11 @@ def series(
         raise InvalidValue(f"bucket: expected a timedelta above zero, up to a century, got {bucket!r}")
     rows = _queries.series.fetchall(
         conn,
-        metric_name=_fields.text("name", name),
-        component=_fields.optional_text("component", component),
+        metric_name=checks.text("name", name),
+        component=checks.optional_text("component", component),
         bucket=bucket,
-        since=_fields.moment("since", since),
-        until=_fields.moment("until", datetime.now(UTC) if until is None else until),
+        since=checks.moment("since", since),
+        until=checks.moment("until", datetime.now(UTC) if until is None else until),
     )
     return sql.records(conn, Bucket, rows)
 
@@ -142,7 +142,7 @@ def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000) -> int
     On an autocommit connection each batch is a transaction of its own, so that a long prune holds nothing up and
     keeps what it has done if it is stopped; otherwise all are the caller's transaction.
     """
-    moment, size = _fields.moment("older_than", older_than), _fields.limit(batch, "batch")
+    moment, size = checks.moment("older_than", older_than), checks.limit(batch, "batch")
     total = 0
     while deleted := _queries.prune.execute(conn, older_than=moment, batch=size):
         total += deleted

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from . import _fields, sql
-from ._entity import Entity
+from . import checks, sql
+from .entity import Entity
 from .errors import InvalidValue, NotFound
 from .sql import Connection
 
@@ -55,65 +55,65 @@ _queries = sql.Queries("portals")
 
 
 def _values(new: NewPortal | Portal) -> dict[str, Any]:
-    energy = _fields.number("energy_requirement", new.energy_requirement)
+    energy = checks.number("energy_requirement", new.energy_requirement)
     if energy < 0:
         raise InvalidValue(f"energy_requirement: {energy} is negative")
     return {
-        "id": _fields.optional_identifier("id", new.id),
-        "source_dimension": _fields.integer("source_dimension", new.source_dimension),
-        "target_dimension": _fields.integer("target_dimension", new.target_dimension),
-        "radius": _fields.number("radius", new.radius),
+        "id": checks.optional_identifier("id", new.id),
+        "source_dimension": checks.integer("source_dimension", new.source_dimension),
+        "target_dimension": checks.integer("target_dimension", new.target_dimension),
+        "radius": checks.number("radius", new.radius),
         "energy_requirement": energy,
-        "stability_factor": _fields.number("stability_factor", new.stability_factor),
-        "creation_timestamp": _fields.optional_moment("creation_timestamp", new.creation_timestamp),
-        "last_used_timestamp": _fields.optional_moment("last_used_timestamp", new.last_used_timestamp),
-        "configuration_parameters": _fields.json_object("configuration_parameters", new.configuration_parameters),
-        "status": _fields.text("status", new.status),
+        "stability_factor": checks.number("stability_factor", new.stability_factor),
+        "creation_timestamp": checks.optional_moment("creation_timestamp", new.creation_timestamp),
+        "last_used_timestamp": checks.optional_moment("last_used_timestamp", new.last_used_timestamp),
+        "configuration_parameters": checks.json_object("configuration_parameters", new.configuration_parameters),
+        "status": checks.text("status", new.status),
     }
 
 
-_entity = Entity(_queries, Portal, _values, _fields.identifier, clock="creation_timestamp")
-insert = _entity.insert
-insert_many = _entity.insert_many
-get = _entity.get
-get_many = _entity.get_many
-delete = _entity.delete
-count = _entity.count
-stream = _entity.stream
+entity = Entity(_queries, Portal, _values, checks.identifier, clock="creation_timestamp")
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
 
 
 def between(conn: Connection, source_dimension: int, target_dimension: int, *, limit: int = 100) -> list[Portal]:
     """Return the portals that lead straight from one dimension to another, the cheapest first."""
     rows = _queries.between.fetchall(
         conn,
-        source_dimension=_fields.integer("source_dimension", source_dimension),
-        target_dimension=_fields.integer("target_dimension", target_dimension),
-        limit=_fields.limit(limit),
+        source_dimension=checks.integer("source_dimension", source_dimension),
+        target_dimension=checks.integer("target_dimension", target_dimension),
+        limit=checks.limit(limit),
     )
     return sql.records(conn, Portal, rows)
 
 
 def by_status(conn: Connection, status: str, *, limit: int = 100) -> list[Portal]:
     """Return the portals of a status, the newest first."""
-    rows = _queries.by_status.fetchall(conn, status=_fields.text("status", status), limit=_fields.limit(limit))
+    rows = _queries.by_status.fetchall(conn, status=checks.text("status", status), limit=checks.limit(limit))
     return sql.records(conn, Portal, rows)
 
 
 def mark_used(conn: Connection, id: UUID, *, at: datetime | None = None) -> datetime:
     """Note that a portal was used, now or *at* (aware), and return when it was used last. Raises NotFound."""
-    return _entity.update(conn, _queries.mark_used, datetime, id, at=_fields.optional_moment("at", at))
+    return entity.update(conn, _queries.mark_used, datetime, id, at=checks.optional_moment("at", at))
 
 
 def set_status(conn: Connection, id: UUID, status: str) -> None:
     """Change a portal's status. Raises NotFound."""
-    if not _queries.set_status.execute(conn, id=_fields.identifier("id", id), status=_fields.text("status", status)):
+    if not _queries.set_status.execute(conn, id=checks.identifier("id", id), status=checks.text("status", status)):
         raise NotFound(f"no row has the id {id}")
 
 
 def update_parameters(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge *changes* into a portal's parameters, key by key at the top level, and return all. Raises NotFound."""
-    changed = _fields.json_object("changes", changes)
-    return _entity.update(conn, _queries.update_parameters, dict, id, changes=changed)
+    changed = checks.json_object("changes", changes)
+    return entity.update(conn, _queries.update_parameters, dict, id, changes=changed)
 
 
 def route(
@@ -123,14 +123,14 @@ def route(
 
     [] when the two are the same dimension, None when no way of at most *max_steps* leads there.
     """
-    source = _fields.integer("source_dimension", source_dimension)
-    target = _fields.integer("target_dimension", target_dimension)
+    source = checks.integer("source_dimension", source_dimension)
+    target = checks.integer("target_dimension", target_dimension)
     if source == target:
         return []
     rows = _queries.route.fetchall(
         conn,
         source_dimension=source,
         target_dimension=target,
-        max_steps=_fields.limit(max_steps, "max_steps"),
+        max_steps=checks.limit(max_steps, "max_steps"),
     )
     return sql.records(conn, Portal, rows) or None

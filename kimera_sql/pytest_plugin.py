@@ -31,7 +31,7 @@ def kimera_verify() -> Verify:
     """
     # Not at the top: this module is imported by every run of pytest where kimera_sql is installed.
     from .connect import add_adapters
-    from .verify import verify
+    from .verify.run import verify
 
     def check(
         folder: Path | str,

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from . import embeddings, geoids, metrics, portals, sql, transitions
-from ._entity import Entity
+from .entity import Entity
 from .errors import CopyError
 from .progress import progress
 from .sql import Connection
@@ -25,11 +25,11 @@ _CHUNK: Final = 1000
 
 # States before the transitions that refer to them
 _ENTITIES: Final[dict[str, Entity[Any, Any, Any]]] = {
-    "geoid_states": geoids._entity,
-    "cognitive_transitions": transitions._entity,
-    "semantic_embeddings": embeddings._entity,
-    "portal_configurations": portals._entity,
-    "system_metrics": metrics._entity,
+    "geoid_states": geoids.entity,
+    "cognitive_transitions": transitions.entity,
+    "semantic_embeddings": embeddings.entity,
+    "portal_configurations": portals.entity,
+    "system_metrics": metrics.entity,
 }
 
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from . import _fields, sql
-from ._entity import Entity
+from . import checks, sql
+from .entity import Entity
 from .sql import Connection
 
 
@@ -62,25 +62,25 @@ _queries = sql.Queries("transitions")
 
 def _values(new: NewTransition | Transition) -> dict[str, Any]:
     return {
-        "id": _fields.optional_identifier("id", new.id),
-        "source_id": _fields.identifier("source_id", new.source_id),
-        "target_id": _fields.identifier("target_id", new.target_id),
-        "transition_energy": _fields.number("transition_energy", new.transition_energy),
-        "conservation_error": _fields.number("conservation_error", new.conservation_error),
-        "transition_type": _fields.text("transition_type", new.transition_type),
-        "timestamp": _fields.optional_moment("timestamp", new.timestamp),
-        "metadata": _fields.json_object("metadata", new.metadata),
+        "id": checks.optional_identifier("id", new.id),
+        "source_id": checks.identifier("source_id", new.source_id),
+        "target_id": checks.identifier("target_id", new.target_id),
+        "transition_energy": checks.number("transition_energy", new.transition_energy),
+        "conservation_error": checks.number("conservation_error", new.conservation_error),
+        "transition_type": checks.text("transition_type", new.transition_type),
+        "timestamp": checks.optional_moment("timestamp", new.timestamp),
+        "metadata": checks.json_object("metadata", new.metadata),
     }
 
 
-_entity = Entity(_queries, Transition, _values, _fields.identifier)
-insert = _entity.insert
-insert_many = _entity.insert_many
-get = _entity.get
-get_many = _entity.get_many
-delete = _entity.delete
-count = _entity.count
-stream = _entity.stream
+entity = Entity(_queries, Transition, _values, checks.identifier)
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
 
 
 def record(
@@ -112,24 +112,20 @@ def record(
 
 def outgoing(conn: Connection, state_id: UUID, *, limit: int = 100) -> list[Transition]:
     """Return the transitions that lead away from a state, the newest first."""
-    rows = _queries.outgoing.fetchall(
-        conn, state_id=_fields.identifier("state_id", state_id), limit=_fields.limit(limit)
-    )
+    rows = _queries.outgoing.fetchall(conn, state_id=checks.identifier("state_id", state_id), limit=checks.limit(limit))
     return sql.records(conn, Transition, rows)
 
 
 def incoming(conn: Connection, state_id: UUID, *, limit: int = 100) -> list[Transition]:
     """Return the transitions that lead to a state, the newest first."""
-    rows = _queries.incoming.fetchall(
-        conn, state_id=_fields.identifier("state_id", state_id), limit=_fields.limit(limit)
-    )
+    rows = _queries.incoming.fetchall(conn, state_id=checks.identifier("state_id", state_id), limit=checks.limit(limit))
     return sql.records(conn, Transition, rows)
 
 
 def by_type(conn: Connection, transition_type: str, *, limit: int = 100) -> list[Transition]:
     """Return the transitions of a type, the newest first."""
     rows = _queries.by_type.fetchall(
-        conn, transition_type=_fields.text("transition_type", transition_type), limit=_fields.limit(limit)
+        conn, transition_type=checks.text("transition_type", transition_type), limit=checks.limit(limit)
     )
     return sql.records(conn, Transition, rows)
 
@@ -138,9 +134,9 @@ def between(conn: Connection, since: datetime, until: datetime, *, limit: int = 
     """Return the transitions from *since* up to, not including, *until* (both aware), the oldest first."""
     rows = _queries.between.fetchall(
         conn,
-        since=_fields.moment("since", since),
-        until=_fields.moment("until", until),
-        limit=_fields.limit(limit),
+        since=checks.moment("since", since),
+        until=checks.moment("until", until),
+        limit=checks.limit(limit),
     )
     return sql.records(conn, Transition, rows)
 
@@ -151,11 +147,11 @@ def path(conn: Connection, source_id: UUID, target_id: UUID, *, max_steps: int =
     [] when the two are the same state, None when no way of at most *max_steps* leads there. Where several are as
     short, each step prefers the least energy.
     """
-    _fields.identifier("source_id", source_id)
-    if source_id == _fields.identifier("target_id", target_id):
+    checks.identifier("source_id", source_id)
+    if source_id == checks.identifier("target_id", target_id):
         return []
     rows = _queries.path.fetchall(
-        conn, source_id=source_id, target_id=target_id, max_steps=_fields.limit(max_steps, "max_steps")
+        conn, source_id=source_id, target_id=target_id, max_steps=checks.limit(max_steps, "max_steps")
     )
     return sql.records(conn, Transition, rows) or None
 
@@ -168,8 +164,8 @@ def trajectory(conn: Connection, state_id: UUID, *, max_steps: int = 100) -> lis
     """
     rows = _queries.trajectory.fetchall(
         conn,
-        state_id=_fields.identifier("state_id", state_id),
-        max_steps=_fields.limit(max_steps, "max_steps"),
+        state_id=checks.identifier("state_id", state_id),
+        max_steps=checks.limit(max_steps, "max_steps"),
     )
     return sql.records(conn, Transition, rows)
 
@@ -179,7 +175,7 @@ def energy_balance(
 ) -> list[EnergyBalance]:
     """Return the balance of each type of transition, by type, from *since* up to, not including, *until*."""
     rows = _queries.energy_balance.fetchall(
-        conn, since=_fields.optional_moment("since", since), until=_fields.optional_moment("until", until)
+        conn, since=checks.optional_moment("since", since), until=checks.optional_moment("until", until)
     )
     return sql.records(conn, EnergyBalance, rows)
 
@@ -187,6 +183,6 @@ def energy_balance(
 def unbalanced(conn: Connection, tolerance: float, *, limit: int = 100) -> list[Transition]:
     """Return the transitions whose conservation error is beyond *tolerance* either way, the worst first."""
     rows = _queries.unbalanced.fetchall(
-        conn, tolerance=_fields.number("tolerance", tolerance), limit=_fields.limit(limit)
+        conn, tolerance=checks.number("tolerance", tolerance), limit=checks.limit(limit)
     )
     return sql.records(conn, Transition, rows)

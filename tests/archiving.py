@@ -17,7 +17,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from kimera_sql import _tools, add_adapters, basebackup
+from kimera_sql import add_adapters
+from kimera_sql.ops.backup import basebackup, tools
 
 PASSWORD = "planted-secret"
 
@@ -86,7 +87,7 @@ def cluster(name: str) -> Iterator[Cluster]:
     assert spec is not None
     assert spec.origin is not None
     binaries = Path(spec.origin).parent / inside
-    user = _tools.server_user()
+    user = tools.server_user()
     with (
         tempfile.TemporaryDirectory(prefix="kimera_test_") as parent,
         pytest.MonkeyPatch.context() as patch,
@@ -100,7 +101,7 @@ def cluster(name: str) -> Iterator[Cluster]:
             if user is not None:
                 shutil.chown(made, user)
         initdb = ["--auth=trust", "--no-sync", "--username=postgres", "--locale=C", "--encoding=UTF8"]
-        _tools.run(binaries / "initdb", [*initdb, f"--wal-segsize={_SEGMENT_MB[name]}", f"--pgdata={data}"], user=user)
+        tools.run(binaries / "initdb", [*initdb, f"--wal-segsize={_SEGMENT_MB[name]}", f"--pgdata={data}"], user=user)
         (data / "pg_hba.conf").write_text(_HBA)
         with (data / "postgresql.conf").open("a") as conf:
             conf.write(_CONF.format(folder=data) + basebackup.conf(basebackup.archive_settings(backups)))
@@ -116,13 +117,13 @@ def cluster(name: str) -> Iterator[Cluster]:
 @contextmanager
 def standby(primary: Cluster) -> Iterator[str]:
     """Run a standby that streams from *primary* as "reader", and yield a superuser's conninfo of it."""
-    data, user = primary.folder / "standby", _tools.server_user()
+    data, user = primary.folder / "standby", tools.server_user()
     data.mkdir(0o700)
     if user is not None:
         shutil.chown(data, user)
     source = make_conninfo(primary.conninfo, dbname="", application_name="reader")
     arguments = [f"--pgdata={data}", f"--dbname={source}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
-    _tools.run(primary.binaries / "pg_basebackup", arguments, user=user)
+    tools.run(primary.binaries / "pg_basebackup", arguments, user=user)
     (data / ".s.PGSQL.5432.lock").unlink()  # the primary's, which keeps its socket among its data
     with (data / "postgresql.conf").open("a") as conf:
         conf.write(f"unix_socket_directories = '{data}'\n")
@@ -137,11 +138,11 @@ def standby(primary: Cluster) -> Iterator[str]:
 def start(binaries: Path, data: Path, log: Path) -> None:
     log.touch(0o666)
     log.chmod(0o666)
-    _tools.run(binaries / "pg_ctl", ["start", "-w", "-s", f"-D{data}", f"-l{log}"], user=_tools.server_user())
+    tools.run(binaries / "pg_ctl", ["start", "-w", "-s", f"-D{data}", f"-l{log}"], user=tools.server_user())
 
 
 def stop(binaries: Path, data: Path) -> None:
-    _tools.run(binaries / "pg_ctl", ["stop", "-w", "-s", "-mimmediate", f"-D{data}"], user=_tools.server_user())
+    tools.run(binaries / "pg_ctl", ["stop", "-w", "-s", "-mimmediate", f"-D{data}"], user=tools.server_user())
 
 
 def arguments_of_all() -> str:

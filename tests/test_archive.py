@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kimera_sql import archive
+from kimera_sql.ops.backup import archiving as archive
 
 NAME = "000000010000000000000002"
 PROGRAM = [sys.executable, "-I", "-S", archive.__file__]

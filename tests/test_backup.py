@@ -27,17 +27,17 @@ from kimera_sql import (
     InvalidValue,
     SqlitePool,
     UnsupportedByServer,
-    _tools,
     add_adapters,
-    backup,
     embeddings,
     geoids,
     metrics,
     portals,
     transitions,
 )
-from kimera_sql._files import locked
 from kimera_sql.errors import BackupError, KimeraError
+from kimera_sql.ops.backup import dumps as backup
+from kimera_sql.ops.backup import tools
+from kimera_sql.ops.backup.files import locked
 from kimera_sql.sql import Connection
 
 SECRET = "planted-secret: \\ 'ä'"
@@ -173,7 +173,7 @@ def test_what_is_written_after_the_snapshot_is_not_in_the_manifest(filled: str, 
     (made,) = dumped
     assert {table.table: table.rows for table in made.contents.tables}["public.system_metrics"] == 1
     script = subprocess.run(
-        [_tools.find("pg_restore", None), "--data-only", "--table=system_metrics", "--file=-", made.path],
+        [tools.find("pg_restore", None), "--data-only", "--table=system_metrics", "--file=-", made.path],
         capture_output=True,
         text=True,
         check=True,
@@ -421,10 +421,10 @@ def base_backup(server: Server, folder: Path, moment: datetime) -> Path:
     (folder / "base").mkdir(parents=True, exist_ok=True)
     path = folder / "base" / f"kimera_base_{moment:%Y%m%d_%H%M%S}"
     with psycopg.connect(server.conninfo) as conn:
-        _tools.run(
-            _tools.find("pg_basebackup", conn),
+        tools.run(
+            tools.find("pg_basebackup", conn),
             [f"--pgdata={path}", "--checkpoint=fast", "--manifest-checksums=SHA256"],
-            _tools.parameters(conn),
+            tools.parameters(conn),
         )
     os.utime(path / "backup_manifest", (moment.timestamp(), moment.timestamp()))
     return path
@@ -579,29 +579,29 @@ def fake_tool(folder: Path, name: str, version: str) -> Path:
 
 
 def test_a_tool_older_than_its_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tools, "_folders", lambda _: iter([tmp_path / "old", tmp_path / "new", tmp_path / "newer"]))
+    monkeypatch.setattr(tools, "_folders", lambda _: iter([tmp_path / "old", tmp_path / "new", tmp_path / "newer"]))
     old = fake_tool(tmp_path / "old", "pg_dump", "15.5 (Debian 15.5-1)")
     with pytest.raises(BackupError) as caught:
-        _tools.find("pg_dump", 180004)
+        tools.find("pg_dump", 180004)
     assert str(caught.value).startswith(f"{old} is version 15.5, and the server is 18.4: a tool must not be older")
     assert "postgresql-client-18" in str(caught.value)
     newer, new = fake_tool(tmp_path / "new", "pg_dump", "19.1"), fake_tool(tmp_path / "newer", "pg_dump", "18.0")
-    assert _tools.find("pg_dump", 180004) == new
-    assert _tools.find("pg_dump", 160001) == new
-    assert _tools.find("pg_dump", 150000) == old
-    assert _tools.find("pg_dump", None) == newer
+    assert tools.find("pg_dump", 180004) == new
+    assert tools.find("pg_dump", 160001) == new
+    assert tools.find("pg_dump", 150000) == old
+    assert tools.find("pg_dump", None) == newer
     with pytest.raises(BackupError, match=r"pg_dump must be of version 16; install .* postgresql-client-16"):
-        _tools.find("pg_dump", 160001, exact=True)
+        tools.find("pg_dump", 160001, exact=True)
     broken = fake_tool(tmp_path / "old", "psql", "none")
     with pytest.raises(BackupError, match=f"psql was not found; {broken} does not run; install"):
-        _tools.find("psql", None)
+        tools.find("psql", None)
     with pytest.raises(BackupError, match=r"pg_ctl was not found; install .* package postgresql-16\)"):
-        _tools.find("pg_ctl", 160001)
+        tools.find("pg_ctl", 160001)
 
 
 def test_the_servers_own_tools_come_first(pg_conn: psycopg.Connection) -> None:
-    tool = _tools.find("pg_dump", pg_conn)
-    assert _tools.version(tool) == pg_conn.info.server_version
+    tool = tools.find("pg_dump", pg_conn)
+    assert tools.version(tool) == pg_conn.info.server_version
 
 
 def test_a_failing_tool_is_an_error_without_secrets(tmp_path: Path) -> None:
@@ -609,10 +609,10 @@ def test_a_failing_tool_is_an_error_without_secrets(tmp_path: Path) -> None:
     tool.write_text('#!/bin/sh\necho "no login with $(cat $PGPASSFILE) at $PGHOST as $PGUSER" >&2\nexit 3\n')
     tool.chmod(0o755)
     with pytest.raises(BackupError) as caught:
-        _tools.run(tool, [], {"password": "plain", "host": "h", "user": "u"})
+        tools.run(tool, [], {"password": "plain", "host": "h", "user": "u"})
     assert str(caught.value) == "tool failed (exit status 3)\n  no login with *:*:*:*:*** at h as u"
     with pytest.raises(BackupError, match="cannot be run: No such file"):
-        _tools.run(tmp_path / "missing", [])
+        tools.run(tmp_path / "missing", [])
 
 
 def test_a_tool_sees_no_other_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -622,7 +622,7 @@ def test_a_tool_sees_no_other_connection(tmp_path: Path, monkeypatch: pytest.Mon
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\nenv | grep ^PG | sort\n")
     tool.chmod(0o755)
-    assert _tools.run(tool, [], {"port": "7", "dbname": "d"}) == "PGDATABASE=d\nPGPORT=7\n"
+    assert tools.run(tool, [], {"port": "7", "dbname": "d"}) == "PGDATABASE=d\nPGPORT=7\n"
 
 
 def test_a_tool_ends_with_what_started_it(tmp_path: Path) -> None:
@@ -634,7 +634,7 @@ def test_a_tool_ends_with_what_started_it(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _tools.run(tool, [], tick=interrupt)
+        tools.run(tool, [], tick=interrupt)
     assert children("sleep") == []
 
 

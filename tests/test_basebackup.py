@@ -17,8 +17,8 @@ import pytest
 from archiving import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import _files, _tools, basebackup
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
+from kimera_sql.ops.backup import basebackup, files, tools
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_nothing(archiving: Cluster, tmp_path: Path) -> None:
 def test_two_at_once_are_refused(archiving: Cluster, folder: Path) -> None:
     with (
         archiving.connect() as conn,
-        _files.locked(folder / "base"),
+        files.locked(folder / "base"),
         pytest.raises(BackupError, match="another backup or pruning is at work"),
     ):
         basebackup.make(conn, folder)
@@ -171,7 +171,7 @@ def test_two_at_once_are_refused(archiving: Cluster, folder: Path) -> None:
 def test_tablespaces_elsewhere_are_refused_by_name(archiving: Cluster, folder: Path) -> None:
     place = archiving.folder / "place"
     place.mkdir(0o700)
-    if user := _tools.server_user():
+    if user := tools.server_user():
         shutil.chown(place, user)
     with archiving.connect() as conn:
         conn.execute(f"CREATE TABLESPACE elsewhere LOCATION '{place}'".encode())

@@ -17,11 +17,14 @@ from psycopg.conninfo import make_conninfo
 from test_cli import run
 from test_monitoring import conn, connected, fill, grant, only, own_server, role, until
 
-from kimera_sql import SqlitePool, _tools, backup, doctor, indexes, metrics, monitoring, tuning
-from kimera_sql.backup import Backup
-from kimera_sql.doctor import Extension, Facts, Finding, Session, Transport
+from kimera_sql import SqlitePool, metrics
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
-from kimera_sql.monitoring import (
+from kimera_sql.ops import doctor, monitoring, tuning
+from kimera_sql.ops.backup import dumps as backup
+from kimera_sql.ops.backup import tools
+from kimera_sql.ops.backup.dumps import Backup
+from kimera_sql.ops.doctor import Extension, Facts, Finding, Session, Transport
+from kimera_sql.ops.monitoring import (
     Archiver,
     Bloat,
     Blocked,
@@ -33,8 +36,9 @@ from kimera_sql.monitoring import (
     VectorHealth,
     Wraparound,
 )
-from kimera_sql.postgres import Connection
-from kimera_sql.tuning import Check
+from kimera_sql.ops.tuning import Check
+from kimera_sql.search import indexes
+from kimera_sql.sql.postgres import Connection
 
 __all__ = ["conn", "role"]
 
@@ -368,7 +372,7 @@ def test_a_slot_that_nobody_uses(conn: Connection) -> None:
 def careless(open_folder: Path, newest: Server) -> Iterator[Callable[..., str]]:
     """What starts a server with settings of the test's own."""
     with psycopg.connect(newest.conninfo) as conn:
-        binaries = _tools.find("initdb", conn).parent
+        binaries = tools.find("initdb", conn).parent
     with own_server(binaries, open_folder) as start:
         yield start
 

@@ -14,7 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from kimera_sql import ConnectionFailed, embedded, migrate, tuning
+from kimera_sql import ConnectionFailed, embedded, migrate
+from kimera_sql.ops import tuning
 
 ROOT = Path(__file__).parent.parent
 

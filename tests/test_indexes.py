@@ -15,9 +15,10 @@ import pytest
 from reference import assert_nearest, cosine
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, indexes, recall, sql
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import InvalidValue, NotFound, UnsupportedByServer
-from kimera_sql.postgres import Connection
+from kimera_sql.search import indexes, recall
+from kimera_sql.sql.postgres import Connection
 
 VECTORS = [unit(seed) for seed in range(60)]
 INDEXES = {"geoid_states": "idx_geoid_vector", "semantic_embeddings": "idx_embedding_vector"}

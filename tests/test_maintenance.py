@@ -22,8 +22,10 @@ from psycopg.conninfo import make_conninfo
 from strategies import unit
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import SqlitePool, add_adapters, geoids, indexes, maintenance, metrics, migrate, recall, sql
+from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql
 from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer
+from kimera_sql.ops import maintenance
+from kimera_sql.search import indexes, recall
 
 Connection = psycopg.Connection[Any]
 

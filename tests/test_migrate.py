@@ -17,7 +17,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from kimera_sql import SchemaError, migrate, sql
-from kimera_sql.migrate import pending
+from kimera_sql.migrations import pending
 from kimera_sql.vectors import DIMENSIONS
 
 Connection = psycopg.Connection[Any]

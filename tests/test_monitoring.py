@@ -26,10 +26,13 @@ from psycopg_pool import PoolTimeout
 from strategies import unit
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import Settings, SqlitePool, _tools, add_adapters, geoids, indexes, metrics, monitoring, open_pool
+from kimera_sql import Settings, SqlitePool, add_adapters, geoids, metrics, open_pool
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
-from kimera_sql.monitoring import Sample, Unavailable
-from kimera_sql.postgres import Connection
+from kimera_sql.ops import monitoring
+from kimera_sql.ops.backup import tools
+from kimera_sql.ops.monitoring import Sample, Unavailable
+from kimera_sql.search import indexes
+from kimera_sql.sql.postgres import Connection
 
 T = TypeVar("T")
 
@@ -344,7 +347,7 @@ def test_a_slot_holds_write_ahead_log(conn: Connection) -> None:
 
 def test_a_replica_is_seen(conn: Connection, database: str, tmp_path: Path) -> None:
     assert monitoring.standby(conn) == []
-    tool = _tools.find("pg_receivewal", conn)
+    tool = tools.find("pg_receivewal", conn)
     target = make_conninfo(database, dbname="", application_name="receiver")
     with subprocess.Popen([tool, "-D", tmp_path, "-d", target], stderr=subprocess.DEVNULL) as receiver:
         try:

@@ -20,13 +20,14 @@ from psycopg.rows import dict_row
 from reference import ABSENT, seconds
 from strategies import unit
 
-from kimera_sql import add_adapters, embeddings, geoids, indexes, metrics, portals, search, sql, transitions
+from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, search, sql, transitions
 from kimera_sql.embeddings import NewEmbedding
 from kimera_sql.errors import InvalidValue, NotFound
 from kimera_sql.geoids import NewGeoid
 from kimera_sql.metrics import NewMetric
 from kimera_sql.portals import NewPortal
-from kimera_sql.postgres import Connection
+from kimera_sql.search import indexes
+from kimera_sql.sql.postgres import Connection
 from kimera_sql.transitions import NewTransition
 from kimera_sql.vectors import Vector
 

@@ -13,9 +13,10 @@ from conftest import NAMES, Server
 from numpy.typing import NDArray
 from reference import clustered, cosines
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, indexes, migrate, recall
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate
 from kimera_sql.errors import InvalidValue, UnsupportedByServer, VectorError
-from kimera_sql.postgres import Connection
+from kimera_sql.search import indexes, recall
+from kimera_sql.sql.postgres import Connection
 
 ROWS: Final = 2500
 MORE: Final = 500

@@ -21,9 +21,10 @@ from archiving import NAMES, PASSWORD, Cluster, cluster, files_with, start, stop
 from psycopg.conninfo import make_conninfo
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import _tools, basebackup, geoids, migrate, recovery
+from kimera_sql import geoids, migrate
 from kimera_sql.errors import BackupError, InvalidValue
-from kimera_sql.recovery import Target
+from kimera_sql.ops.backup import basebackup, recovery, tools
+from kimera_sql.ops.backup.recovery import Target
 
 Rows = list[tuple[Any, ...]]
 
@@ -111,7 +112,7 @@ def archive(history: History) -> Iterator[Path]:
     """A copy of the archive, to be damaged."""
     path = history.cluster.folder / "a 'copy' 100%f"
     shutil.copytree(history.wal, path)
-    if user := _tools.server_user():
+    if user := tools.server_user():
         for one in (path, *path.iterdir()):
             shutil.chown(one, user)
     yield path

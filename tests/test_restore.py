@@ -24,10 +24,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from test_backup import SECRET, copied, fill, flip
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, _tools, add_adapters, backup, geoids, indexes
-from kimera_sql.backup import Dump
+from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids
 from kimera_sql.errors import BackupError, KimeraError
-from kimera_sql.restore import drill, restore
+from kimera_sql.ops.backup import dumps as backup
+from kimera_sql.ops.backup import tools
+from kimera_sql.ops.backup.dumps import Dump
+from kimera_sql.ops.backup.restore import drill, restore
+from kimera_sql.search import indexes
 
 TABLES = ("geoid_states", "cognitive_transitions", "semantic_embeddings", "portal_configurations", "system_metrics")
 
@@ -501,13 +504,13 @@ def test_the_commands_restore_and_drill(
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[str]:
     """Run a server that asks for a password, SECRET, and yield its conninfo without it."""
-    initdb = _tools.find("initdb", None)
-    user, data, passfile = _tools.server_user(), folder / "data", folder / "password"
+    initdb = tools.find("initdb", None)
+    user, data, passfile = tools.server_user(), folder / "data", folder / "password"
     passfile.write_text(SECRET)
     if user is not None:
         shutil.chown(folder, user)
         shutil.chown(passfile, user)
-    _tools.run(
+    tools.run(
         initdb,
         ["--auth=scram-sha-256", f"--pwfile={passfile}", "--username=owner", "--no-sync", f"--pgdata={data}"],
         user=user,
@@ -515,11 +518,11 @@ def guarded(folder: Path) -> Iterator[str]:
     with (data / "postgresql.conf").open("a") as conf:
         conf.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nfsync = off\n")
     pg_ctl = initdb.with_name("pg_ctl")
-    _tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={folder}/log"], user=user)
+    tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={folder}/log"], user=user)
     try:
         yield make_conninfo("", host=str(folder), user="owner", dbname="postgres")
     finally:
-        _tools.run(pg_ctl, ["stop", "--wait", "--silent", "--mode=immediate", f"--pgdata={data}"], user=user)
+        tools.run(pg_ctl, ["stop", "--wait", "--silent", "--mode=immediate", f"--pgdata={data}"], user=user)
 
 
 def test_passwords_reach_the_tools_and_nothing_else(open_folder: Path, tmp_path: Path) -> None:

@@ -17,24 +17,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 from test_cli import run
 
-from kimera_sql import (
-    SqlitePool,
-    _tools,
-    add_adapters,
-    embeddings,
-    geoids,
-    indexes,
-    maintenance,
-    metrics,
-    migrate,
-    monitoring,
-    portals,
-    recall,
-    sql,
-    transitions,
-)
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
-from kimera_sql.migrate import pending
+from kimera_sql.migrations import pending
+from kimera_sql.ops import maintenance, monitoring
+from kimera_sql.ops.backup import tools
+from kimera_sql.search import indexes, recall
 
 Connection = psycopg.Connection[Any]
 
@@ -275,7 +263,7 @@ def test_the_backup_role_dumps_everything_and_writes_nothing(
         for table in ENTITY_TABLES:
             for statement in WRITES:
                 refused(conn, statement.replace("one", table))
-        tool = _tools.find("pg_dump", conn)
+        tool = tools.find("pg_dump", conn)
     dump = tmp_path / "all.dump"
     subprocess.run([tool, "--format=custom", f"--file={dump}", conninfo], check=True)
     listed = subprocess.run([tool.with_name("pg_restore"), "--list", dump], check=True, capture_output=True, text=True)
@@ -353,7 +341,7 @@ def test_applied_again_it_changes_nothing_and_takes_back_what_was_given_since(da
 
 def test_psql_applies_the_file_too(database: str) -> None:
     with connected(database) as conn:
-        psql = _tools.find("pg_dump", conn).with_name("psql")
+        psql = tools.find("pg_dump", conn).with_name("psql")
     path = sql.shipped("schema") / "roles.sql"
     arguments = ["--no-psqlrc", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-qf", str(path), database]
     subprocess.run([psql, *arguments], check=True, capture_output=True)

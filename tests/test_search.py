@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from reference import clustered, cosines, seconds
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, indexes, migrate, recall, search, sql
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate, search, sql
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
-from kimera_sql.postgres import Connection
-from kimera_sql.search import VectorIndex
+from kimera_sql.search import VectorIndex, indexes, recall
+from kimera_sql.sql.postgres import Connection
 
 ROWS: Final = 3000
 _MADE: Final = clustered(ROWS + 120)

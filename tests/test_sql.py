@@ -18,8 +18,8 @@ from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, sql, transitions
 from kimera_sql.errors import QueryError
-from kimera_sql.postgres import Connection
 from kimera_sql.sql import Queries, Statement
+from kimera_sql.sql.postgres import Connection
 
 FILES: Final = sorted((sql.shipped("queries") / "postgres").glob("*.sql"))
 SHIPPED: Final = [

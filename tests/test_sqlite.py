@@ -25,12 +25,12 @@ from kimera_sql import (
     connect,
     embeddings,
     geoids,
-    indexes,
     metrics,
     migrate,
     open_pool,
     sqlite,
 )
+from kimera_sql.search import indexes
 from kimera_sql.vectors import Vector
 
 STATE = geoids.NewGeoid(state_vector=unit(0), entropy=0, coherence_factor=0, energy_level=0)

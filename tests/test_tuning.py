@@ -11,8 +11,9 @@ from conftest import Server
 from psycopg.conninfo import make_conninfo
 from test_cli import run
 
-from kimera_sql import SqlitePool, tuning
+from kimera_sql import SqlitePool
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
+from kimera_sql.ops import tuning
 
 GB = 2**30
 SPECIFIED = {

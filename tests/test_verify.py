@@ -21,10 +21,13 @@ import pytest
 from conftest import Server
 from test_cli import run
 
-from kimera_sql import _verify_calls, _verify_nulls, _verify_postgres, add_adapters, embeddings, geoids, sql, verify
+from kimera_sql import add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import QueryError, SchemaError, UnsupportedByServer
 from kimera_sql.pytest_plugin import Verify
 from kimera_sql.vectors import Vector
+from kimera_sql.verify import calls, nulls
+from kimera_sql.verify import run as verify
+from kimera_sql.verify import server as prepare
 
 RECORDS: Final = sys.modules[__name__]
 
@@ -419,9 +422,9 @@ def test_nullability_is_told_from_the_statement(pg_conn: psycopg.Connection, tmp
     (tmp_path / "dreams.sql").write_text(query(statement, name="one()^"))
     verify.verify(pg_conn, tmp_path, RECORDS)  # a fault says what is missing; the columns are of interest here
     queries, _ = verify._read(tmp_path, RECORDS)
-    with _verify_postgres.throwaway(pg_conn, own_schema=False) as server:
+    with prepare.throwaway(pg_conn, own_schema=False) as server:
         described = server.describe(queries[0].source, ())
-    assert isinstance(described, _verify_postgres.Described)
+    assert isinstance(described, prepare.Described)
     assert "".join({None: "?", True: "n", False: "-"}[null] for _, _, null in described.columns) == NULLS[statement]
 
 
@@ -440,7 +443,7 @@ def test_the_old_and_the_new_row_can_be_missing(conn_newest: psycopg.Connection,
 
 
 def test_a_node_tree_is_read() -> None:
-    tree = _verify_nulls.parse(r'({A :x <> :y ("a b" c\ d) :z 4 [ 1 2 ] :n {B :v -1}})')
+    tree = nulls.parse(r'({A :x <> :y ("a b" c\ d) :z 4 [ 1 2 ] :n {B :v -1}})')
     assert tree == [{"": "A", "x": None, "y": ['"a b"', r"c\ d"], "z": "4", "n": {"": "B", "v": "-1"}}]
 
 
@@ -550,7 +553,7 @@ def called(folder: Path, call: str) -> list[str]:
         f"def run(conn, id, where):\n    rows = {call}\n    return rows\n"
     )
     statements = {one.name: one for one in sql.statements("postgres", "geoids").values()}
-    return [str(fault) for fault in _verify_calls.check(folder, statements)]
+    return [str(fault) for fault in calls.check(folder, statements)]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -18,7 +18,7 @@ from psycopg_pool import PoolTimeout
 from .. import demo, embedded, transfer
 from ..connect import open_pool
 from ..errors import KimeraError, SettingsError
-from ..migrate import migrate
+from ..migrations import migrate
 from ..settings import Settings
 from ..sqlite import SqlitePool
 from . import backup, index, maintain, monitor, recover, verify

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import tuning
 from ..errors import InvalidValue
+from ..ops import tuning
 
 
 def add_folder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

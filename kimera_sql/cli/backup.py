@@ -12,9 +12,11 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from .. import backup, embedded, restore
+from .. import embedded
 from ..connect import open_pool, parse
 from ..errors import BackupError
+from ..ops.backup import dumps as backup
+from ..ops.backup import restore
 from ..settings import Settings
 from ..sql import Connection
 from . import basebackup

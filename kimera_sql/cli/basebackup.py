@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .. import basebackup
+from ..ops.backup import basebackup
 from .arguments import add_folder
 from .connection import autocommit
 from .output import add_json, print_json

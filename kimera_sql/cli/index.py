@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from .. import indexes, recall
-from ..search import TABLES, VectorIndex
+from ..search import TABLES, VectorIndex, indexes, recall
 from .connection import autocommit
 from .output import add_json, print_json
 from .watch import watched

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from .. import indexes, maintenance, tuning
+from ..ops import maintenance, tuning
+from ..search import indexes
 from ..sql import Connection
 from .arguments import size
 from .connection import autocommit

@@ -10,8 +10,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import doctor, monitoring
-from ..monitoring import Rows, Unavailable
+from ..ops import doctor, monitoring
+from ..ops.monitoring import Rows, Unavailable
 from ..settings import Settings
 from ..sql import Connection
 from .arguments import size

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from .. import recovery
 from ..errors import SettingsError
+from ..ops.backup import recovery
 from .output import add_json, print_json
 
 

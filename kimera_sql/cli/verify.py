@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import verify
 from ..errors import SettingsError
+from ..verify import run as verify
 from .connection import pool
 from .output import add_json, print_json
 

@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 
 import psycopg
 
-from ..indexes import Building
 from ..progress import Bar
+from ..search.indexes import Building
 from ..sql import Connection
 from .connection import pool
 

@@ -13,11 +13,11 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql as composed
 
-from . import indexes, metrics, postgres, recall, sql
-from .errors import InvalidValue, KimeraError, MaintenanceError, SchemaError, UnsupportedByServer
-from .indexes import Building
-from .search import VectorIndex
-from .sql import Connection
+from .. import metrics, sql
+from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError, UnsupportedByServer
+from ..search import VectorIndex, indexes, recall
+from ..search.indexes import Building
+from ..sql import Connection, postgres
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from . import _fields, indexes, metrics, sql
-from .errors import InvalidValue, UnsupportedByServer
-from .search import VectorIndex
-from .sql import Connection
+from .. import checks, metrics, sql
+from ..errors import InvalidValue, UnsupportedByServer
+from ..search import VectorIndex, indexes
+from ..sql import Connection
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -438,7 +438,7 @@ def statements(conn: Connection, *, limit: int = 10) -> list[Statement]:
 
     Raises UnsupportedByServer where that is not set up, with what to do, and InvalidValue for a *limit* below 1.
     """
-    most = _fields.limit(limit)
+    most = checks.limit(limit)
     advice = (
         "put pg_stat_statements into shared_preload_libraries, restart the server, and run CREATE EXTENSION "
         "pg_stat_statements in this database"
@@ -470,7 +470,7 @@ def blocked(conn: Connection) -> list[Blocked]:
 
 def transactions(conn: Connection, *, longer_than: float = 60.0) -> list[Transaction]:
     """Return other sessions' and prepared transactions that have been open for *longer_than* seconds, oldest first."""
-    seconds = _fields.number("longer_than", longer_than)
+    seconds = checks.number("longer_than", longer_than)
     if not 0 <= seconds <= 10**9:
         raise InvalidValue(f"longer_than: {seconds:g} is not within 0 to 1000000000 seconds")
     found = _all(conn, Transaction, _queries.transactions, seconds=seconds)

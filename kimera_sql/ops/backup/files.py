@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from .errors import BackupError
+from ...errors import BackupError
 
 PARTIAL: Final = ".partial"
 """What the name of a backup ends with, after a dot and its own name, while it is made."""

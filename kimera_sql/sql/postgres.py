@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
 if TYPE_CHECKING:
-    from .sql import Row, Statement
+    from . import Row, Statement
 
 Connection: TypeAlias = psycopg.Connection[Any]
 

@@ -19,11 +19,13 @@ from typing import Any, Final
 
 import psycopg
 
-from . import _fields, _tools, archive, sql
-from ._files import PARTIAL, fsync, locked, reported
-from .errors import BackupError, InvalidValue, UnsupportedByServer
-from .progress import Bar
-from .sql import Connection
+from ... import checks, sql
+from ...errors import BackupError, InvalidValue, UnsupportedByServer
+from ...progress import Bar
+from ...sql import Connection
+from . import archiving as archive
+from . import tools
+from .files import PARTIAL, fsync, locked, reported
 
 _queries = sql.Queries("basebackup")
 
@@ -77,7 +79,7 @@ def make(conn: Connection, folder: Path) -> BaseBackup:
             f"the server has tablespaces outside its data folder ({', '.join(outside)}), which a base backup would put "
             "in the same places here; use pg_basebackup with --tablespace-mapping"
         )
-    pg_basebackup = _tools.find("pg_basebackup", server)
+    pg_basebackup = tools.find("pg_basebackup", server)
     with locked(folder / "base") as bases:
         path = _free_name(bases)
         partial = bases / f".{path.name}{PARTIAL}"
@@ -91,7 +93,7 @@ def make(conn: Connection, folder: Path) -> BaseBackup:
                     bar.draw("base backup", *row)
 
             try:
-                _tools.run(
+                tools.run(
                     pg_basebackup,
                     [
                         f"--pgdata={partial.absolute()}",
@@ -102,7 +104,7 @@ def make(conn: Connection, folder: Path) -> BaseBackup:
                         f"--label={path.name}",
                         "--no-password",
                     ],
-                    {**_tools.parameters(server), "application_name": application},
+                    {**tools.parameters(server), "application_name": application},
                     tick=draw,
                 )
                 # Where the server lets its group read, pg_basebackup does too.
@@ -129,12 +131,12 @@ def verify(base: Path, *, archive: Path | None = None) -> None:
     own = any(len(file.name) == 24 for file in (base / "pg_wal").glob("*"))
     wal = (base / "pg_wal" if own or archive is None else archive).absolute()
     try:
-        tool = _tools.find("pg_verifybackup", made.major * 10000, exact=True)
+        tool = tools.find("pg_verifybackup", made.major * 10000, exact=True)
     except BackupError:
         tool = None
     try:
         if tool is not None:
-            _tools.run(tool, ["--quiet", f"--wal-directory={wal}", base.absolute()])
+            tools.run(tool, ["--quiet", f"--wal-directory={wal}", base.absolute()])
         else:
             _compare(base)
             _read_wal(made, wal)
@@ -196,11 +198,11 @@ def _compare(base: Path) -> None:
 
 
 def _read_wal(made: BaseBackup, wal: Path) -> None:
-    tool = _tools.find("pg_waldump", made.major * 10000, exact=True)
+    tool = tools.find("pg_waldump", made.major * 10000, exact=True)
     for part in json.loads((made.path / "backup_manifest").read_bytes())["WAL-Ranges"]:
         where = [f"--timeline={part['Timeline']}", f"--start={part['Start-LSN']}", f"--end={part['End-LSN']}"]
         try:
-            _tools.run(tool, ["--quiet", f"--path={wal}", *where])
+            tools.run(tool, ["--quiet", f"--path={wal}", *where])
         except BackupError as error:
             raise BackupError(f"WAL parsing failed for timeline {part['Timeline']}: {error}") from None
 
@@ -211,7 +213,7 @@ def archive_settings(folder: Path, *, timeout: int = 300) -> dict[str, str]:
     *timeout* is after how many seconds (1 to 86400) a segment is archived although it is not full: what can be lost at
     most. Raises InvalidValue.
     """
-    wait = _fields.integer("timeout", timeout, least=1, most=86400)
+    wait = checks.integer("timeout", timeout, least=1, most=86400)
     return {
         "wal_level": "replica",
         "archive_mode": "on",
@@ -238,14 +240,14 @@ def receive_wal(conn: Connection, folder: Path, *, slot: str = "kimera_archive")
     max_slot_wal_keep_size. Raises BackupError when the connection ends; starting it anew is the service manager's task.
     """
     server = _replicating(conn)
-    name = _fields.text("slot", slot)
+    name = checks.text("slot", slot)
     if not (0 < len(name) < 64 and all(char in "abcdefghijklmnopqrstuvwxyz0123456789_" for char in name)):
         raise InvalidValue(f"slot: expected up to 63 of a to z, 0 to 9 and _, got {slot!r}")
-    tool = _tools.find("pg_receivewal", server)
-    parameters = {**_tools.parameters(server), "application_name": "kimera-sql receive-wal"}
+    tool = tools.find("pg_receivewal", server)
+    parameters = {**tools.parameters(server), "application_name": "kimera-sql receive-wal"}
     with locked(folder / "wal") as wal:
-        _tools.run(tool, [f"--slot={name}", "--create-slot", "--if-not-exists", "--no-password"], parameters)
-        _tools.run(
+        tools.run(tool, [f"--slot={name}", "--create-slot", "--if-not-exists", "--no-password"], parameters)
+        tools.run(
             tool,
             [f"--directory={wal.absolute()}", f"--slot={name}", "--synchronous", "--no-loop", "--no-password"],
             parameters,

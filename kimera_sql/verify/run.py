@@ -18,14 +18,20 @@ from uuid import UUID
 import numpy as np
 import psycopg
 
-from . import _shapes, _verify_calls, _verify_postgres, _verify_sqlite, _verify_stub, _verify_text, indexes, sql
-from ._shapes import Kind, Shape
-from ._verify_text import Fault, Source
-from .errors import QueryError, UnsupportedByServer
-from .sql import Connection, Statement
-from .vectors import DIMENSIONS
+from .. import sql
+from ..errors import QueryError, UnsupportedByServer
+from ..search import indexes
+from ..sql import Connection, Statement, shapes
+from ..sql.shapes import Kind, Shape
+from ..vectors import DIMENSIONS
+from . import calls, memory, text
+from . import stub as stubs
+from .server import Described, Server, seed, throwaway
+from .text import Fault, Source
 
 __all__ = ["Fault", "Interface", "Listed", "Report", "Result", "Skipped", "listed", "verify"]
+
+_PACKAGE: Final = Path(__file__).parents[1]
 
 SNAPSHOT: Final = "snapshot.txt"
 """The file, in the folder of the queries, that keeps what verify found."""
@@ -170,7 +176,7 @@ def verify(
         for query in queries:
             query.interface = _remembered(query, kept)
     else:
-        with _verify_postgres.throwaway(conn, own_schema=folder is None) as server:
+        with throwaway(conn, own_schema=folder is None) as server:
             for query in queries:
                 if query.dialect == "postgres":
                     faults += _describe(server, query, kept, skipped)
@@ -181,14 +187,14 @@ def verify(
             faults += [*_check_result(query), *_check_parameters(query)]
     faults += _check_parity(queries)
     if folder is None:
-        faults += _verify_calls.check(
+        faults += calls.check(
             # Of a name that both dialects have PostgreSQL's, which come first
-            Path(__file__).parent,
+            _PACKAGE,
             {query.statement.name: query.statement for query in reversed(queries)},
         )
     files = {snapshot: _snapshot(query.interface for query in queries)}
     if stub is not None and not faults:
-        files[Path(stub)] = _verify_stub.write(
+        files[Path(stub)] = stubs.write(
             [(query.entity, query.statement, query.note, query.interface.parameters) for query in queries], module
         )
     written = []
@@ -240,7 +246,7 @@ def _read(folder: Path | None, module: ModuleType | None) -> tuple[list[_Query],
     faults: list[Fault] = []
     for dialect, entity in sql.entities(folder):
         path = sql.query_file(dialect, entity, folder)
-        sources, wrong = _verify_text.read(path, dialect)
+        sources, wrong = text.read(path, dialect)
         faults += wrong
         loaded: dict[str, Statement] = {}
         try:
@@ -278,10 +284,11 @@ def _stated(entity: str, source: Source) -> Statement:
 
 
 def _shipped_module(entity: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(f".{entity}", __package__)
-    except ModuleNotFoundError:
-        return None
+    """Return the module of this name, wherever in the package it stands, None where there is none."""
+    for path in (*_PACKAGE.rglob(f"{entity}.py"), *_PACKAGE.rglob(f"{entity}/__init__.py")):
+        inside = path.relative_to(_PACKAGE.parent).with_suffix("").as_posix().removesuffix("/__init__")
+        return importlib.import_module(inside.replace("/", "."))
+    return None
 
 
 def _remembered(query: _Query, kept: Mapping[tuple[str, str], Interface]) -> Interface:
@@ -295,7 +302,7 @@ def _remembered(query: _Query, kept: Mapping[tuple[str, str], Interface]) -> Int
 
 
 def _describe(
-    server: _verify_postgres.Server,
+    server: Server,
     query: _Query,
     kept: Mapping[tuple[str, str], Interface],
     skipped: list[Skipped],
@@ -347,9 +354,9 @@ def _describe_sqlite(queries: Iterable[_Query]) -> Iterator[Fault]:
         for query in queries:
             if query.dialect == "sqlite" and query.source.readable:
                 if conn is None:
-                    conn = _verify_sqlite.open_empty()
+                    conn = memory.open_empty()
                     stack.callback(conn.close)
-                names = _verify_sqlite.columns(conn, query.source)
+                names = memory.columns(conn, query.source)
                 if isinstance(names, Fault):
                     yield names
                 else:
@@ -378,7 +385,7 @@ def _check_result(query: _Query) -> Iterator[Fault]:
             )
         return
     try:
-        shape = _shapes.parse(query.note)
+        shape = shapes.parse(query.note)
         wanted = _wanted(shape, query.module)
     except QueryError as error:
         yield source.fault(place, f"returns: {error}")
@@ -404,7 +411,7 @@ def _check_result(query: _Query) -> Iterator[Fault]:
 
 
 def _wanted(shape: Shape, module: ModuleType | None) -> list[tuple[str, Kind]]:
-    own = _shapes.record_kinds(_shapes.find_record(module, shape.record)) if shape.record else []
+    own = shapes.record_kinds(shapes.find_record(module, shape.record)) if shape.record else []
     return [*own, *shape.columns]
 
 
@@ -444,7 +451,7 @@ def _check_parameters(query: _Query) -> Iterator[Fault]:
         return
     types = dict(query.interface.parameters)
     try:
-        shape = _shapes.parse(note)
+        shape = shapes.parse(note)
         wanted = _wanted(shape, query.module)
     except QueryError as error:
         yield source.fault(place, f"takes: {error}")
@@ -556,7 +563,7 @@ def _check_twins(query: _Query, twin: _Query) -> Iterator[Fault]:
 
 
 def _check_plans(
-    conn: psycopg.Connection[Any], server: _verify_postgres.Server, queries: Sequence[_Query], *, own: bool
+    conn: psycopg.Connection[Any], server: Server, queries: Sequence[_Query], *, own: bool
 ) -> Iterator[Fault]:
     """Check that plans use the indexes that the note `uses` names; the shipped tables get rows and vector indexes."""
     planned = [query for query in queries if "uses" in query.statement.notes and query.dialect == "postgres"]
@@ -567,11 +574,11 @@ def _check_plans(
         query for query in planned if query.interface.prepared and not server.lacks(query.statement.listed("needs"))
     ]
     if own and planned:
-        _verify_postgres.seed(conn, _ROWS)
+        seed(conn, _ROWS)
         for name in sorted({name for query in planned for name in query.statement.listed("uses")}):
             _build(conn, name)
     for query in planned:
-        described = _verify_postgres.Described(query.interface.parameters)
+        described = Described(query.interface.parameters)
         try:
             used = server.indexes(query.source, described)
         except psycopg.Error as error:

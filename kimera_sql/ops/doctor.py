@@ -11,12 +11,14 @@ from typing import Final, TypeVar, cast
 
 import psycopg
 
-from . import _fields, backup, indexes, monitoring, postgres, sql, tuning
-from .backup import Backup
-from .errors import BackupError, InvalidValue
+from .. import checks, sql
+from ..errors import BackupError, InvalidValue
+from ..search import TABLES, indexes
+from ..sql import Connection, postgres
+from . import monitoring, tuning
+from .backup import dumps as backup
+from .backup.dumps import Backup
 from .monitoring import Archiver, Bloat, Blocked, Database, IndexUse, Server, Slot, TableUse, Transaction, Unavailable
-from .search import TABLES
-from .sql import Connection
 
 _queries = sql.Queries("doctor")
 
@@ -242,7 +244,7 @@ def gather(
     memory: int | None = None,
 ) -> Facts:
     """Return the facts that diagnose decides from; see examine."""
-    in_all = _fields.limit(pool_connections, "pool_connections") * _fields.limit(processes, "processes")
+    in_all = checks.limit(pool_connections, "pool_connections") * checks.limit(processes, "processes")
     if memory is not None:
         tuning.recommend(memory)
     server = monitoring.server(conn)

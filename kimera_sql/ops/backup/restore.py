@@ -19,12 +19,14 @@ from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ObjectInUse
 
-from . import _fields, _tools, backup, sql
-from ._files import reported
-from .backup import Contents, Dump, Origin
-from .errors import BackupError, InvalidValue, UnsupportedByServer
-from .progress import Bar
-from .sql import Connection
+from ... import checks, sql
+from ...errors import BackupError, InvalidValue, UnsupportedByServer
+from ...progress import Bar
+from ...sql import Connection
+from . import dumps as backup
+from . import tools
+from .dumps import Contents, Dump, Origin
+from .files import reported
 
 _queries = sql.Queries("backup")
 
@@ -93,7 +95,7 @@ def restore(conn: Connection, dump: Path, *, into: str, replace: bool = False, d
     """
     server = _server(conn)
     kept = _kept(into)
-    if into == _tools.parameters(server)["dbname"]:
+    if into == tools.parameters(server)["dbname"]:
         raise BackupError(f"{into} is the database of this connection; connect to another one, such as postgres")
     made = _verified(dump)
     old = _target(server, into, replace)
@@ -127,7 +129,7 @@ def drill(dump: Path, *, conn: Connection | None = None) -> Drill:
         raise BackupError(f"{dump} has no manifest to compare with; kimera-sql backup dump makes dumps with one")
     if server is not None:
         return _drilled(server, made)
-    for initdb in _tools.find_all("initdb", made.origin.server_version):
+    for initdb in tools.find_all("initdb", made.origin.server_version):
         with _throwaway(initdb, made.origin) as conninfo, psycopg.connect(conninfo, autocommit=True) as own:
             if made.origin.pgvector is None or _queries.offers_pgvector.fetchval(own, bool):
                 _make_roles(own, made)
@@ -153,7 +155,7 @@ def _drilled(conn: psycopg.Connection[Any], made: Dump, *options: str) -> Drill:
     return Drill(
         dump=made.path,
         made_at=made.made_at,
-        server_version=_tools.version_text(conn.info.server_version),
+        server_version=tools.version_text(conn.info.server_version),
         tables=len(found.tables),
         rows=found.rows,
         searches=len(found.searches),
@@ -170,7 +172,7 @@ def _verified(dump: Path) -> Dump | None:
 
 def _kept(into: str) -> str:
     """Return the name of the database that *into* replaces, cut where both would not fit. Raises InvalidValue."""
-    name = _fields.text("into", into).encode()
+    name = checks.text("into", into).encode()
     if not 0 < len(name) <= _LONGEST_NAME:
         raise InvalidValue(f"into: expected a name of 1 to {_LONGEST_NAME} bytes, got {len(name)}")
     suffix = f"{datetime.now(UTC):{_KEPT}}"
@@ -207,14 +209,14 @@ def _filled(
     conn: psycopg.Connection[Any], dump: Path, made: Dump | None, *options: str
 ) -> Iterator[tuple[str, Contents]]:
     """Yield the name and the contents of a new database with what *dump* holds; it is dropped if the block fails."""
-    pg_restore = _tools.find("pg_restore", max(conn.info.server_version, made.tool_version if made else 0))
+    pg_restore = tools.find("pg_restore", max(conn.info.server_version, made.tool_version if made else 0))
     name = f"kimera_restore_{uuid4().hex}"
     try:
         conn.execute(_create(name, made.origin if made else None))
-        parameters = {**_tools.parameters(conn), "dbname": name}
+        parameters = {**tools.parameters(conn), "dbname": name}
         total = made.origin.size if made else 0
         with Bar() as bar:
-            _tools.run(
+            tools.run(
                 pg_restore,
                 ["--no-password", "--exit-on-error", f"--jobs={_JOBS}", f"--dbname={name}", *options, dump.absolute()],
                 parameters,
@@ -313,33 +315,33 @@ def _drop(conn: psycopg.Connection[Any], name: str) -> None:
 
 
 def _conninfo(conn: psycopg.Connection[Any], name: str) -> str:
-    return make_conninfo("", **{**_tools.parameters(conn), "dbname": name})
+    return make_conninfo("", **{**tools.parameters(conn), "dbname": name})
 
 
 @contextmanager
 def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
     """Run an empty server with the programs beside *initdb* in a temporary folder, and yield a superuser's conninfo."""
     pg_ctl = initdb.with_name("pg_ctl")
-    user = _tools.server_user()
+    user = tools.server_user()
     with reported(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kimera_sql_") as parent:
         data, log = Path(parent) / "data", Path(parent) / "log"
         if user is not None:
             # The folder stays closed to all but the server's user, and root.
             shutil.chown(parent, user)
         settings = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
-        _tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
+        tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
         with (data / "postgresql.conf").open("a") as conf:
             conf.write(_DRILL_SETTINGS.format(folder=parent.replace("'", "''")))
         try:
             try:
-                _tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={log}"], user=user)
+                tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={log}"], user=user)
             except BackupError as error:
                 said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:]) if log.exists() else ""
                 raise BackupError(f"the throwaway server did not start: {error}\n{said.rstrip()}") from None
             yield make_conninfo("", host=parent, user=origin.bootstrap, dbname="postgres")
         finally:
             if (data / "postmaster.pid").exists():
-                _tools.run(pg_ctl, ["stop", "--mode=immediate", "--wait", "--silent", f"--pgdata={data}"], user=user)
+                tools.run(pg_ctl, ["stop", "--mode=immediate", "--wait", "--silent", f"--pgdata={data}"], user=user)
 
 
 def _make_roles(conn: psycopg.Connection[Any], made: Dump) -> None:

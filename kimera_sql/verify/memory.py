@@ -6,9 +6,9 @@ import re
 import sqlite3
 from typing import Final
 
-from ._verify_text import Fault, Source
-from .migrate import migrate
-from .sqlite import connect
+from ..migrations import migrate
+from ..sqlite import connect
+from .text import Fault, Source
 
 _WRITES: Final = re.compile(r"(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE|DELETE\s+FROM)\s+(\w+)", re.IGNORECASE)
 _READS: Final = re.compile(r"(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)

@@ -12,12 +12,14 @@ import psycopg
 from psycopg import sql as composed
 from psycopg.pq import DiagnosticField, ExecStatus, Format
 
-from . import _verify_nulls, postgres, sql
-from ._verify_nulls import Catalogue, Column
-from ._verify_text import Fault, Source
-from .errors import SchemaError
-from .migrate import files
-from .vectors import DIMENSIONS
+from .. import sql
+from ..errors import SchemaError
+from ..migrations import files
+from ..sql import postgres
+from ..vectors import DIMENSIONS
+from . import nulls
+from .nulls import Catalogue, Column
+from .text import Fault, Source
 
 _queries = sql.Queries("verify")
 
@@ -172,11 +174,11 @@ class Server:
                 ) from None
             except psycopg.Error:
                 return []  # the server prepares it and keeps no tree of it, as of EXPLAIN
-            tree = _verify_nulls.parse(_queries.body.fetchval(self._conn, str) or "()")
-        unseen = _verify_nulls.tables(tree) - {table for table, _ in self._columns}
+            tree = nulls.parse(_queries.body.fetchval(self._conn, str) or "()")
+        unseen = nulls.tables(tree) - {table for table, _ in self._columns}
         for table, number, not_null, modifier in _queries.columns.fetchall(self._conn, tables=sorted(unseen)):
             self._columns[table, number] = not_null, modifier
-        return _verify_nulls.columns(tree, Catalogue(self._functions, self._operators, self._columns))
+        return nulls.columns(tree, Catalogue(self._functions, self._operators, self._columns))
 
     def indexes(self, source: Source, described: Described) -> list[str]:
         """Return the indexes that plans of a query use. What can be left out of its parameters is."""

@@ -11,9 +11,9 @@ from typing import Final
 
 import psycopg
 
-from . import _fields, sql
-from .errors import InvalidValue, UnsupportedByServer
-from .sql import Connection
+from .. import checks, sql
+from ..errors import InvalidValue, UnsupportedByServer
+from ..sql import Connection
 
 _queries = sql.Queries("tuning")
 
@@ -134,10 +134,10 @@ def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommenda
     64 kB each.
     """
     least, most = _BOUNDS
-    if not least <= _fields.integer("memory", memory, least=0, most=2**63 - 1) <= most:
+    if not least <= checks.integer("memory", memory, least=0, most=2**63 - 1) <= most:
         raise InvalidValue(f"memory: {_size(memory)} is not within {_size(least)} to {_size(most)}")
     share = _share("work_mem", memory)
-    safe = memory // _WORKING // _fields.integer("connections", connections, least=1, most=262143)
+    safe = memory // _WORKING // checks.integer("connections", connections, least=1, most=262143)
     if safe < _LEAST_WORK_MEM:
         raise InvalidValue(
             f"connections: {connections:,} leave each less than 64 kB of work_mem on {_size(memory)}; use fewer"

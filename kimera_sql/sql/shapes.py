@@ -12,7 +12,7 @@ from uuid import UUID
 
 import numpy as np
 
-from .errors import QueryError
+from ..errors import QueryError
 
 TYPES: Final[Mapping[str, type]] = {
     "Any": object,

@@ -11,10 +11,10 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql as composed
 
-from . import _fields, postgres, search, sql
-from .errors import InvalidValue, NotFound, UnsupportedByServer
-from .search import TABLES, VectorIndex
-from .sql import Connection
+from .. import checks, search, sql
+from ..errors import InvalidValue, NotFound, UnsupportedByServer
+from ..sql import Connection, postgres
+from . import TABLES, VectorIndex
 
 _queries = sql.Queries("indexes")
 
@@ -134,7 +134,7 @@ def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     kimera_sql did not build, of which nobody knows whether there were rows at all. The rows are counted, not estimated.
     On SQLite there are none. Raises InvalidValue for a growth below 1.
     """
-    if _fields.number("growth", growth) < 1:
+    if checks.number("growth", growth) < 1:
         raise InvalidValue(f"growth: {growth} is below 1")
     trained = [index for index in existing(conn) if index.method == "ivfflat" and index.usable]
     counts = {table: _count(conn, table) for table in dict.fromkeys(index.table for index in trained)}
@@ -227,12 +227,12 @@ def _options(
         if m is not None or ef_construction is not None:
             raise InvalidValue("m and ef_construction are options of hnsw")
         rule = _LISTS if rows <= 1000 * _LISTS else rows // 1000 if rows <= 10**6 else math.isqrt(rows)
-        return {"lists": rule if lists is None else _fields.integer("lists", lists, least=1, most=32768)}
+        return {"lists": rule if lists is None else checks.integer("lists", lists, least=1, most=32768)}
     if lists is not None:
         raise InvalidValue("lists is an option of ivfflat")
-    nodes = _fields.integer("m", 16 if m is None else m, least=2, most=100)
+    nodes = checks.integer("m", 16 if m is None else m, least=2, most=100)
     wanted = max(64, 2 * nodes) if ef_construction is None else ef_construction
-    return {"m": nodes, "ef_construction": _fields.integer("ef_construction", wanted, least=2 * nodes, most=1000)}
+    return {"m": nodes, "ef_construction": checks.integer("ef_construction", wanted, least=2 * nodes, most=1000)}
 
 
 def _memory(method: str, precision: str, rows: int, options: dict[str, int]) -> int:

@@ -18,10 +18,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import psycopg
 
-from . import _fields, postgres, sql
-from .errors import InvalidValue, UnsupportedByServer
-from .sql import Connection, Query, Row
-from .vectors import Vector
+from .. import checks, sql
+from ..errors import InvalidValue, UnsupportedByServer
+from ..sql import Connection, Query, Row, postgres
+from ..vectors import Vector
 
 _queries = sql.Queries("search")
 
@@ -152,10 +152,10 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.probes is not None:
-            _fields.integer("probes", self.probes, least=1, most=32768)
+            checks.integer("probes", self.probes, least=1, most=32768)
         if self.ef_search is not None:
-            _fields.integer("ef_search", self.ef_search, least=1, most=MAX_EF_SEARCH)
-        if self.recall is not None and not 0 < _fields.number("recall", self.recall) <= 1:
+            checks.integer("ef_search", self.ef_search, least=1, most=MAX_EF_SEARCH)
+        if self.recall is not None and not 0 < checks.number("recall", self.recall) <= 1:
             raise InvalidValue(f"recall: {self.recall} is not above 0 and at most 1")
 
 
@@ -394,7 +394,7 @@ def varied(
     diversity: float,
 ) -> list[Found]:
     """Return nearest's rows or, with a *diversity* above 0, *k* unlike ones of _VARIED times as many; see similar."""
-    if not 0 <= _fields.number("diversity", diversity) <= 1:
+    if not 0 <= checks.number("diversity", diversity) <= 1:
         raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
     if not diversity:
         return nearest(conn, table, vector, k, where, options, with_vectors=with_vectors)

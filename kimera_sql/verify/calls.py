@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from . import _shapes
-from ._verify_text import Fault
-from .errors import QueryError
-from .sql import Statement
+from ..errors import QueryError
+from ..sql import Statement, shapes
+from .text import Fault
 
 _METHODS: Final = ("fetchall", "fetchone", "fetchval", "execute", "stream")
 _OWN: Final = {"stream": {"chunk"}}
@@ -138,12 +137,12 @@ def _check_value(module: _Module, call: ast.Call, statement: Statement) -> Itera
     if not (isinstance(call.func, ast.Attribute) and call.func.attr == "fetchval" and "returns" in statement.notes):
         return
     try:
-        shape = _shapes.parse(statement.notes["returns"])
+        shape = shapes.parse(statement.notes["returns"])
     except QueryError:
         return  # said at the note
     if len(call.args) > 1 and len(shape.columns) == 1:
         given, kind = ast.unparse(call.args[1]).rpartition(".")[2], shape.columns[0][1].kind
-        if given not in (kind.__name__, *(name for name, one in _shapes.TYPES.items() if one is kind)):
+        if given not in (kind.__name__, *(name for name, one in shapes.TYPES.items() if one is kind)):
             message = "fetchval is given another type than the note `returns`"
             yield module.fault(call, statement.name, message, kind.__name__, given)
 

@@ -44,8 +44,9 @@ from aiosql.query_loader import QueryLoader
 from aiosql.types import SQLOperationType
 from aiosql.utils import SQLParseException
 
-from . import _shapes, postgres, sqlite
-from .errors import QueryError
+from .. import sqlite
+from ..errors import QueryError
+from . import postgres, shapes
 
 Connection: TypeAlias = psycopg.Connection[Any] | sqlite3.Connection
 Row: TypeAlias = tuple[Any, ...]
@@ -54,7 +55,7 @@ R = TypeVar("R")
 
 def shipped(folder: str) -> Path:
     """Return where *folder* (queries or schema) stands: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
 
@@ -236,9 +237,9 @@ def load(folder: Path | str, records: ModuleType | str | None = None) -> Library
     for dialect, entity in entities(folder):
         for name, statement in statements(dialect, entity, folder).items():
             try:
-                shape = _shapes.parse(statement.notes["returns"]) if "returns" in statement.notes else None
+                shape = shapes.parse(statement.notes["returns"]) if "returns" in statement.notes else None
                 if shape and shape.record:
-                    _shapes.find_record(module, shape.record)
+                    shapes.find_record(module, shape.record)
             except QueryError as error:
                 raise QueryError(f"{entity}.sql ({dialect}): {name}: returns: {error}") from None
         files[entity] = Queries(entity, folder, module)
@@ -306,12 +307,12 @@ class Query:
             note = self._statement("postgres").notes.get("returns")  # said once for both
         if note is None:
             return (lambda row: row[0]) if statement.suffix == "$" else (lambda row: row)
-        shape = _shapes.parse(note)
-        module = self.records or (None if self.folder else importlib.import_module(f".{self.entity}", __package__))
-        record = _shapes.find_record(module, shape.record) if shape.record else None
+        shape = shapes.parse(note)
+        module = self.records or (None if self.folder else importlib.import_module(f"kimera_sql.{self.entity}"))
+        record = shapes.find_record(module, shape.record) if shape.record else None
         if record and not shape.columns:
             return mapper(conn, record)
-        kinds = [kind for _, kind in (*(_shapes.record_kinds(record) if record else ()), *shape.columns)]
+        kinds = [kind for _, kind in (*(shapes.record_kinds(record) if record else ()), *shape.columns)]
 
         def make(row: Row) -> Any:
             values = [
@@ -399,7 +400,7 @@ def mapper(conn: Connection, record: type[R]) -> Callable[[Row], R]:
 
 @functools.cache
 def _mapper(dialect: str, record: Any) -> Callable[[Row], Any]:
-    kinds = [kind.kind for _, kind in _shapes.record_kinds(record)]
+    kinds = [kind.kind for _, kind in shapes.record_kinds(record)]
     decoders = _DRIVERS[dialect].DECODERS
     decoded = [(index, kind, decoders[kind]) for index, kind in enumerate(kinds) if kind in decoders]
 

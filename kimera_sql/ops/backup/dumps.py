@@ -27,12 +27,13 @@ import psycopg
 from psycopg import sql as composed
 from psycopg.rows import tuple_row
 
-from . import _fields, _tools, basebackup, sql
-from ._files import PARTIAL, fsync, locked, reported
-from .errors import BackupError, UnsupportedByServer
-from .progress import Bar
-from .search import TABLES
-from .sql import Connection
+from ... import checks, sql
+from ...errors import BackupError, UnsupportedByServer
+from ...progress import Bar
+from ...search import TABLES
+from ...sql import Connection
+from . import basebackup, tools
+from .files import PARTIAL, fsync, locked, reported
 
 _queries = sql.Queries("backup")
 
@@ -149,7 +150,7 @@ def dump(conn: Connection, folder: Path) -> Dump:
     """
     if not isinstance(conn, psycopg.Connection):
         raise UnsupportedByServer("an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
-    pg_dump, pg_dumpall, pg_restore = (_tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
+    pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(folder / "dumps") as dumps:
         made_at = _free_moment(dumps)
         path = dumps / f"kimera_full_{made_at:{_STAMP}}.dump"
@@ -163,24 +164,24 @@ def dump(conn: Connection, folder: Path) -> Dump:
                 origin = _origin(conn)
                 snapshot = _queries.export_snapshot.fetchval(conn, str)
                 held = contents(conn)
-                _tools.run(
+                tools.run(
                     pg_dump,
                     ["--format=custom", "--no-password", f"--snapshot={snapshot}", f"--file={partial[path]}"],
-                    _tools.parameters(conn),
+                    tools.parameters(conn),
                     tick=lambda: bar.draw("dumping", partial[path].stat().st_size, origin.size),
                 )
                 passwords = [] if _queries.is_superuser.fetchval(conn, bool) else ["--no-role-passwords"]
-                _tools.run(
+                tools.run(
                     pg_dumpall,
                     [
                         "--globals-only",
                         "--encoding=UTF8",
                         "--no-password",
-                        f"--database={_tools.parameters(conn)['dbname']}",
+                        f"--database={tools.parameters(conn)['dbname']}",
                         f"--file={partial[globals_]}",
                         *passwords,
                     ],
-                    _tools.parameters(conn),
+                    tools.parameters(conn),
                 )
             _decode(pg_restore, partial[path])
             made = Dump(
@@ -190,7 +191,7 @@ def dump(conn: Connection, folder: Path) -> Dump:
                 globals_sha256=_sha256(partial[globals_]),
                 made_at=made_at,
                 verified_at=datetime.now(UTC),
-                tool_version=_tools.version(pg_dump),
+                tool_version=tools.version(pg_dump),
                 origin=origin,
                 contents=held,
             )
@@ -274,8 +275,8 @@ def prune(folder: Path, *, keep_days: int = 30, keep: int = 3, dry_run: bool = F
     had ended before those days stays too, so that every moment of them can be recovered; WAL goes that no base
     backup left there needs. Raises BackupError, and removes nothing, when there is a kind of which none verifies.
     """
-    days = timedelta(days=_fields.integer("keep_days", keep_days, least=1, most=36525))
-    least = _fields.limit(keep, "keep")
+    days = timedelta(days=checks.integer("keep_days", keep_days, least=1, most=36525))
+    least = checks.limit(keep, "keep")
     with reported(folder):
         if not folder.is_dir():
             raise BackupError(f"there is no folder {folder}")
@@ -443,7 +444,7 @@ def _verify_dump(path: Path) -> Dump | None:
         globals_ = _companions(path)[0]
         if _sha256(globals_) != made.globals_sha256:
             raise BackupError(f"{globals_} is damaged: its sha256 is not the manifest's")
-    _decode(_tools.find("pg_restore", made.tool_version if made else None), path)
+    _decode(tools.find("pg_restore", made.tool_version if made else None), path)
     return made
 
 
@@ -453,7 +454,7 @@ def _decode(pg_restore: Path, path: Path) -> None:
         if file.read(5) != b"PGDMP":
             raise BackupError(f"{path} is no dump in pg_dump's custom format")
     try:
-        _tools.run(pg_restore, ["--file=/dev/null", path.absolute()])
+        tools.run(pg_restore, ["--file=/dev/null", path.absolute()])
     except BackupError as error:
         raise BackupError(f"{path} cannot be decoded: {error}") from None
 
@@ -510,7 +511,7 @@ def _dumps(folder: Path) -> Iterator[Backup]:
                 name=path.name,
                 made_at=moment,
                 size=size,
-                server_version=_tools.version_text(made.origin.server_version) if made else None,
+                server_version=tools.version_text(made.origin.server_version) if made else None,
                 rows=made.contents.rows if made else None,
                 complete=made is not None and made.size == size,
                 path=path,
@@ -611,8 +612,8 @@ def _old_wal(folder: Path, base: Path) -> list[Path]:
 
 
 def _clean_wal(folder: Path, base: Path, *, dry_run: bool) -> str:
-    tool = _tools.find("pg_archivecleanup", _major(base) * 10000)
-    return _tools.run(tool, [*(["-n"] if dry_run else []), (folder / "wal").absolute(), _first_segment(base)])
+    tool = tools.find("pg_archivecleanup", _major(base) * 10000)
+    return tools.run(tool, [*(["-n"] if dry_run else []), (folder / "wal").absolute(), _first_segment(base)])
 
 
 def _sha256(path: Path) -> str:

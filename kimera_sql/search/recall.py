@@ -12,11 +12,11 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from . import _fields, search, sql
-from .errors import InvalidValue, UnsupportedByServer
-from .search import MAX_EF_SEARCH, TABLES, Options, VectorIndex
-from .sql import Connection
-from .vectors import Vector, VectorLike, as_vector
+from .. import checks, search, sql
+from ..errors import InvalidValue, UnsupportedByServer
+from ..sql import Connection
+from ..vectors import Vector, VectorLike, as_vector
+from . import MAX_EF_SEARCH, TABLES, Options, VectorIndex
 
 _queries = sql.Queries("recall")
 
@@ -105,7 +105,7 @@ def measure(
     Raises InvalidValue for a table without rows, and UnsupportedByServer on SQLite, whose searches are exact.
     """
     postgres, searched = _searched(conn, table)
-    _fields.limit(k, "k")
+    checks.limit(k, "k")
     asked = _asked(postgres, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
     shares = _shares(postgres, searched, asked, _truth(postgres, searched, asked, k), k, options)
@@ -195,7 +195,7 @@ class _Trial:
 
 
 def _target(target: float) -> float:
-    if not 0 < _fields.number("target", target) < 1:
+    if not 0 < checks.number("target", target) < 1:
         raise InvalidValue(f"target: {target} is not between 0 and 1")
     return target
 
@@ -241,7 +241,7 @@ def _asked(
         if not asked:
             raise InvalidValue("queries: there are none")
         return asked
-    picked = getattr(_queries, f"sample_{table.name}").fetchall(conn, rows=_fields.limit(sample, "sample"))
+    picked = getattr(_queries, f"sample_{table.name}").fetchall(conn, rows=checks.limit(sample, "sample"))
     if not picked:
         raise InvalidValue(f"table: {table.name} has no rows")
     return [_moved(conn, table, row / np.linalg.norm(row), number) for number, (row,) in enumerate(picked)]

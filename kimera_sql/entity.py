@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 from uuid import uuid4
 
-from . import _fields, sql
+from . import checks, sql
 from .errors import InvalidValue, NotFound
 from .sql import Connection
 
@@ -133,5 +133,5 @@ class Entity(Generic[New, Record, Id]):
         closed. What the caller writes meanwhile stays, even when the iterator is closed early.
         """
         make = sql.mapper(conn, self._record)
-        for row in self._queries.stream_all.stream(conn, chunk=_fields.limit(chunk, "chunk")):
+        for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
             yield make(row)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Final
 
-from . import _shapes
-from ._shapes import Kind
-from .sql import Statement
+from ..sql import Statement, shapes
+from ..sql.shapes import Kind
 
 _HEADER: Final = """\
 # Written by `kimera-sql verify --update`, which keeps it as the queries are; do not edit.
@@ -102,8 +101,8 @@ def _told(note: str | None, records: ModuleType | None) -> dict[str, str]:
     """Return the types of parameters that the note `takes` names."""
     if note is None:
         return {}
-    shape = _shapes.parse(note)
-    own = _shapes.record_kinds(_shapes.find_record(records, shape.record)) if shape.record else []
+    shape = shapes.parse(note)
+    own = shapes.record_kinds(shapes.find_record(records, shape.record)) if shape.record else []
     return {name: _passed(kind) for name, kind in (*own, *shape.columns)}
 
 
@@ -122,7 +121,7 @@ def _result(statement: Statement, note: str | None) -> str:
         return "int"
     if note is None:
         return "Any" if statement.suffix == "$" else "list[tuple[Any, ...]]"
-    shape = _shapes.parse(note)
+    shape = shapes.parse(note)
     columns = [_read(kind) for _, kind in shape.columns]
     if shape.record:
         row = f"tuple[{', '.join([shape.record, *columns])}]" if columns else shape.record

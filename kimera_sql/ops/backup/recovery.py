@@ -17,11 +17,12 @@ from pathlib import Path
 from time import sleep
 from typing import Final
 
-from . import _fields, _tools, basebackup
-from ._files import reported
+from ... import checks
+from ...errors import BackupError, InvalidValue
+from ...progress import Bar
+from . import basebackup, tools
 from .basebackup import BaseBackup
-from .errors import BackupError, InvalidValue
-from .progress import Bar
+from .files import reported
 
 _SEGMENT: Final = re.compile(r"([0-9A-F]{24})(\.partial)?")
 _LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
@@ -58,14 +59,14 @@ class Target:
         given = [field for field in self.__slots__ if getattr(self, field) is not None]
         if len(given) > 1:
             raise InvalidValue(f"target: give one of time, name, lsn and xid, not {' and '.join(given)}")
-        if self.time is not None and _fields.moment("time", self.time) > datetime.now(UTC):
+        if self.time is not None and checks.moment("time", self.time) > datetime.now(UTC):
             raise InvalidValue(f"time: {self.time.isoformat()} is in the future")
-        if self.name is not None and not 0 < len(_fields.text("name", self.name).encode()) < 64:
+        if self.name is not None and not 0 < len(checks.text("name", self.name).encode()) < 64:
             raise InvalidValue(f"name: expected a restore point's name of 1 to 63 bytes, got {self.name!r}")
-        if self.lsn is not None and not _LSN.fullmatch(_fields.text("lsn", self.lsn)):
+        if self.lsn is not None and not _LSN.fullmatch(checks.text("lsn", self.lsn)):
             raise InvalidValue(f"lsn: expected a position such as 0/3000148, got {self.lsn!r}")
         if self.xid is not None:
-            _fields.integer("xid", self.xid, least=3, most=2**63 - 1)
+            checks.integer("xid", self.xid, least=3, most=2**63 - 1)
 
     def __str__(self) -> str:
         if self.time is not None:
@@ -136,7 +137,7 @@ def recover(
     _check_places(base, archive, data)
     _check_user(user)
     made = basebackup.describe(base)
-    pg_ctl = _tools.find("pg_ctl", made.major * 10000, exact=True)
+    pg_ctl = tools.find("pg_ctl", made.major * 10000, exact=True)
     basebackup.verify(base, archive=archive)
     with reported(archive):
         wal = _Wal(made, archive)
@@ -268,7 +269,7 @@ def _default_user(archive: Path) -> str | None:
             return pwd.getpwuid(owner).pw_name
         except KeyError:
             pass
-    return _tools.server_user()
+    return tools.server_user()
 
 
 def _check_user(user: str | None) -> None:
@@ -310,7 +311,7 @@ def _check_archive(wal: _Wal, user: str | None) -> None:
         raise BackupError(f"{wal.archive} has no WAL that follows on the base backup; is it the archive of its server?")
     python, *arguments = basebackup.PROGRAM
     try:
-        _tools.run(Path(python), [*arguments, "get", segment.absolute(), "/dev/null"], user=user)
+        tools.run(Path(python), [*arguments, "get", segment.absolute(), "/dev/null"], user=user)
     except BackupError as error:
         raise BackupError(
             f"the server, as the user {user or pwd.getpwuid(os.geteuid()).pw_name}, cannot read {wal.archive}; "
@@ -409,7 +410,7 @@ def _run(
             bar.draw("replaying WAL", _read(log).count('restored log file "'), total)
 
         try:
-            _tools.run(
+            tools.run(
                 pg_ctl,
                 [
                     "start",
@@ -483,7 +484,7 @@ def _is_ready(data: Path) -> bool:
 
 def _stop(pg_ctl: Path, data: Path, user: str | None, *, mode: str) -> None:
     if (data / "postmaster.pid").exists():
-        _tools.run(
+        tools.run(
             pg_ctl,
             ["stop", f"--mode={mode}", "--wait", f"--timeout={_PATIENCE}", "--silent", f"--pgdata={data}"],
             user=user,

@@ -17,7 +17,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.pq import Conninfo
 
-from .errors import BackupError
+from ...errors import BackupError
 
 _TICK: Final = 0.2
 """Seconds between two looks at a program that runs."""

@@ -1,0 +1,1 @@
+"""Operations: monitoring, upkeep, backups and recovery. The data layer knows nothing of them."""
