@@ -10,14 +10,14 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice, permutations
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -25,19 +25,32 @@ import psycopg
 from data import Data, UnusableFile, contrast, loaded, made, nearest
 from report import Measurement, database, lines, parser, show, write
 
-from kimera_sql import add_adapters, geoids, search
+from kimera_sql import add_adapters, geoids
 from kimera_sql.geoids import NewGeoid
-from kimera_sql.search import GEOID_STATES, VectorIndex, indexes, recall
+from kimera_sql.search import (
+    Method,
+    Options,
+    Precision,
+    VectorIndex,
+    catalogue,
+    indexes,
+    looks,
+    measures,
+    plan,
+    recall,
+    run,
+)
+from kimera_sql.search.plan import DEFAULT_RECALL
+from kimera_sql.tables import VECTOR_TABLES
 from kimera_sql.vectors import Vector
 
 Client: TypeAlias = psycopg.Connection[Any]
 Results: TypeAlias = dict[str, list[Measurement]]
 
 TABLE = "geoid_states"
-KINDS = {
-    f"{method}/{precision}": (method, precision)
-    for precision in ("full", "half", "binary")
-    for method in ("ivfflat", "hnsw")
+GEOID_STATES = VECTOR_TABLES[TABLE]
+KINDS: dict[str, tuple[Method, Precision]] = {
+    f"{method}/{precision}": (method, precision) for precision in get_args(Precision) for method in get_args(Method)
 }
 SPECIFIED = "ivfflat/full"
 """The specification's own kind of index, to which the others are compared."""
@@ -53,7 +66,7 @@ LADDERS = {
 ENOUGH = 0.998
 """The recall past which a wider setting is not tried."""
 
-TARGETS = recall.TARGETS
+TARGETS = measures.TARGETS
 CLIENTS = (1, 2, 4, 8)
 SHARES = {"50 %": 0.5, "10 %": 0.1, "1 %": 0.01, "0.1 %": 0.001}
 TOGETHER = {"10 % in one place": 0.1, "1 % in one place": 0.01}
@@ -111,12 +124,13 @@ def ask(
 @contextmanager
 def only(name: str | None) -> Iterator[None]:
     """Let searches see no index but *name*."""
-    every = search.vector_indexes
+    every = catalogue.look
 
-    def one(*arguments: Any, **options: Any) -> list[VectorIndex]:
-        return [index for index in every(*arguments, **options) if index.name == name]
+    def one(*arguments: Any, **options: Any) -> looks.Look:
+        seen = every(*arguments, **options)
+        return replace(seen, indexes=tuple(index for index in seen.indexes if index.name == name))
 
-    with patch.object(search, "vector_indexes", one):
+    with patch.object(catalogue, "look", one):
         yield
 
 
@@ -157,7 +171,7 @@ def _begin_client(conninfo: str, queries: Vector, barriers: Mapping[int, Barrier
 
 def _search_on(count: int, name: str | None, seconds: float, turn: int, how: Mapping[str, Any]) -> float:
     conn, queries, barriers = _client
-    search.forget(conn)
+    looks.forget(conn)
     order = islice(cycle(queries), turn * 17, None)
     with only(name):
         for query in islice(order, 5):
@@ -216,7 +230,7 @@ def measure_kind(
         began = perf_counter()
         recall.tune(conn, TABLE)
         tuned = perf_counter() - began
-        (index,) = search.vector_indexes(conn, GEOID_STATES)
+        (index,) = catalogue.look(conn, GEOID_STATES, fresh=True).indexes
         results["indexes"].append({"index": kind, "build s": built, "size MB": index.size / 2**20, "tune s": tuned})
         results["search"] += searched(conn, data, truth, kind, index, options.seconds)
         results["promises"] += promised(conn, data, truth, kind, index, options.seconds)
@@ -306,7 +320,7 @@ def filtered(conn: Client, data: Data, tagged: Mapping[str, Vector], kind: str, 
         plan = geoids.explain(conn, data.queries[0], 10, tags_all=[tag])
         ms = {way: median(times[way]) * 1000 for way in ways}
         found = {way: float(np.mean(shares[way])) for way in ways}
-        best = min(ms[way] for way in ("exact", "index") if found[way] >= search.DEFAULT_RECALL)
+        best = min(ms[way] for way in ("exact", "index") if found[way] >= DEFAULT_RECALL)
         measured.append(
             {
                 "index": kind,
@@ -322,7 +336,7 @@ def filtered(conn: Client, data: Data, tagged: Mapping[str, Vector], kind: str, 
 
 
 def by_index(conn: Client, query: Vector, k: int, **how: Any) -> list[geoids.Hit]:
-    with patch.object(search, "_exact_is_cheaper", return_value=False):
+    with patch.object(plan, "_exact_is_cheaper", return_value=False):
         return geoids.similar(conn, query, k, **how)
 
 
@@ -365,7 +379,7 @@ ORDERS = {
 
 def overhead(conn: Client, queries: Vector, k: int) -> Measurement:
     """Measure similar against its SQL by hand, with the same settings, on connections of their own and in turn."""
-    plan = search.plan(conn, GEOID_STATES, k, {}, search.Options())
+    plan = run.plan(conn, GEOID_STATES, k, {}, Options())
     assert plan.index is not None  # noqa: S101 - only() has shown it
     statement = f"""
         SELECT {COLUMNS}, 1 - distance AS similarity
@@ -424,7 +438,7 @@ def ingest(
                     if row["index"] == kind:
                         _, shares = ask(conn, data, truth, row["k"], 3, recall=row["promised"])
                         row["after inserts"] = float(np.mean(shares))
-    search.forget(conn)
+    looks.forget(conn)
     results["ingest"].append({"index": kind or "none", "rows/s": rate})
 
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from numbers import Integral, Real
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from .errors import InvalidValue
 
+V = TypeVar("V")
+T = TypeVar("T")
+
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def optional(check: Callable[[str, V], T], field: str, value: V | None) -> T | None:
+    """What *check* returns for *value*, or None, which stands for NULL."""
+    return None if value is None else check(field, value)
+
+
+def keywords(given: Mapping[str, Any], known: type) -> None:
+    """Raise TypeError for a keyword that the TypedDict *known* does not have, as a function does."""
+    if unknown := [name for name in given if name not in known.__annotations__]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; there are {', '.join(known.__annotations__)}")
 
 
 def number(field: str, value: float) -> float:
@@ -57,11 +71,6 @@ def text(field: str, value: str) -> str:
     return value
 
 
-def optional_text(field: str, value: str | None) -> str | None:
-    """A TEXT or NULL."""
-    return None if value is None else text(field, value)
-
-
 def texts(field: str, values: Iterable[str]) -> list[str]:
     """A TEXT[]."""
     if isinstance(values, str) or not isinstance(values, Iterable):
@@ -96,21 +105,11 @@ def moment(field: str, value: datetime) -> datetime:
         raise InvalidValue(f"{field}: {value.isoformat()} is outside the years 1 to 9999 in UTC") from None
 
 
-def optional_moment(field: str, value: datetime | None) -> datetime | None:
-    """A TIMESTAMP WITH TIME ZONE or NULL."""
-    return None if value is None else moment(field, value)
-
-
 def identifier(field: str, value: UUID) -> UUID:
     """A UUID."""
     if not isinstance(value, UUID):
         raise InvalidValue(f"{field}: expected a uuid.UUID, got {type(value).__name__}")
     return value
-
-
-def optional_identifier(field: str, value: UUID | None) -> UUID | None:
-    """A UUID or NULL."""
-    return None if value is None else identifier(field, value)
 
 
 def limits(field: str, value: Sequence[float | None] | None) -> tuple[float | None, float | None]:

@@ -28,9 +28,10 @@ from psycopg.rows import TupleRow
 from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from . import sqlite, vectors
+from . import vectors
 from .errors import ConnectionFailed, FallbackWarning, SettingsError
 from .settings import Settings
+from .sql.functions import add_functions
 from .sqlite import SqlitePool
 
 logger = logging.getLogger(__name__)
@@ -209,14 +210,18 @@ def _redact(message: str, parameters: Mapping[str, str]) -> str:
 
 
 class PooledConnection(psycopg.Connection[TupleRow]):
-    """A connection that knows its age, and that leaves word for its pool when connecting failed."""
+    """A connection that knows its age, and that leaves word for its pool when connecting failed.
+
+    shared: what the connections of its pool have in common; searches keep there what they have seen of the catalogue.
+    """
 
     opened_at: float
     has_vectors: bool
+    shared: dict[str, Any]
 
     @classmethod
     def connect(  # type: ignore[override]
-        cls, conninfo: str = "", *, failures: deque[psycopg.Error], **kwargs: Any
+        cls, conninfo: str = "", *, failures: deque[psycopg.Error], shared: dict[str, Any], **kwargs: Any
     ) -> PooledConnection:
         try:
             connection = super().connect(conninfo, **kwargs)
@@ -227,6 +232,7 @@ class PooledConnection(psycopg.Connection[TupleRow]):
         assert isinstance(connection, PooledConnection)  # noqa: S101 - narrows the type for mypy
         connection.opened_at = monotonic()
         connection.has_vectors = False
+        connection.shared = shared
         return connection
 
 
@@ -246,7 +252,7 @@ class Pool(ConnectionPool[PooledConnection]):
         super().__init__(
             conninfo,
             connection_class=PooledConnection,
-            kwargs={"failures": self._failures},
+            kwargs={"failures": self._failures, "shared": {}},
             min_size=settings.pool_size,
             max_size=settings.pool_size + settings.pool_overflow,
             timeout=settings.pool_timeout,
@@ -294,7 +300,7 @@ def add_adapters(connection: psycopg.Connection[Any] | sqlite3.Connection) -> No
     functions that the queries use.
     """
     if isinstance(connection, sqlite3.Connection):
-        sqlite.add_functions(connection)
+        add_functions(connection)
         return
     vector = TypeInfo.fetch(connection, "vector")
     if vector is None:

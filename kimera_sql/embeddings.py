@@ -2,128 +2,55 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, TypedDict, Unpack
-from uuid import UUID
+from typing import Any, Unpack
 
-from . import checks, search, sql
+from . import checks, sql
 from .entity import Entity
-from .errors import UnsupportedByServer
+from .model.embeddings import (
+    Embedding,
+    EmbeddingSummary,
+    Filters,
+    Fused,
+    Hit,
+    NewEmbedding,
+    depth,
+    fuse,
+    values,
+    where,
+)
+from .search import Explanation, Options, run
 from .sql import Connection
-from .vectors import Vector, VectorLike, as_vector, same
+from .tables import VECTOR_TABLES
+from .vectors import VectorLike, as_vector
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewEmbedding:
-    """An embedding to insert.
-
-    embedding: shape (1024,). source: where the text, or the model that embedded it, is from. metadata: a JSON object.
-    timestamp: aware; the server's clock if None. id: a random one if None.
-    """
-
-    text_content: str
-    embedding: VectorLike
-    source: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    timestamp: datetime | None = None
-    id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSummary:
-    """A stored embedding without its vector, as searches return it."""
-
-    id: UUID
-    text_content: str
-    timestamp: datetime
-    source: str | None
-    metadata: dict[str, Any] = field(hash=False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Embedding(EmbeddingSummary):
-    """A stored embedding. embedding: read-only float32 of shape (1024,)."""
-
-    embedding: Vector
-
-    __eq__ = same
-    __hash__ = EmbeddingSummary.__hash__
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Hit:
-    """An embedding found by similarity: 1 - cosine distance, from -1 to 1. vector: only where asked for."""
-
-    embedding: EmbeddingSummary
-    similarity: float
-    vector: Vector | None
-
-    __eq__ = same
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """An embedding found by hybrid. score: of reciprocal rank fusion. by_words, by_vector: ranks from 1, or None."""
-
-    embedding: EmbeddingSummary
-    score: float
-    by_words: int | None
-    by_vector: int | None
-
-
-class Filters(TypedDict, total=False):
-    """What similar can be narrowed by; all that are given must hold.
-
-    source: is this one. since, until: aware datetimes; from the first up to, not including, the second.
-    metadata: contains this JSON object (PostgreSQL's @>).
-    """
-
-    source: str | None
-    since: datetime | None
-    until: datetime | None
-    metadata: Mapping[str, Any] | None
-
+__all__ = [
+    "Embedding",
+    "EmbeddingSummary",
+    "Filters",
+    "Fused",
+    "Hit",
+    "NewEmbedding",
+    "count",
+    "delete",
+    "entity",
+    "explain",
+    "get",
+    "get_many",
+    "get_or_create",
+    "hybrid",
+    "insert",
+    "insert_many",
+    "similar",
+    "similar_many",
+    "stream",
+]
 
 _queries = sql.Queries("embeddings")
 
-_DEPTH = 5
-"""How many times k rows of each ranking hybrid fuses."""
+_table = VECTOR_TABLES["semantic_embeddings"]
 
-_RRF = 60
-"""The constant of reciprocal rank fusion, from its paper."""
-
-
-def _values(new: NewEmbedding | Embedding) -> dict[str, Any]:
-    return {
-        "id": checks.optional_identifier("id", new.id),
-        "text_content": checks.text("text_content", new.text_content),
-        "timestamp": checks.optional_moment("timestamp", new.timestamp),
-        "source": checks.optional_text("source", new.source),
-        "metadata": checks.json_object("metadata", new.metadata),
-        "embedding": as_vector(new.embedding, field="embedding"),
-    }
-
-
-def _where(
-    *,
-    source: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return {
-        "source": checks.optional_text("source", source),
-        "since": checks.optional_moment("since", since),
-        "until": checks.optional_moment("until", until),
-        "metadata": None if metadata is None else checks.json_object("metadata", metadata),
-    }
-
-
-entity = Entity(_queries, Embedding, _values, checks.identifier, vector="embedding")
+entity = Entity(_queries, Embedding, values, checks.identifier, vector="embedding")
 insert = entity.insert
 insert_many = entity.insert_many
 get = entity.get
@@ -155,18 +82,19 @@ def similar(
     hits that are unlike each other (maximal marginal relevance).
     Raises VectorError for a vector that cannot be searched for.
     """
-    options = search.Options(exact, probes, ef_search, recall)
-    found = search.varied(
+    options = Options(exact, probes, ef_search, recall)
+    (found,) = run.nearest(
         conn,
-        search.SEMANTIC_EMBEDDINGS,
-        as_vector(vector),
-        checks.limit(k, "k"),
-        _where(**filters),
+        _table,
+        EmbeddingSummary,
+        [as_vector(vector)],
+        k,
+        where(**filters),
         options,
         with_vectors=with_vectors,
         diversity=diversity,
     )
-    return _made(conn, found)
+    return [Hit(*hit) for hit in found]
 
 
 def similar_many(
@@ -181,12 +109,10 @@ def similar_many(
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
     """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
-    options = search.Options(exact, probes, ef_search, recall)
+    options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = search.nearest_many(
-        conn, search.SEMANTIC_EMBEDDINGS, asked, checks.limit(k, "k"), _where(**filters), options
-    )
-    return [_made(conn, hits) for hits in found]
+    found = run.nearest(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    return [[Hit(*hit) for hit in hits] for hits in found]
 
 
 def explain(
@@ -199,20 +125,13 @@ def explain(
     ef_search: int | None = None,
     recall: float | None = None,
     **filters: Unpack[Filters],
-) -> search.Explanation:
+) -> Explanation:
     """Say by which index, with which settings and by which plan similar would search, and why; print it.
 
     Raises UnsupportedByServer on SQLite.
     """
-    options = search.Options(exact, probes, ef_search, recall)
-    return search.explain(
-        conn, search.SEMANTIC_EMBEDDINGS, as_vector(vector), checks.limit(k, "k"), _where(**filters), options
-    )
-
-
-def _made(conn: Connection, found: list[search.Found]) -> list[Hit]:
-    summary = sql.mapper(conn, EmbeddingSummary)
-    return [Hit(summary(row), similarity, vector) for row, similarity, vector in found]
+    options = Options(exact, probes, ef_search, recall)
+    return run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
 
 
 def hybrid(conn: Connection, text: str, vector: VectorLike, k: int = 10, **filters: Unpack[Filters]) -> list[Fused]:
@@ -222,26 +141,13 @@ def hybrid(conn: Connection, text: str, vector: VectorLike, k: int = 10, **filte
     rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009). *text* is in websearch_to_tsquery's syntax, for English.
     Raises UnsupportedByServer on SQLite.
     """
-    if isinstance(conn, sqlite3.Connection):
-        raise UnsupportedByServer("full-text search needs PostgreSQL; similar works on SQLite")
-    where = _where(**filters)
-    depth = _DEPTH * checks.limit(k, "k")
-    rows = _queries.matching_words.fetchall(conn, words=checks.text("text", text), limit=depth, **where)
-    by_words = sql.records(conn, EmbeddingSummary, rows)
-    near = search.nearest(conn, search.SEMANTIC_EMBEDDINGS, as_vector(vector), depth, where, search.Options())
-    by_vector = sql.records(conn, EmbeddingSummary, [row for row, _, _ in near])
-    words = {embedding.id: rank for rank, embedding in enumerate(by_words, start=1)}
-    vectors = {embedding.id: rank for rank, embedding in enumerate(by_vector, start=1)}
-    fused = [
-        Fused(
-            embedding,
-            sum(1 / (_RRF + ranks[id]) for ranks in (words, vectors) if id in ranks),
-            words.get(id),
-            vectors.get(id),
-        )
-        for id, embedding in {found.id: found for found in (*by_words, *by_vector)}.items()
-    ]
-    return sorted(fused, key=lambda found: (-found.score, found.embedding.id))[:k]
+    server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
+    wanted, parameters = depth(k), where(**filters)
+    by_words = _queries.matching_words.fetchall(
+        server, EmbeddingSummary, words=checks.text("text", text), limit=wanted, **parameters
+    )
+    (by_vector,) = run.nearest(server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options())
+    return fuse(by_words, [embedding for embedding, _, _ in by_vector])[:k]
 
 
 def get_or_create(
@@ -258,14 +164,14 @@ def get_or_create(
     and then find its row; in a transaction of REPEATABLE READ or above they do not see it and add their own.
     *metadata* goes into a row that is made. Raises VectorError for a vector that cannot be stored.
     """
-    key = {"text_content": checks.text("text", text), "source": checks.optional_text("source", source)}
+    key = {"text_content": checks.text("text", text), "source": checks.optional(checks.text, "source", source)}
     described = {} if metadata is None else checks.json_object("metadata", metadata)
-    row = _queries.find_by_text.fetchone(conn, **key)
-    if row is None:
+    found = _queries.find_by_text.fetchone(conn, Embedding, **key)
+    if found is None:
         with sql.atomic(conn):
             _queries.lock_text.execute(conn, text_content=text)
-            row = _queries.find_by_text.fetchone(conn, **key)
-            if row is None:
+            found = _queries.find_by_text.fetchone(conn, Embedding, **key)
+            if found is None:
                 new = NewEmbedding(text_content=text, embedding=embed(text), source=source, metadata=described)
                 return insert(conn, new)
-    return sql.mapper(conn, Embedding)(row)
+    return found

@@ -10,6 +10,7 @@ from uuid import uuid4
 from . import checks, sql
 from .errors import InvalidValue, NotFound
 from .sql import Connection
+from .sql.rows import decode, mapper
 
 New = TypeVar("New")
 Record = TypeVar("Record", bound="_Identified")
@@ -31,7 +32,8 @@ class Entity(Generic[New, Record, Id]):
     identifier: checks an id.
     clock: the column that holds when a row was made, the server's clock unless given.
     vector: the vector column, if there is one; it is the record's last field and is not sent back by insert.
-    restoring: the query that restore uses, copy_in unless that leaves the id out.
+    copy_with_ids: the query of insert_as_they_are, copy_in unless that leaves the id out.
+    advance_ids: the query that lets the ids which the database makes go on after those.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Entity(Generic[New, Record, Id]):
         *,
         clock: str = "timestamp",
         vector: str | None = None,
-        restoring: sql.Query | None = None,
+        copy_with_ids: sql.Query | None = None,
+        advance_ids: sql.Query | None = None,
     ) -> None:
         self._queries = queries
         self._record = record
@@ -51,7 +54,8 @@ class Entity(Generic[New, Record, Id]):
         self._identifier = identifier
         self._clock = clock
         self._vector = vector
-        self._restoring = restoring or queries.copy_in
+        self._copy_with_ids = copy_with_ids or queries.copy_in
+        self._advance_ids = advance_ids
 
     def insert(self, conn: Connection, new: New) -> Record:
         """Insert *new* and return the row as it was stored.
@@ -59,11 +63,10 @@ class Entity(Generic[New, Record, Id]):
         Raises InvalidValue (VectorError for a vector) before any SQL is sent.
         """
         values = self._values(new)
-        row = self._queries.insert.fetchone(conn, **values)
-        assert row is not None  # noqa: S101 - INSERT ... RETURNING gives a row or raises
+        (row,) = self._queries.insert.fetchall(conn, **values)
         if self._vector is not None:
             row = (*row, values[self._vector])
-        return sql.mapper(conn, self._record)(row)
+        return mapper(sql.dialect(conn), self._record)(row)
 
     def insert_many(self, conn: Connection, items: Iterable[New]) -> int:
         """Insert *items*, all or none and on PostgreSQL by COPY, and return how many there were.
@@ -88,27 +91,32 @@ class Entity(Generic[New, Record, Id]):
 
         return self._queries.copy_in.copy(conn, rows())
 
-    def existing(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
+    def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
         kind = get_type_hints(self._record)["id"]
-        return {sql.decode(conn, kind, id) for (id,) in self._queries.existing_ids.fetchall(conn, ids=list(ids))}
+        found = self._queries.existing_ids.fetchall(conn, ids=list(ids))
+        return {decode(sql.dialect(conn), kind, id) for (id,) in found}
 
-    def restore(self, conn: Connection, records: Iterable[Record]) -> int:
-        """Insert *records* as they are, with their ids, all or none, and return how many there were."""
-        return self._restoring.copy(conn, ({"id": record.id, **self._values(record)} for record in records))
+    def insert_as_they_are(self, conn: Connection, records: Iterable[Record]) -> int:
+        """Insert *records* with their ids and times, all or none, and return how many there were."""
+        rows = ({"id": record.id, **self._values(record)} for record in records)
+        inserted = self._copy_with_ids.copy(conn, rows)
+        if self._advance_ids is not None:
+            self._advance_ids.fetchval(conn, int)
+        return inserted
 
     def get(self, conn: Connection, id: Id) -> Record:
         """Return the row of *id*. Raises NotFound."""
-        row = self._queries.find_by_id.fetchone(conn, id=self._identifier("id", id))
-        if row is None:
+        found = self._queries.find_by_id.fetchone(conn, self._record, id=self._identifier("id", id))
+        if found is None:
             raise NotFound(f"no row has the id {id}")
-        return sql.mapper(conn, self._record)(row)
+        return found
 
     def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
         """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
         wanted = [self._identifier("ids", id) for id in ids]
-        rows = self._queries.find_by_ids.fetchall(conn, ids=list(dict.fromkeys(wanted)))
-        found = {record.id: record for record in sql.records(conn, self._record, rows)}
+        records = self._queries.find_by_ids.fetchall(conn, self._record, ids=list(dict.fromkeys(wanted)))
+        found = {record.id: record for record in records}
         return [found[id] for id in wanted if id in found]
 
     def delete(self, conn: Connection, id: Id) -> bool:
@@ -132,6 +140,6 @@ class Entity(Generic[New, Record, Id]):
         PostgreSQL sends them from a server-side cursor, in one transaction that lasts until the iterator ends or is
         closed. What the caller writes meanwhile stays, even when the iterator is closed early.
         """
-        make = sql.mapper(conn, self._record)
+        make = mapper(sql.dialect(conn), self._record)
         for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
             yield make(row)

@@ -2,132 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Any, Unpack
 from uuid import UUID
 
 import numpy as np
 
-from . import checks, search, sql
+from . import checks, sql
 from .entity import Entity
 from .errors import NotFound
+from .model.geoids import Filters, Geoid, GeoidSummary, Hit, NewGeoid, values, where
+from .search import Explanation, Options, run
 from .sql import Connection
-from .vectors import Vector, VectorLike, as_vector, same
+from .tables import VECTOR_TABLES
+from .vectors import Vector, VectorLike, as_vector
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewGeoid:
-    """A state to insert.
-
-    state_vector: shape (1024,). entropy, coherence_factor, energy_level: finite numbers. metadata: a JSON object.
-    timestamp: aware; the server's clock if None. id: a random one if None.
-    """
-
-    state_vector: VectorLike
-    entropy: float
-    coherence_factor: float
-    energy_level: float
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    creation_context: str | None = None
-    tags: Sequence[str] = ()
-    timestamp: datetime | None = None
-    id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GeoidSummary:
-    """A stored state without its vector, as searches return it."""
-
-    id: UUID
-    timestamp: datetime
-    metadata: dict[str, Any] = field(hash=False)
-    entropy: float
-    coherence_factor: float
-    energy_level: float
-    creation_context: str | None
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Geoid(GeoidSummary):
-    """A stored state. state_vector: read-only float32 of shape (1024,)."""
-
-    state_vector: Vector
-
-    __eq__ = same
-    __hash__ = GeoidSummary.__hash__
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Hit:
-    """A state found by similarity: 1 - cosine distance, from -1 to 1. vector: only where asked for."""
-
-    geoid: GeoidSummary
-    similarity: float
-    vector: Vector | None
-
-    __eq__ = same
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Filters(TypedDict, total=False):
-    """What find, similar and similar_to can be narrowed by; all that are given must hold.
-
-    tags_all: has every one of these tags. tags_any: has at least one of them.
-    entropy: (least, most), both included; None for an open end.
-    since, until: aware datetimes; from the first up to, not including, the second.
-    metadata: contains this JSON object (PostgreSQL's @>).
-    """
-
-    tags_all: Sequence[str] | None
-    tags_any: Sequence[str] | None
-    entropy: tuple[float | None, float | None] | None
-    since: datetime | None
-    until: datetime | None
-    metadata: Mapping[str, Any] | None
-
+__all__ = [
+    "Filters",
+    "Geoid",
+    "GeoidSummary",
+    "Hit",
+    "NewGeoid",
+    "add_tags",
+    "count",
+    "delete",
+    "entity",
+    "explain",
+    "find",
+    "get",
+    "get_many",
+    "insert",
+    "insert_many",
+    "latest",
+    "remove_tags",
+    "similar",
+    "similar_many",
+    "similar_to",
+    "stream",
+    "update_metadata",
+]
 
 _queries = sql.Queries("geoids")
+_table = VECTOR_TABLES["geoid_states"]
 
+_ALL: Mapping[str, Any] = {"other_than": None}
+"""That no state is left out."""
 
-def _values(new: NewGeoid | Geoid) -> dict[str, Any]:
-    return {
-        "id": checks.optional_identifier("id", new.id),
-        "timestamp": checks.optional_moment("timestamp", new.timestamp),
-        "metadata": checks.json_object("metadata", new.metadata),
-        "entropy": checks.number("entropy", new.entropy),
-        "coherence_factor": checks.number("coherence_factor", new.coherence_factor),
-        "energy_level": checks.number("energy_level", new.energy_level),
-        "creation_context": checks.optional_text("creation_context", new.creation_context),
-        "tags": checks.texts("tags", new.tags),
-        "state_vector": as_vector(new.state_vector, field="state_vector"),
-    }
-
-
-def _where(
-    *,
-    tags_all: Sequence[str] | None = None,
-    tags_any: Sequence[str] | None = None,
-    entropy: tuple[float | None, float | None] | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    least, most = checks.limits("entropy", entropy)
-    return {
-        "tags_all": None if tags_all is None else checks.texts("tags_all", tags_all),
-        "tags_any": None if tags_any is None else checks.texts("tags_any", tags_any),
-        "entropy_min": least,
-        "entropy_max": most,
-        "since": checks.optional_moment("since", since),
-        "until": checks.optional_moment("until", until),
-        "metadata": None if metadata is None else checks.json_object("metadata", metadata),
-    }
-
-
-entity = Entity(_queries, Geoid, _values, checks.identifier, vector="state_vector")
+entity = Entity(_queries, Geoid, values, checks.identifier, vector="state_vector")
 insert = entity.insert
 insert_many = entity.insert_many
 get = entity.get
@@ -139,8 +60,7 @@ stream = entity.stream
 
 def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:
     """Return at most *limit* states that pass all *filters* (see Filters), the newest first."""
-    rows = _queries.find.fetchall(conn, limit=checks.limit(limit), **_where(**filters))
-    return sql.records(conn, GeoidSummary, rows)
+    return _queries.find.fetchall(conn, GeoidSummary, limit=checks.limit(limit), **where(**filters))
 
 
 def latest(conn: Connection, limit: int = 10) -> list[GeoidSummary]:
@@ -170,9 +90,8 @@ def similar(
     hits that are unlike each other (maximal marginal relevance).
     Raises VectorError for a vector that cannot be searched for.
     """
-    options = search.Options(exact, probes, ef_search, recall)
-    where = {"other_than": None, **_where(**filters)}
-    return _hits(conn, as_vector(vector), k, where, options, with_vectors, diversity)
+    options = Options(exact, probes, ef_search, recall)
+    return _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, with_vectors, diversity)[0]
 
 
 def similar_to(
@@ -189,12 +108,11 @@ def similar_to(
     **filters: Unpack[Filters],
 ) -> list[Hit]:
     """Return the *k* states nearest to the state *id*, without itself; otherwise as similar. Raises NotFound."""
-    options = search.Options(exact, probes, ef_search, recall)
-    where = {"other_than": checks.identifier("id", id), **_where(**filters)}
-    vector = _queries.vector_of.fetchval(conn, np.ndarray, id=id)
+    options = Options(exact, probes, ef_search, recall)
+    vector = _queries.vector_of.fetchval(conn, np.ndarray, id=checks.identifier("id", id))
     if vector is None:
         raise NotFound(f"no row has the id {id}")
-    return _hits(conn, vector, k, where, options, with_vectors, diversity)
+    return _nearest(conn, [vector], k, filters, options, {"other_than": id}, with_vectors, diversity)[0]
 
 
 def similar_many(
@@ -209,11 +127,9 @@ def similar_many(
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
     """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
-    options = search.Options(exact, probes, ef_search, recall)
-    where = {"other_than": None, **_where(**filters)}
+    options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = search.nearest_many(conn, search.GEOID_STATES, asked, checks.limit(k, "k"), where, options)
-    return [_made(conn, hits) for hits in found]
+    return _nearest(conn, asked, k, filters, options, _ALL, False, 0.0)
 
 
 def explain(
@@ -226,41 +142,38 @@ def explain(
     ef_search: int | None = None,
     recall: float | None = None,
     **filters: Unpack[Filters],
-) -> search.Explanation:
+) -> Explanation:
     """Say by which index, with which settings and by which plan similar would search, and why; print it.
 
     Raises UnsupportedByServer on SQLite.
     """
-    options = search.Options(exact, probes, ef_search, recall)
-    where = {"other_than": None, **_where(**filters)}
-    return search.explain(conn, search.GEOID_STATES, as_vector(vector), checks.limit(k, "k"), where, options)
+    options = Options(exact, probes, ef_search, recall)
+    return run.explain(conn, _table, as_vector(vector), k, where(**filters), options, besides=_ALL)
 
 
-def _hits(
+def _nearest(
     conn: Connection,
-    vector: Vector,
+    vectors: list[Vector],
     k: int,
-    where: dict[str, Any],
-    options: search.Options,
+    filters: Filters,
+    options: Options,
+    besides: Mapping[str, Any],
     with_vectors: bool,
     diversity: float,
-) -> list[Hit]:
-    found = search.varied(
+) -> list[list[Hit]]:
+    found = run.nearest(
         conn,
-        search.GEOID_STATES,
-        vector,
-        checks.limit(k, "k"),
-        where,
+        _table,
+        GeoidSummary,
+        vectors,
+        k,
+        where(**filters),
         options,
+        besides=besides,
         with_vectors=with_vectors,
         diversity=diversity,
     )
-    return _made(conn, found)
-
-
-def _made(conn: Connection, found: list[search.Found]) -> list[Hit]:
-    summary = sql.mapper(conn, GeoidSummary)
-    return [Hit(summary(row), similarity, vector) for row, similarity, vector in found]
+    return [[Hit(*hit) for hit in hits] for hits in found]
 
 
 def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:

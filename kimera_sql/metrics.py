@@ -3,76 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from . import checks, sql
 from .entity import Entity
 from .errors import InvalidValue
+from .model.metrics import Bucket, Metric, NewMetric, identifier, values
 from .sql import Connection
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMetric:
-    """A measurement to insert.
-
-    metric_value: a finite number, in the unit its name says. context: a JSON object.
-    timestamp: aware; the server's clock if None.
-    """
-
-    metric_name: str
-    metric_value: float
-    component: str
-    context: Mapping[str, Any] = field(default_factory=dict)
-    timestamp: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A stored measurement."""
-
-    id: int
-    timestamp: datetime
-    metric_name: str
-    metric_value: float
-    component: str
-    context: dict[str, Any] = field(hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The measurements of one stretch of time, which begins at bucket.
-
-    p95 is the 95th percentile, interpolated as percentile_cont does.
-    """
-
-    bucket: datetime
-    count: int
-    mean: float
-    min: float
-    max: float
-    p95: float
-
+__all__ = [
+    "Bucket",
+    "Metric",
+    "NewMetric",
+    "count",
+    "delete",
+    "entity",
+    "get",
+    "get_many",
+    "insert",
+    "insert_many",
+    "latest",
+    "names",
+    "prune",
+    "record",
+    "series",
+    "stream",
+]
 
 _queries = sql.Queries("metrics")
 
-
-def _values(new: NewMetric | Metric) -> dict[str, Any]:
-    return {
-        "timestamp": checks.optional_moment("timestamp", new.timestamp),
-        "metric_name": checks.text("metric_name", new.metric_name),
-        "metric_value": checks.number("metric_value", new.metric_value),
-        "component": checks.text("component", new.component),
-        "context": checks.json_object("context", new.context),
-    }
-
-
-def _identifier(field: str, value: int) -> int:
-    return checks.integer(field, value, least=-(2**63), most=2**63 - 1)
-
-
-entity = Entity(_queries, Metric, _values, _identifier, restoring=_queries.copy_in_with_ids)
+entity = Entity(
+    _queries, Metric, values, identifier, copy_with_ids=_queries.copy_in_with_ids, advance_ids=_queries.advance_ids
+)
 insert = entity.insert
 insert_many = entity.insert_many
 get = entity.get
@@ -96,13 +59,13 @@ def record(
 
 def latest(conn: Connection, name: str, *, component: str | None = None, limit: int = 1) -> list[Metric]:
     """Return the newest measurements of a metric, of one component or of all, the newest first."""
-    rows = _queries.latest.fetchall(
+    return _queries.latest.fetchall(
         conn,
+        Metric,
         metric_name=checks.text("name", name),
-        component=checks.optional_text("component", component),
+        component=checks.optional(checks.text, "component", component),
         limit=checks.limit(limit),
     )
-    return sql.records(conn, Metric, rows)
 
 
 def series(
@@ -120,15 +83,15 @@ def series(
     """
     if not isinstance(bucket, timedelta) or not timedelta(0) < bucket <= timedelta(days=36525):
         raise InvalidValue(f"bucket: expected a timedelta above zero, up to a century, got {bucket!r}")
-    rows = _queries.series.fetchall(
+    return _queries.series.fetchall(
         conn,
+        Bucket,
         metric_name=checks.text("name", name),
-        component=checks.optional_text("component", component),
+        component=checks.optional(checks.text, "component", component),
         bucket=bucket,
         since=checks.moment("since", since),
         until=checks.moment("until", datetime.now(UTC) if until is None else until),
     )
-    return sql.records(conn, Bucket, rows)
 
 
 def names(conn: Connection) -> list[str]:

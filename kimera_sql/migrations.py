@@ -8,14 +8,14 @@ from pathlib import Path
 
 from . import connect, sql
 from .errors import SchemaError
-from .sql import Connection
+from .sql import Connection, Dialect
 
 logger = logging.getLogger(__name__)
 
-_queries = sql.Queries("migrate")
+_queries = sql.Queries("migrations")
 
 
-def files(dialect: str, folder: Path | None = None) -> list[Path]:
+def files(dialect: Dialect, folder: Path | None = None) -> list[Path]:
     """Return the schema files of *dialect* in the order in which they are applied."""
     return sorted(((folder or sql.shipped("schema")) / dialect).glob("[0-9][0-9][0-9][0-9]_*.sql"))
 
@@ -44,7 +44,7 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
             except Exception as error:
                 error.add_note(f"while applying {path.name}; nothing of it was kept")
                 raise
-            _queries.record.execute(conn, name=path.name, checksum=_checksum(path))
+            _queries.record_applied.execute(conn, name=path.name, checksum=_checksum(path))
         logger.info("applied %s", path.name)
         done.append(path.name)
     connect.add_adapters(conn)

@@ -3,76 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from . import checks, sql
 from .entity import Entity
-from .errors import InvalidValue, NotFound
+from .errors import NotFound
+from .model.portals import NewPortal, Portal, values
 from .sql import Connection
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPortal:
-    """A portal to insert.
-
-    source_dimension, target_dimension: 32-bit integers. radius, energy_requirement, stability_factor: finite
-    numbers, energy_requirement not negative. configuration_parameters: a JSON object. status: 'active' is what
-    route looks for. creation_timestamp: aware; the server's clock if None. id: a random one if None.
-    """
-
-    source_dimension: int
-    target_dimension: int
-    radius: float
-    energy_requirement: float
-    stability_factor: float
-    configuration_parameters: Mapping[str, Any] = field(default_factory=dict)
-    status: str = "active"
-    creation_timestamp: datetime | None = None
-    last_used_timestamp: datetime | None = None
-    id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Portal:
-    """A stored portal."""
-
-    id: UUID
-    source_dimension: int
-    target_dimension: int
-    radius: float
-    energy_requirement: float
-    stability_factor: float
-    creation_timestamp: datetime
-    last_used_timestamp: datetime | None
-    configuration_parameters: dict[str, Any] = field(hash=False)
-    status: str
-
+__all__ = [
+    "NewPortal",
+    "Portal",
+    "between",
+    "by_status",
+    "count",
+    "delete",
+    "entity",
+    "get",
+    "get_many",
+    "insert",
+    "insert_many",
+    "mark_used",
+    "route",
+    "set_status",
+    "stream",
+    "update_parameters",
+]
 
 _queries = sql.Queries("portals")
 
-
-def _values(new: NewPortal | Portal) -> dict[str, Any]:
-    energy = checks.number("energy_requirement", new.energy_requirement)
-    if energy < 0:
-        raise InvalidValue(f"energy_requirement: {energy} is negative")
-    return {
-        "id": checks.optional_identifier("id", new.id),
-        "source_dimension": checks.integer("source_dimension", new.source_dimension),
-        "target_dimension": checks.integer("target_dimension", new.target_dimension),
-        "radius": checks.number("radius", new.radius),
-        "energy_requirement": energy,
-        "stability_factor": checks.number("stability_factor", new.stability_factor),
-        "creation_timestamp": checks.optional_moment("creation_timestamp", new.creation_timestamp),
-        "last_used_timestamp": checks.optional_moment("last_used_timestamp", new.last_used_timestamp),
-        "configuration_parameters": checks.json_object("configuration_parameters", new.configuration_parameters),
-        "status": checks.text("status", new.status),
-    }
-
-
-entity = Entity(_queries, Portal, _values, checks.identifier, clock="creation_timestamp")
+entity = Entity(_queries, Portal, values, checks.identifier, clock="creation_timestamp")
 insert = entity.insert
 insert_many = entity.insert_many
 get = entity.get
@@ -84,24 +46,23 @@ stream = entity.stream
 
 def between(conn: Connection, source_dimension: int, target_dimension: int, *, limit: int = 100) -> list[Portal]:
     """Return the portals that lead straight from one dimension to another, the cheapest first."""
-    rows = _queries.between.fetchall(
+    return _queries.between.fetchall(
         conn,
+        Portal,
         source_dimension=checks.integer("source_dimension", source_dimension),
         target_dimension=checks.integer("target_dimension", target_dimension),
         limit=checks.limit(limit),
     )
-    return sql.records(conn, Portal, rows)
 
 
 def by_status(conn: Connection, status: str, *, limit: int = 100) -> list[Portal]:
     """Return the portals of a status, the newest first."""
-    rows = _queries.by_status.fetchall(conn, status=checks.text("status", status), limit=checks.limit(limit))
-    return sql.records(conn, Portal, rows)
+    return _queries.by_status.fetchall(conn, Portal, status=checks.text("status", status), limit=checks.limit(limit))
 
 
 def mark_used(conn: Connection, id: UUID, *, at: datetime | None = None) -> datetime:
     """Note that a portal was used, now or *at* (aware), and return when it was used last. Raises NotFound."""
-    return entity.update(conn, _queries.mark_used, datetime, id, at=checks.optional_moment("at", at))
+    return entity.update(conn, _queries.mark_used, datetime, id, at=checks.optional(checks.moment, "at", at))
 
 
 def set_status(conn: Connection, id: UUID, status: str) -> None:
@@ -127,10 +88,13 @@ def route(
     target = checks.integer("target_dimension", target_dimension)
     if source == target:
         return []
-    rows = _queries.route.fetchall(
-        conn,
-        source_dimension=source,
-        target_dimension=target,
-        max_steps=checks.limit(max_steps, "max_steps"),
+    return (
+        _queries.route.fetchall(
+            conn,
+            Portal,
+            source_dimension=source,
+            target_dimension=target,
+            max_steps=checks.limit(max_steps, "max_steps"),
+        )
+        or None
     )
-    return sql.records(conn, Portal, rows) or None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,23 +15,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from . import embeddings, geoids, metrics, portals, sql, transitions
+from . import sql
 from .entity import Entity
 from .errors import CopyError
 from .progress import progress
 from .sql import Connection
+from .tables import BOOKKEEPING, NAMES, TABLES, Table
+
+_queries = sql.Queries("transfer")
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
-
-# States before the transitions that refer to them
-_ENTITIES: Final[dict[str, Entity[Any, Any, Any]]] = {
-    "geoid_states": geoids.entity,
-    "cognitive_transitions": transitions.entity,
-    "semantic_embeddings": embeddings.entity,
-    "portal_configurations": portals.entity,
-    "system_metrics": metrics.entity,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +38,35 @@ class Copied:
     checksum: str
 
 
-def copy(source: Connection, target: Connection, *, skip_existing: bool = False) -> list[Copied]:
+def copy(
+    source: Connection, target: Connection, *, skip_existing: bool = False, leave_out: Collection[str] = ()
+) -> list[Copied]:
     """Copy every row of *source* into *target*, ids and timestamps kept, and return what was copied of each table.
 
     Both have the schema, and neither is in a transaction. *source* is read as it is at the begin. All or nothing:
     the rows are in the transaction that is open on *target* afterwards, and the caller commits it.
-    Raises CopyError for an id that *target* has already, unless *skip_existing* leaves such rows out, and when the
-    rows in *target* are not those of *source* in the end.
+    Raises CopyError for an id that *target* has already, unless *skip_existing* leaves such rows out; for a table of
+    *source* that kimera_sql does not know, unless *leave_out* names it; and when the rows in *target* are
+    not those of *source* in the end.
     """
     with sql.snapshot(source), sql.atomic(target):
-        return [_copy(table, entity, source, target, skip_existing) for table, entity in _ENTITIES.items()]
+        _check_tables(source, leave_out)
+        return [_copy(table.name, _entity(table), source, target, skip_existing) for table in TABLES]
+
+
+def _check_tables(source: Connection, leave_out: Collection[str]) -> None:
+    """Raise CopyError where *source* has a table that nothing here knows how to copy."""
+    known = {*NAMES, *BOOKKEEPING, *leave_out}
+    if unknown := [name for (name,) in _queries.tables.fetchall(source) if name not in known]:
+        raise CopyError(
+            f"{', '.join(unknown)}: not known to kimera_sql, which copies its own tables; leave out by name what is "
+            "not to be copied (--leave-out TABLE); nothing was copied"
+        )
+
+
+def _entity(table: Table) -> Entity[Any, Any, Any]:
+    entity: Entity[Any, Any, Any] = importlib.import_module(f"{__package__}.{table.entity}").entity
+    return entity
 
 
 def _copy(
@@ -61,17 +75,15 @@ def _copy(
     total = entity.count(source)
     skipped = sent = arrived = rows = 0
     for chunk in _chunks(progress(entity.stream(source, chunk=_CHUNK), total, table)):
-        existing = entity.existing(target, [record.id for record in chunk])
+        existing = entity.existing_ids(target, [record.id for record in chunk])
         if existing and not skip_existing:
             raise CopyError(f"{table}: the target has the id {min(existing)} already; nothing was copied")
         new = [record for record in chunk if record.id not in existing]
-        entity.restore(target, new)
+        entity.insert_as_they_are(target, new)
         skipped += len(existing)
         rows += len(new)
         sent += sum(map(_digest, new))
         arrived += sum(map(_digest, entity.get_many(target, [record.id for record in new])))
-    if table == "system_metrics":
-        sql.Queries("metrics").advance_ids.fetchval(target, int)
     if rows + skipped != total or sent != arrived:
         raise CopyError(f"{table}: the rows that arrived are not those that were sent; nothing was copied")
     return Copied(table, rows, skipped, f"{sent % 2**64:016x}")

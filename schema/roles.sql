@@ -1,7 +1,8 @@
 -- The roles of Kimera's database, each with no more than it needs. It is no migration: roles belong to the whole server,
--- and making them takes a superuser. Apply it after `kimera-sql init`, as often as you like:
+-- and making them takes a superuser. Apply it after `kimera-sql init`, as often as you like. Either way the settings
+-- kimera.tables and kimera.bookkeeping tell it the tables:
 --
---     kimera-sql roles          or          psql --single-transaction -v ON_ERROR_STOP=1 -f schema/roles.sql
+--     kimera-sql roles          or          kimera-sql roles --print | psql --single-transaction -v ON_ERROR_STOP=1
 --
 -- They are groups that nobody logs in as, so there is no password here. Whoever logs in gets a role of its own, and its
 -- password by psql's \password, which sends only the verifier:
@@ -71,9 +72,8 @@ BEGIN
         JOIN pg_roles AS owner ON owner.oid = table_class.relowner
         WHERE table_class.relkind = 'r'
             AND table_class.relnamespace = 'public'::regnamespace
-            AND table_class.relname IN (
-                'geoid_states', 'cognitive_transitions', 'semantic_embeddings', 'portal_configurations',
-                'system_metrics', 'kimera_migrations', 'kimera_vector_indexes', 'kimera_recall_settings'
+            AND table_class.relname = ANY (
+                current_setting('kimera.tables')::text[] || current_setting('kimera.bookkeeping')::text[]
             )
             AND owner.rolname <> 'kimera_owner'
         ORDER BY table_class.relname
@@ -86,22 +86,39 @@ BEGIN
 END
 $$;
 
--- What an earlier version of this file, or somebody, gave beyond these is taken back.
-REVOKE ALL ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics,
-    kimera_migrations, kimera_vector_indexes, kimera_recall_settings
-    FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
-REVOKE ALL ON SEQUENCE system_metrics_id_seq FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
-
-GRANT SELECT, INSERT, UPDATE, DELETE
-    ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics
-    TO kimera_app;
-GRANT USAGE ON SEQUENCE system_metrics_id_seq TO kimera_app;
-GRANT SELECT
-    ON geoid_states, cognitive_transitions, semantic_embeddings, portal_configurations, system_metrics
-    TO kimera_readonly;
--- Searches choose their index and its settings by these.
-GRANT SELECT ON kimera_migrations, kimera_vector_indexes, kimera_recall_settings
-    TO kimera_app, kimera_readonly, kimera_monitor;
+DO $$
+DECLARE
+    name TEXT;
+    sequence TEXT;
+BEGIN
+    FOREACH name IN ARRAY current_setting('kimera.tables')::text[] || current_setting('kimera.bookkeeping')::text[] LOOP
+        -- What an earlier version of this file, or somebody, gave beyond these is taken back.
+        EXECUTE format(
+            'REVOKE ALL ON %I FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup', name
+        );
+    END LOOP;
+    FOREACH name IN ARRAY current_setting('kimera.tables')::text[] LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO kimera_app', name);
+        EXECUTE format('GRANT SELECT ON %I TO kimera_readonly', name);
+        FOR sequence IN
+            SELECT objid::regclass::text
+            FROM pg_depend
+            WHERE refobjid = to_regclass(name) AND deptype IN ('a', 'i') AND classid = 'pg_class'::regclass
+                AND EXISTS (SELECT 1 FROM pg_class WHERE oid = objid AND relkind = 'S')
+        LOOP
+            EXECUTE format(
+                'REVOKE ALL ON SEQUENCE %s FROM PUBLIC, kimera_app, kimera_readonly, kimera_monitor, kimera_backup',
+                sequence
+            );
+            EXECUTE format('GRANT USAGE ON SEQUENCE %s TO kimera_app', sequence);
+        END LOOP;
+    END LOOP;
+    FOREACH name IN ARRAY current_setting('kimera.bookkeeping')::text[] LOOP
+        -- Searches choose their index and its settings by these.
+        EXECUTE format('GRANT SELECT ON %I TO kimera_app, kimera_readonly, kimera_monitor', name);
+    END LOOP;
+END
+$$;
 
 GRANT pg_monitor TO kimera_monitor;
 GRANT pg_read_all_data TO kimera_backup;

@@ -17,7 +17,7 @@ from strategies import unit
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import InvalidValue, NotFound, UnsupportedByServer
-from kimera_sql.search import indexes, recall
+from kimera_sql.search import Method, Precision, indexes, kinds, recall
 from kimera_sql.sql.postgres import Connection
 
 VECTORS = [unit(seed) for seed in range(60)]
@@ -233,7 +233,9 @@ def test_rows_that_come_after_the_index_are_found(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize(("method", "precision"), KINDS)
-def test_a_built_index_tells_what_it_is_made_of(conn: Connection, table: str, method: str, precision: str) -> None:
+def test_a_built_index_tells_what_it_is_made_of(
+    conn: Connection, table: str, method: Method, precision: Precision
+) -> None:
     fill(conn)
     if precision != "full" and not modern(conn):
         with pytest.raises(UnsupportedByServer, match=rf"^indexes in {precision} precision need pgvector 0\.7"):
@@ -268,11 +270,11 @@ def test_options_that_are_given_are_the_indexs(conn: Connection) -> None:
     ("rows", "lists"), [(1, 100), (100_000, 100), (101_000, 101), (1_000_000, 1000), (4_000_000, 2000)]
 )
 def test_lists_follow_pgvectors_rule_past_100_000_rows(rows: int, lists: int) -> None:
-    assert indexes._options("ivfflat", rows, lists=None, m=None, ef_construction=None) == {"lists": lists}
+    assert kinds.options("ivfflat", rows, lists=None, m=None, ef_construction=None) == {"lists": lists}
 
 
 def test_ef_construction_is_at_least_twice_m() -> None:
-    assert indexes._options("hnsw", 1, lists=None, m=50, ef_construction=None) == {"m": 50, "ef_construction": 100}
+    assert kinds.options("hnsw", 1, lists=None, m=50, ef_construction=None) == {"m": 50, "ef_construction": 100}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from strategies import unit
 from test_cli import COMMAND, environment, run
 
-from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql
+from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql, tables
 from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer
 from kimera_sql.ops import maintenance
 from kimera_sql.search import indexes, recall
@@ -100,12 +100,12 @@ def test_vacuum_takes_dead_rows_away_and_tells_the_planner(conn: Connection) -> 
     conn.execute("DELETE FROM geoid_states WHERE id IN (SELECT id FROM geoid_states LIMIT 20)")
     conn.execute("SELECT pg_stat_force_next_flush()")
     done = maintenance.vacuum(conn)
-    assert [one.table for one in done] == list(maintenance.TABLES)
+    assert [one.table for one in done] == list(tables.NAMES)
     assert (done[0].rows, done[0].dead) == (10, 0)
     assert done[0].size > 0
     row = conn.execute(
         "SELECT min(vacuum_count), min(analyze_count) FROM pg_stat_user_tables WHERE relname = ANY(%s)",
-        [list(maintenance.TABLES)],
+        [list(tables.NAMES)],
     ).fetchone()
     assert row == (1, 1)
 
@@ -124,7 +124,7 @@ def test_vacuum_tells_of_dead_rows_that_somebody_can_still_see(conn: Connection,
 
 def test_analyze_tells_the_planner(conn: Connection) -> None:
     fill(conn)
-    assert maintenance.analyze(conn) == list(maintenance.TABLES)
+    assert maintenance.analyze(conn) == list(tables.NAMES)
     assert conn.execute("SELECT reltuples FROM pg_class WHERE relname = 'geoid_states'").fetchone() == (30,)
 
 
@@ -470,7 +470,7 @@ def test_each_command(database: str) -> None:
         assert maintain("vacuum").splitlines()[0].split() == ["table", "rows", "dead", "size"]
         assert [one["rows"] for one in json.loads(maintain("vacuum", "--json"))] == [30, 0, 0, 0, 2]
         assert maintain("analyze").splitlines()[0] == "analyzed geoid_states"
-        assert json.loads(maintain("analyze", "--json")) == list(maintenance.TABLES)
+        assert json.loads(maintain("analyze", "--json")) == list(tables.NAMES)
         assert maintain("retrain") == "no ivfflat index has aged\n"
         assert maintain("reindex").startswith("rebuilt idx_geoid_vector: 30 rows, ")
         assert [one["rows"] for one in json.loads(maintain("reindex", "idx_geoid_vector", "--json"))] == [30]
@@ -637,9 +637,9 @@ def test_autovacuum_comes_to_each_table_before_the_default(conn: Connection) -> 
     rows = conn.execute(
         "SELECT relname, option_name, option_value::float FROM pg_class, pg_options_to_table(reloptions)"
         " WHERE relname = ANY(%s)",
-        [list(maintenance.TABLES)],
+        [list(tables.NAMES)],
     ).fetchall()
     found = {(table, option): value for table, option, value in rows}
-    for table in maintenance.TABLES:
+    for table in tables.NAMES:
         assert found[table, "autovacuum_vacuum_scale_factor"] <= 0.05
         assert found[table, "autovacuum_analyze_scale_factor"] <= 0.05

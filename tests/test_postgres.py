@@ -20,14 +20,16 @@ from psycopg.rows import dict_row
 from reference import ABSENT, seconds
 from strategies import unit
 
-from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, search, sql, transitions
+from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, sql, transitions
 from kimera_sql.embeddings import NewEmbedding
 from kimera_sql.errors import InvalidValue, NotFound
 from kimera_sql.geoids import NewGeoid
 from kimera_sql.metrics import NewMetric
 from kimera_sql.portals import NewPortal
-from kimera_sql.search import indexes
+from kimera_sql.search import indexes, run
+from kimera_sql.search.plan import Plan
 from kimera_sql.sql.postgres import Connection
+from kimera_sql.tables import Table
 from kimera_sql.transitions import NewTransition
 from kimera_sql.vectors import Vector
 
@@ -502,10 +504,11 @@ SELECT current_setting(:name);
 """)
     before = settings(conn)
     sql.statements("postgres", "search")
-    monkeypatch.setattr(sql, "shipped", lambda _: tmp_path)
+    monkeypatch.setattr("kimera_sql.sql.files.shipped", lambda _: tmp_path)
     given = {"hnsw.ef_search": "10", "ivfflat.probes": "3", "enable_sort": "off"}
-    chosen = search.Plan(sql.Queries("spy").seen, None, {}, given, "")
-    assert search._run(conn, chosen, [{"name": name} for name in given]) == [[(value,)] for value in given.values()]
+    chosen = Plan("seen", None, {}, given, "")
+    found = run._run(conn, Table("spy", "spy"), chosen, [{"name": name} for name in given])
+    assert found == [[(value,)] for value in given.values()]
     assert settings(conn) == before
 
 

@@ -15,7 +15,7 @@ from reference import clustered, cosines
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate
 from kimera_sql.errors import InvalidValue, UnsupportedByServer, VectorError
-from kimera_sql.search import indexes, recall
+from kimera_sql.search import Method, Precision, indexes, measures, recall
 from kimera_sql.sql.postgres import Connection
 
 ROWS: Final = 2500
@@ -56,8 +56,8 @@ def found(conn: Connection, queries: NDArray[np.float32], stored: int, k: int, *
 def test_what_tune_promises_is_met_on_fresh_queries_before_and_after_inserts(
     _servers: dict[str, Server],  # noqa: PT019 - which of them is a parameter
     server: str,
-    method: str,
-    precision: str,
+    method: Method,
+    precision: Precision,
 ) -> None:
     conninfo = _servers[server].create(template=_servers[server].template)
     with closing(psycopg.connect(conninfo, autocommit=True)) as conn:
@@ -141,21 +141,21 @@ def test_embeddings_are_measured_and_tuned_too(conn: Connection) -> None:
 
 
 def test_the_interval_is_wilsons_where_shares_are_independent() -> None:
-    low, high = recall._interval([1.0] * 90 + [0.0] * 10, 1)
+    low, high = measures.interval([1.0] * 90 + [0.0] * 10, 1)
     # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) for p = 0.9, n = 100, z = 1.959964
     assert (low, high) == pytest.approx((0.825634, 0.944771), abs=1e-6)
 
 
 def test_neighbours_that_are_missed_together_widen_the_interval() -> None:
-    together = recall._interval([1.0] * 90 + [0.0] * 10, 10)
-    apart = recall._interval([0.9] * 100, 10)
+    together = measures.interval([1.0] * 90 + [0.0] * 10, 10)
+    apart = measures.interval([0.9] * 100, 10)
     assert together == pytest.approx((0.825634, 0.944771), abs=1e-6)
     assert together[0] < apart[0] < 0.9 < apart[1] < together[1]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_interval_stays_within_0_and_1(share: float) -> None:
-    low, high = recall._interval([share] * 20, 10)
+    low, high = measures.interval([share] * 20, 10)
     assert 0 <= low <= share <= high <= 1
     assert 0 < high - low < 0.1
 
@@ -202,7 +202,10 @@ def test_tune_finds_the_first_step_that_reaches() -> None:
     for ladder in ([1], [1, 2, 5], list(range(1, 40))):
         for least in range(ladder[-1] + 2):
             expected = next((step for step in ladder if step >= least), None)
-            assert recall._cheapest(ladder, lambda step, least=least: step >= least) == expected  # type: ignore[misc]
+            bisection = measures.Bisection(ladder)
+            while (step := bisection.step) is not None:
+                bisection.answer(step >= least)
+            assert bisection.found == expected
 
 
 def test_what_is_tuned_is_left_to_the_callers_commit(database: str) -> None:

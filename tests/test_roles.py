@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 from test_cli import run
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, transitions
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, tables, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
 from kimera_sql.migrations import pending
 from kimera_sql.ops import maintenance, monitoring
@@ -27,7 +27,7 @@ from kimera_sql.search import indexes, recall
 Connection = psycopg.Connection[Any]
 
 GROUPS = ("kimera_owner", "kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup")
-ENTITY_TABLES = maintenance.TABLES
+ENTITY_TABLES = tables.NAMES
 BOOKS = ("kimera_migrations", "kimera_vector_indexes", "kimera_recall_settings")
 
 
@@ -342,9 +342,9 @@ def test_applied_again_it_changes_nothing_and_takes_back_what_was_given_since(da
 def test_psql_applies_the_file_too(database: str) -> None:
     with connected(database) as conn:
         psql = tools.find("pg_dump", conn).with_name("psql")
-    path = sql.shipped("schema") / "roles.sql"
-    arguments = ["--no-psqlrc", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-qf", str(path), database]
-    subprocess.run([psql, *arguments], check=True, capture_output=True)
+    printed = run("roles", "--print").stdout
+    arguments = ["--no-psqlrc", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-q", database]
+    subprocess.run([psql, *arguments], check=True, capture_output=True, input=printed, text=True)
     with connected(database) as conn:
         row = conn.execute("SELECT pg_has_role('kimera_monitor', 'pg_monitor', 'USAGE')").fetchone()
         assert row == (True,)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from reference import clustered, cosines, seconds
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate, search, sql
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate, open_pool, sql
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
-from kimera_sql.search import VectorIndex, indexes, recall
+from kimera_sql.search import Method, Precision, VectorIndex, indexes, looks, recall
 from kimera_sql.sql.postgres import Connection
 
 ROWS: Final = 3000
@@ -207,7 +207,8 @@ def test_a_plan_that_is_kept_uses_the_index(searched: Searched) -> None:
 def test_a_kept_plan_gives_way_to_another_index(database: str) -> None:
     with connected(database) as conn:
         geoids.insert_many(conn, map(new_geoid, range(500), VECTORS))
-        for method, option in (("hnsw", "ef_search"), ("ivfflat", "probes"), ("hnsw", "ef_search")):
+        turns: list[tuple[Method, str]] = [("hnsw", "ef_search"), ("ivfflat", "probes"), ("hnsw", "ef_search")]
+        for method, option in turns:
             name = indexes.build(conn, "geoid_states", method=method, precision="full").name
             for query in QUERIES[:12]:
                 assert len(geoids.similar(conn, query, **{option: 100})) == 10  # type: ignore[arg-type]
@@ -224,7 +225,7 @@ def test_filters_of_which_one_is_remembered_are_told_apart(searched: Searched) -
 
 
 def test_only_so_many_filters_are_remembered(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_ESTIMATES", 2)
+    monkeypatch.setattr(looks, "_MOST_ESTIMATES", 2)
     for most in (0.2, 0.4, 0.6, 0.8, 0.2):
         hits = geoids.similar(searched.conn, QUERIES[0], 5, entropy=(None, most))
         assert len(hits) == 5
@@ -252,9 +253,9 @@ def tuned(conn: Connection, index: VectorIndex, *settings: tuple[int, float, int
         sql.Queries("indexes").forget_settings.execute(conn, index_name=index.name)
         for k, target, setting in settings:
             sql.Queries("recall").store.execute(conn, index_name=index.name, k=k, target=target, setting=setting)
-        search.forget(conn)
+        looks.forget(conn)
         yield
-    search.forget(conn)
+    looks.forget(conn)
 
 
 def test_a_recall_that_no_setting_reaches_is_searched_exactly(searched: Searched) -> None:
@@ -356,7 +357,13 @@ def test_the_index_that_serves_best_is_chosen(database: str) -> None:
     with connected(database) as conn:
         geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
         built = []
-        for method, precision in (("ivfflat", "full"), ("hnsw", "binary"), ("hnsw", "full"), ("hnsw", "half")):
+        kinds: list[tuple[Method, Precision]] = [
+            ("ivfflat", "full"),
+            ("hnsw", "binary"),
+            ("hnsw", "full"),
+            ("hnsw", "half"),
+        ]
+        for method, precision in kinds:
             if precision == "full" or conn.execute("SELECT to_regtype('halfvec')").fetchone() != (None,):
                 built.append(indexes.build(conn, "geoid_states", method=method, precision=precision).name)
         for name in reversed(built):
@@ -380,9 +387,36 @@ def test_the_look_at_the_catalogue_holds_for_a_while(database: str, monkeypatch:
     with connected(database) as conn, connected(database) as other:
         geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
         assert geoids.explain(conn, QUERIES[0]).index is None
-        name = indexes.build(other, "geoid_states").name
+        # As another process would
+        other.execute("CREATE INDEX another ON geoid_states USING hnsw (state_vector vector_cosine_ops)")
         assert geoids.explain(conn, QUERIES[0]).index is None
-        monkeypatch.setattr(search, "_FRESH", 0)
+        monkeypatch.setattr(looks, "_FRESH", 0)
+        assert geoids.explain(conn, QUERIES[0]).index == "another"
+
+
+def test_an_index_of_this_process_is_seen_by_all_its_connections_at_once(database: str) -> None:
+    with connected(database) as conn, connected(database) as other:
+        geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
+        assert geoids.explain(conn, QUERIES[0]).index is None
+        name = indexes.build(other, "geoid_states").name
+        assert geoids.explain(conn, QUERIES[0]).index == name
+        indexes.drop(other, name)
+        assert geoids.explain(conn, QUERIES[0]).index is None
+
+
+def test_an_index_that_is_not_committed_is_seen_by_its_own_connection_alone(database: str) -> None:
+    with open_pool(database) as pool, pool.connection() as conn, pool.connection() as other:
+        geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
+        conn.commit()
+        name = indexes.build(conn, "geoid_states").name
+        assert geoids.explain(conn, QUERIES[0]).index == name
+        assert geoids.explain(other, QUERIES[0]).index is None
+        conn.commit()
+        assert geoids.explain(other, QUERIES[0]).index == name
+        other.rollback()
+        indexes.drop(conn, name)
+        assert geoids.explain(conn, QUERIES[0]).index is None
+        conn.rollback()
         assert geoids.explain(conn, QUERIES[0]).index == name
 
 
@@ -391,7 +425,7 @@ def test_a_search_survives_an_index_that_another_dropped(database: str) -> None:
         geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
         name = indexes.build(conn, "geoid_states").name
         expected = geoids.similar(conn, QUERIES[0], 10, exact=True)
-        indexes.drop(other, name)
+        other.execute(f"DROP INDEX {name}".encode())  # as another process would
         said = geoids.explain(conn, QUERIES[0])
         assert (said.index, said.used) == (name, False)
         assert "BUT the server's plan does not use this index" in str(said)

@@ -537,7 +537,7 @@ CALLS: Final = {
     "getattr(_queries, f'similar_{id}').fetchall(conn, vector=id, other=1)": "geoids.similar_full: the call does not",
     "_queries.copy_in.execute(conn)": "geoids.copy_in: a COPY is run by its method copy",
     "_queries.count_all.fetchval(conn, str)": "fetchval is given another type than the note `returns` (expected int, ",
-    "sql.records(conn, GeoidSummary, _queries.find_by_ids.fetchall(conn, ids=id))": (
+    "_queries.find_by_ids.fetchall(conn, GeoidSummary, ids=id)": (
         "the rows are made into another dataclass than the note says (expected Geoid, found GeoidSummary)"
     ),
     "_all(conn, GeoidSummary, _queries.find_by_ids)": "(expected Geoid, found GeoidSummary)",
@@ -570,7 +570,7 @@ def test_a_call_passes_what_the_file_declares(tmp_path: Path, call: str) -> None
         "_queries.find_by_id.fetchone(conn, **{'id': id})",
         "_queries.find_by_id.fetchone(conn, **where)",
         "_queries.stream_all.stream(conn, chunk=10)",
-        "sql.records(conn, Geoid, _queries.find_by_ids.fetchall(conn, ids=id))",
+        "_queries.find_by_ids.fetchall(conn, Geoid, ids=id)",
         "getattr(_queries, f'{id}_all')",
     ],
 )
@@ -1008,7 +1008,7 @@ def test_loading_what_is_wrong_is_a_query_error(tmp_path: Path) -> None:
 
 
 def test_a_shipped_query_can_be_called(conn: sql.Connection) -> None:
-    queries = sql.Queries("geoids")
+    queries = sql.Queries("geoids", records=geoids)
     saved = geoids.insert(conn, STATE)
     assert queries.find_by_id(conn, id=saved.id) == saved
     assert queries.count_all(conn) == 1
@@ -1027,6 +1027,8 @@ def test_a_shipped_index_that_cannot_serve_is_found(
     order = "geoid_states.state_vector::halfvec(1024) <=> :vector::halfvec(1024)"
     change(tmp_path / "queries/postgres/geoids.sql", f"ORDER BY {order}", f"ORDER BY 1 - ({order}) DESC")
     shipped: Callable[[str], Path] = sql.shipped
-    monkeypatch.setattr(sql, "shipped", lambda folder: tmp_path / folder if folder == "queries" else shipped(folder))
+    moved = lambda folder: tmp_path / folder if folder == "queries" else shipped(folder)  # noqa: E731
+    monkeypatch.setattr("kimera_sql.sql.files.shipped", moved)
+    monkeypatch.setattr(sql, "shipped", moved)
     faults = [str(fault) for fault in verify.verify(conn_newest).faults]
     assert any("similar_half: its plan does not use idx_geoid_vector_hnsw_half" in fault for fault in faults)

@@ -93,6 +93,13 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     copy.add_argument("--from", dest="source", choices=("sqlite", "postgres"), required=True)
     copy.add_argument("--to", dest="target", choices=("sqlite", "postgres"), required=True)
     copy.add_argument("--skip-existing", action="store_true", help="leave out rows whose ids the target has")
+    copy.add_argument(
+        "--leave-out",
+        metavar="TABLE",
+        action="append",
+        default=[],
+        help="a table of your own that is not to be copied (can be given again)",
+    )
     copy.set_defaults(run=_copy)
 
     show = commands.add_parser(
@@ -134,7 +141,7 @@ def _copy(arguments: argparse.Namespace) -> None:
     ):
         source, target = (file, server) if arguments.source == "sqlite" else (server, file)
         migrate(target)
-        copied = transfer.copy(source, target, skip_existing=arguments.skip_existing)
+        copied = transfer.copy(source, target, skip_existing=arguments.skip_existing, leave_out=arguments.leave_out)
     for table in copied:
         print(f"{table.table:22} {table.rows:>10,} copied {table.skipped:>10,} skipped  {table.checksum}")
 

@@ -18,7 +18,7 @@ from ..errors import BackupError
 from ..ops.backup import dumps as backup
 from ..ops.backup import restore
 from ..settings import Settings
-from ..sql import Connection
+from ..sql import Connection, is_postgres
 from . import basebackup
 from .arguments import add_folder
 from .connection import autocommit
@@ -186,6 +186,6 @@ def _maintenance(arguments: argparse.Namespace) -> Iterator[Connection]:
         parameters = {**parse(settings.database_url, source="DATABASE_URL"), "dbname": name}
         settings = replace(settings, database_url=make_conninfo("", **parameters))
     with open_pool(settings=settings) as pool, pool.connection() as conn:
-        if isinstance(conn, psycopg.Connection):
+        if is_postgres(conn):
             conn.autocommit = True
         yield conn

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import psycopg
-
 from .. import embedded
 from ..connect import Pool, open_pool
 from ..settings import Settings
-from ..sql import Connection
+from ..sql import Connection, is_postgres
 from ..sqlite import SqlitePool
 
 
@@ -36,6 +34,6 @@ def pool(arguments: argparse.Namespace, **settings: Any) -> Iterator[Pool | Sqli
 def autocommit(arguments: argparse.Namespace) -> Iterator[Connection]:
     """Open an autocommit connection to that database."""
     with pool(arguments) as opened, opened.connection() as conn:
-        if isinstance(conn, psycopg.Connection):
+        if is_postgres(conn):
             conn.autocommit = True
         yield conn

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..search import TABLES, VectorIndex, indexes, recall
+from ..search import VectorIndex, indexes, recall
+from ..tables import VECTOR_TABLES
 from .connection import autocommit
 from .output import add_json, print_json
 from .watch import watched
@@ -17,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give *parser* the commands of `kimera-sql index`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="build a table's vector index, and tune it")
-    build.add_argument("table", choices=TABLES)
+    build.add_argument("table", choices=VECTOR_TABLES)
     build.add_argument("--method", choices=("hnsw", "ivfflat"), default="hnsw", help="(%(default)s)")
     build.add_argument(
         "--precision", choices=("full", "half", "binary"), help="(half, or full where pgvector is older than 0.7)"
@@ -38,11 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         one.set_defaults(run=run)
     commands.add_parser("clean", help="drop what killed builds left behind").set_defaults(run=_clean)
     tune = commands.add_parser("tune", help="find the cheapest settings that reach a recall, and keep them")
-    tune.add_argument("table", choices=TABLES)
+    tune.add_argument("table", choices=VECTOR_TABLES)
     tune.add_argument("--target", type=float, metavar="RECALL", help="(0.95 and 0.99)")
     tune.set_defaults(run=_tune)
     measured = commands.add_parser("recall", help="measure the recall of a table's searches")
-    measured.add_argument("table", choices=TABLES)
+    measured.add_argument("table", choices=VECTOR_TABLES)
     measured.add_argument("--k", type=int, metavar="N", default=10, help="neighbours a search (%(default)s)")
     measured.add_argument("--sample", type=int, metavar="N", default=100, help="searches (%(default)s)")
     measured.set_defaults(run=_recall)

@@ -82,6 +82,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_roles(parser: argparse.ArgumentParser) -> None:
     """Make *parser* that of `kimera-sql roles`."""
+    parser.add_argument("--print", dest="shown", action="store_true", help="print the SQL instead, for psql")
     parser.set_defaults(run=_roles)
 
 
@@ -216,6 +217,9 @@ def _verdict(check: tuning.Check) -> str:
 
 
 def _roles(arguments: argparse.Namespace) -> None:
+    if arguments.shown:
+        print(maintenance.roles_sql(), end="")
+        return
     with autocommit(arguments) as conn:
         maintenance.create_roles(conn)
     print("the roles kimera_owner, _app, _readonly, _monitor and _backup are up to date")

@@ -8,11 +8,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-import psycopg
-
 from ..progress import Bar
 from ..search.indexes import Building
-from ..sql import Connection
+from ..sql import Connection, is_postgres
 from .connection import pool
 
 T = TypeVar("T")
@@ -32,7 +30,7 @@ def watched(
         opened.connection() as watching,
         ThreadPoolExecutor(1) as executor,
     ):
-        if isinstance(conn, psycopg.Connection) and isinstance(watching, psycopg.Connection):
+        if is_postgres(conn) and is_postgres(watching):
             conn.autocommit = watching.autocommit = True
         done = executor.submit(work, conn)
         try:
@@ -41,7 +39,7 @@ def watched(
                     for one in look(watching):
                         bar.draw(f"{one.table}: {one.phase}", one.done, one.total)
         except BaseException:
-            if isinstance(conn, psycopg.Connection):
+            if is_postgres(conn):
                 conn.cancel_safe()
             wait([done])
             raise

@@ -9,12 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
-import psycopg
-
 from .. import checks, sql
 from ..errors import BackupError, InvalidValue
-from ..search import TABLES, indexes
-from ..sql import Connection, postgres
+from ..search import indexes
+from ..sql import Connection
+from ..tables import VECTOR_TABLES
 from . import monitoring, tuning
 from .backup import dumps as backup
 from .backup.dumps import Backup
@@ -247,8 +246,8 @@ def gather(
     in_all = checks.limit(pool_connections, "pool_connections") * checks.limit(processes, "processes")
     if memory is not None:
         tuning.recommend(memory)
+    conn = sql.require_postgres(conn, "SQLite keeps no statistics; monitoring needs PostgreSQL")
     server = monitoring.server(conn)
-    assert isinstance(conn, psycopg.Connection)  # noqa: S101 - monitoring refuses SQLite
     transport = Transport(
         host=conn.info.hostaddr or conn.info.host,
         password=conn.pgconn.used_password,
@@ -266,14 +265,14 @@ def gather(
         now=datetime.now(UTC),
         server=server,
         server_version=conn.info.server_version,
-        session=sql.records(conn, Session, _queries.session.fetchall(conn))[0],
+        session=_queries.session.fetchall(conn, Session)[0],
         transport=transport,
         sees_all=monitoring.visibility(conn).sees_all,
         has_schema=_queries.has_schema.fetchval(conn, bool) or False,
         settings=dict(_queries.settings.fetchall(conn, names=list(_SETTINGS))),
         checked=checked,
         checked_fault=checked_fault,
-        extensions=tuple(sql.records(conn, Extension, _queries.extensions.fetchall(conn))),
+        extensions=tuple(_queries.extensions.fetchall(conn, Extension)),
         databases=rows("databases", Database),
         tables=rows("tables", TableUse),
         indexes=rows("indexes", IndexUse),
@@ -329,7 +328,7 @@ def _versions(facts: Facts) -> Iterator[Finding]:
             ERROR, "pgvector", "this database does not have it", "CREATE EXTENSION vector, then kimera-sql init"
         )
         return
-    version = postgres.version(facts.server.pgvector)
+    version = sql.version(facts.server.pgvector)
     for severity, (since, until), found, advice in _PGVECTOR_FAULTS:
         if since <= version < until:
             yield Finding(severity, f"pgvector {facts.server.pgvector}", found, advice)
@@ -472,7 +471,7 @@ def _vector_indexes(facts: Facts) -> Iterator[Finding]:
         return
     usable = {one.table for one in facts.vectors if "invalid" not in one.faults}
     for one in facts.tables:
-        if one.table in TABLES and one.live_rows >= _BIG and one.table not in usable | set(facts.building):
+        if one.table in VECTOR_TABLES and one.live_rows >= _BIG and one.table not in usable | set(facts.building):
             yield Finding(
                 WARNING,
                 f"table {one.table}",

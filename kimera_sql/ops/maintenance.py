@@ -14,22 +14,15 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import metrics, sql
-from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError, UnsupportedByServer
+from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
 from ..sql import Connection, postgres
+from ..tables import BOOKKEEPING, NAMES
 
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("maintenance")
-
-TABLES: Final = (
-    "geoid_states",
-    "cognitive_transitions",
-    "semantic_embeddings",
-    "portal_configurations",
-    "system_metrics",
-)
 
 LOCK_TIMEOUT: Final = timedelta(seconds=30)
 """How long upkeep waits for a lock unless told otherwise."""
@@ -91,7 +84,7 @@ def vacuum(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[
     server = _server(conn)
     _require(server, "vacuumed")
     with _patience(server, lock_timeout):
-        return [_vacuum(server, table, lock_timeout) for table in TABLES]
+        return [_vacuum(server, table, lock_timeout) for table in NAMES]
 
 
 def analyze(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[str]:
@@ -102,9 +95,9 @@ def analyze(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list
     server = _server(conn)
     _require(server, "vacuumed")
     with _patience(server, lock_timeout):
-        for table in TABLES:
+        for table in NAMES:
             _run(server, "ANALYZE {}", table, lock_timeout)
-    return list(TABLES)
+    return list(NAMES)
 
 
 def reindex(
@@ -189,10 +182,17 @@ def run_all(
 
 def working(conn: Connection) -> list[Building]:
     """Return the VACUUMs and the builds of vector indexes that go on now, by whichever connection. On SQLite none."""
-    if not isinstance(conn, psycopg.Connection):
+    if not sql.is_postgres(conn):
         return []
-    vacuums = sql.records(conn, Building, _queries.vacuuming.fetchall(conn, tables=list(TABLES)))
+    vacuums = _queries.vacuuming.fetchall(conn, Building, tables=list(NAMES))
     return [*indexes.building(conn), *vacuums]
+
+
+def roles_sql() -> str:
+    """Return the SQL that create_roles runs: schema/roles.sql, told the tables. By hand: psql --single-transaction."""
+    lists = {"kimera.tables": NAMES, "kimera.bookkeeping": BOOKKEEPING}
+    told = "".join(f"SET LOCAL {name} = '{{{','.join(tables)}}}';\n" for name, tables in lists.items())
+    return told + (sql.shipped("schema") / "roles.sql").read_text(encoding="utf-8")
 
 
 def create_roles(conn: Connection) -> None:
@@ -201,27 +201,25 @@ def create_roles(conn: Connection) -> None:
     Raises MaintenanceError for a role that may not, SchemaError where the tables are not there, and UnsupportedByServer
     on SQLite.
     """
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("SQLite has no roles; whoever can open the file can do everything")
-    _rights(conn)
+    server = sql.require_postgres(conn, "SQLite has no roles; whoever can open the file can do everything")
+    _rights(server)
     try:
-        with sql.transaction(conn):
-            sql.script(conn, (sql.shipped("schema") / "roles.sql").read_text(encoding="utf-8"))
+        with sql.transaction(server):
+            sql.script(server, roles_sql())
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
         hint = "; run this as a superuser" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
         raise MaintenanceError(f"roles.sql: {error.diag.message_primary}{hint}; nothing was changed") from error
 
 
 def _server(conn: Connection) -> psycopg.Connection[Any]:
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("SQLite needs no upkeep but VACUUM, which `sqlite3 FILE VACUUM` runs")
-    if not postgres.outside_transaction(conn):
+    server = sql.require_postgres(conn, "SQLite needs no upkeep but VACUUM, which `sqlite3 FILE VACUUM` runs")
+    if not postgres.outside_transaction(server):
         raise InvalidValue("conn: upkeep needs an autocommit connection outside a transaction")
-    return conn
+    return server
 
 
 def _rights(conn: psycopg.Connection[Any]) -> dict[str, dict[str, bool]]:
-    rows = _queries.rights.fetchall(conn, tables=list(TABLES))
+    rows = _queries.rights.fetchall(conn, tables=list(NAMES))
     if missing := [table for table, there, _, _ in rows if not there]:
         raise SchemaError(f"there is no table {', '.join(missing)}; kimera-sql init makes the schema")
     return {table: {"owned": owned, "vacuumed": vacuumed} for table, _, owned, vacuumed in rows}
@@ -260,7 +258,7 @@ def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterato
 
 def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> Vacuumed:
     _run(conn, "VACUUM (ANALYZE) {}", table, lock_timeout)
-    (vacuumed,) = sql.records(conn, Vacuumed, _queries.state.fetchall(conn, table=table))
+    (vacuumed,) = _queries.state.fetchall(conn, Vacuumed, table=table)
     return vacuumed
 
 

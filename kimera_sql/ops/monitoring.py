@@ -680,13 +680,11 @@ def _masked(query: str | None) -> str | None:
 
 
 def _server(conn: Connection) -> psycopg.Connection[Any]:
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("SQLite keeps no statistics; monitoring needs PostgreSQL")
-    return conn
+    return sql.require_postgres(conn, "SQLite keeps no statistics; monitoring needs PostgreSQL")
 
 
 def _all(conn: Connection, record: type[R], query: sql.Query, **parameters: Any) -> list[R]:
-    return sql.records(conn, record, query.fetchall(_server(conn), **parameters))
+    return query.fetchall(_server(conn), record, **parameters)
 
 
 def _one(conn: Connection, record: type[R], query: sql.Query) -> R:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psycopg
-
 from .. import checks, sql
-from ..errors import InvalidValue, UnsupportedByServer
+from ..errors import InvalidValue
 from ..sql import Connection
 
 _queries = sql.Queries("tuning")
@@ -159,7 +157,7 @@ def machine(conn: Connection) -> int | None:
 
     It is this one when the connection goes through a Unix socket or to a loopback address.
     """
-    if not isinstance(conn, psycopg.Connection):
+    if not sql.is_postgres(conn):
         return None
     address = conn.info.hostaddr
     return memory() if not address or ipaddress.ip_address(address).is_loopback else None
@@ -171,14 +169,13 @@ def check(conn: Connection, *, memory: int | None = None, connections: int = CON
     memory: bytes of the server's machine; this machine's if None. Raises InvalidValue when it is None and the server
     is on another machine, and UnsupportedByServer on SQLite, which has no such settings.
     """
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("SQLite has no server settings to check")
+    conn = sql.require_postgres(conn, "SQLite has no server settings to check")
     memory = machine(conn) if memory is None else memory
     if memory is None:
         raise InvalidValue(f"memory: the server is on another machine ({conn.info.host}); say how much it has")
     wanted = recommend(memory, connections=connections)
-    rows = _queries.settings.fetchall(conn, names=[one.name for one in wanted])
-    found = {one.name: one for one in sql.records(conn, ServerSetting, rows)}
+    rows = _queries.settings.fetchall(conn, ServerSetting, names=[one.name for one in wanted])
+    found = {one.name: one for one in rows}
     return [_compare(one, found[one.name]) for one in wanted if one.name in found]
 
 

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
-from psycopg.types.json import Jsonb
 
-if TYPE_CHECKING:
-    from . import Row, Statement
+from .files import Statement
+from .rows import Row, to_postgres
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
-DECODERS: Final[dict[type, Callable[[Any], Any]]] = {tuple: tuple}
-"""What psycopg does not give as a record has it: its arrays are lists."""
-
 _cursor_numbers = itertools.count(1)
-_dumps = functools.partial(json.dumps, allow_nan=False)
 
 
-def _encode(value: Any) -> Any:
-    return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
+def _bind(statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    statement.check(parameters)
+    return {name: to_postgres(value) for name, value in parameters.items()}
 
 
-def _bind(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _encode(value) for name, value in parameters.items()}
-
-
-def _run(
+def run(
     conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
 ) -> psycopg.Cursor[Row]:
+    """Run *statement* and return the cursor that has its rows; in a pipeline it has them once the pipeline ends.
+
+    With *generic_plan* it may be prepared even if it is to be planned anew each time: these parameters need no plan of
+    their own.
+    """
     # A cursor of our own: the caller's connection may have another row or cursor factory.
     return psycopg.Cursor(conn, row_factory=tuple_row).execute(
         statement.text,
-        _bind(parameters),
+        _bind(statement, parameters),
         prepare=False if statement.custom_plan and not generic_plan else None,
         binary=True,
     )
@@ -52,30 +46,14 @@ def outside_transaction(conn: Connection) -> bool:
     return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
 
 
-def version(text: str) -> tuple[int, ...]:
-    """Return the version "0.8.2" as (0, 8, 2), which can be compared."""
-    return tuple(int(number) for number in re.findall(r"\d+", text))
-
-
-def send(
-    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
-) -> psycopg.Cursor[Row]:
-    """Send *statement* in the pipeline that is open and return the cursor that will have its rows.
-
-    With *generic_plan* it may be prepared even if it is to be planned anew each time: these parameters need no plan of
-    their own.
-    """
-    return _run(conn, statement, parameters, generic_plan=generic_plan)
-
-
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    return _run(conn, statement, parameters).fetchall()
+    return run(conn, statement, parameters).fetchall()
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    return _run(conn, statement, parameters).rowcount
+    return run(conn, statement, parameters).rowcount
 
 
 def script(conn: Connection, text: str) -> None:
@@ -94,7 +72,7 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         psycopg.ServerCursor(conn, name, row_factory=tuple_row) as cursor,
     ):
         cursor.itersize = chunk
-        cursor.execute(statement.text, _bind(parameters), binary=True)
+        cursor.execute(statement.text, _bind(statement, parameters), binary=True)
         with suppress(GeneratorExit):
             yield from cursor
 
@@ -110,7 +88,7 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
             with cursor.copy(statement.text) as copy:
                 copy.set_types(statement.types)
                 for row in rows:
-                    copy.write_row([_encode(value) for value in row.values()])
+                    copy.write_row([to_postgres(value) for value in row.values()])
             return cursor.rowcount
     except psycopg.Error as error:
         _, found, line = (error.diag.context or "").partition(", line ")

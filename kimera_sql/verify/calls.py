@@ -79,7 +79,7 @@ def _check_scope(module: _Module, scope: ast.Module | _Function) -> Iterator[Fau
                 yield module.fault(node, None, f"{ast.unparse(node)} names a query that its file does not have")
         if isinstance(node, ast.Call):
             yield from _check_call(module, node, values)
-            yield from _check_records(module, node, values)
+            yield from _check_record(module, node)
 
 
 def _assigned(nodes: Sequence[ast.AST]) -> dict[str, ast.expr | None]:
@@ -147,25 +147,24 @@ def _check_value(module: _Module, call: ast.Call, statement: Statement) -> Itera
             yield module.fault(call, statement.name, message, kind.__name__, given)
 
 
-def _check_records(module: _Module, call: ast.Call, values: Mapping[str, ast.expr | None]) -> Iterator[Fault]:
-    """Compare the dataclass of `sql.records(conn, Class, rows)` with the note of the query that gave the rows.
+def _check_record(module: _Module, call: ast.Call) -> Iterator[Fault]:
+    """Compare the dataclass that a query's rows are to become with its note.
 
-    So it does for a function that is given the query itself: `_all(conn, Class, _queries.name)`.
+    It is in `_queries.name.fetchall(conn, Class, ...)` and, where a function is given the query itself, in
+    `_all(conn, Class, _queries.name)`.
     """
-    if len(call.args) != 3:
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("fetchall", "fetchone"):
+        source: ast.expr | None = call.func.value
+    else:
+        source = call.args[2] if len(call.args) == 3 else None
+    if source is None or len(call.args) < 2 or not ast.unparse(call.args[1])[0].isupper():
         return
-    _, record, rows = call.args
-    source = values.get(rows.id) if isinstance(rows, ast.Name) else rows
-    if ast.unparse(call.func) in ("sql.records", "records") and isinstance(source, ast.Call):
-        source = source.func.value if isinstance(source.func, ast.Attribute) else None
-    if source is None or not (isinstance(record, ast.Name) and record.id[0].isupper()):
-        return
+    given = ast.unparse(call.args[1])
     for statement in _named(module, source) or []:
         note = statement.notes.get("returns")
-        if note is not None and note != record.id:
-            yield module.fault(
-                call, statement.name, "the rows are made into another dataclass than the note says", note, record.id
-            )
+        if note not in (None, given):
+            message = "the rows are made into another dataclass than the note says"
+            yield module.fault(call, statement.name, message, note or "", given)
 
 
 def _passed(

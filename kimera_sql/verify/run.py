@@ -12,7 +12,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import numpy as np
@@ -20,9 +20,11 @@ import psycopg
 
 from .. import sql
 from ..errors import QueryError, UnsupportedByServer
-from ..search import indexes
+from ..search import Method, Precision, indexes, kinds
 from ..sql import Connection, Statement, shapes
+from ..sql.files import entities, literal, query_file, statements
 from ..sql.shapes import Kind, Shape
+from ..tables import VECTOR_TABLES
 from ..vectors import DIMENSIONS
 from . import calls, memory, text
 from . import stub as stubs
@@ -222,8 +224,8 @@ def listed(folder: Path | str | None = None) -> list[Listed]:
     """Return the queries of *folder*, or those that are shipped, by file and in its order, each name once."""
     folder = None if folder is None else Path(folder)
     found: dict[str, Listed] = {}
-    for dialect, entity in sql.entities(folder):
-        for one in sql.statements(dialect, entity, folder).values():
+    for dialect, entity in entities(folder):
+        for one in statements(dialect, entity, folder).values():
             known = found.get(one.name)
             found[one.name] = (
                 replace(known, dialects=(*known.dialects, dialect))
@@ -244,13 +246,13 @@ def _read(folder: Path | None, module: ModuleType | None) -> tuple[list[_Query],
     """Read all files, and return their queries and what is wrong with how they are written."""
     queries: list[_Query] = []
     faults: list[Fault] = []
-    for dialect, entity in sql.entities(folder):
-        path = sql.query_file(dialect, entity, folder)
+    for dialect, entity in entities(folder):
+        path = query_file(dialect, entity, folder)
         sources, wrong = text.read(path, dialect)
         faults += wrong
         loaded: dict[str, Statement] = {}
         try:
-            loaded = sql.statements.__wrapped__(dialect, entity, folder)
+            loaded = statements.__wrapped__(dialect, entity, folder)
         except QueryError as error:
             if not wrong:
                 faults.append(Fault(str(path), 1, 1, None, str(error)))
@@ -277,17 +279,16 @@ def _read(folder: Path | None, module: ModuleType | None) -> tuple[list[_Query],
 def _stated(entity: str, source: Source) -> Statement:
     notes = {note: value for note, (value, _) in source.notes.items()}
     name, declared = f"{entity}.{source.name}", frozenset(source.parameters)
-    statement = Statement(
-        name, sql.literal(source.text), "", source.parameters, source.suffix, notes, False, (), declared
-    )
+    statement = Statement(name, literal(source.text), "", source.parameters, source.suffix, notes, False, (), declared)
     return replace(statement, types=statement.listed("types"))
 
 
 def _shipped_module(entity: str) -> ModuleType | None:
-    """Return the module of this name, wherever in the package it stands, None where there is none."""
+    """Return the module of this name, wherever in the package it stands save for the commands; None without one."""
     for path in (*_PACKAGE.rglob(f"{entity}.py"), *_PACKAGE.rglob(f"{entity}/__init__.py")):
-        inside = path.relative_to(_PACKAGE.parent).with_suffix("").as_posix().removesuffix("/__init__")
-        return importlib.import_module(inside.replace("/", "."))
+        inside = path.relative_to(_PACKAGE.parent).with_suffix("").parts
+        if "cli" not in inside:
+            return importlib.import_module(".".join(inside).removesuffix(".__init__"))
     return None
 
 
@@ -596,11 +597,11 @@ def _check_plans(
 
 def _build(conn: psycopg.Connection[Any], name: str) -> None:
     """Build the vector index of this name, if it is one of kimera_sql.indexes."""
-    for table, first in indexes._NAMES.items():
-        if name == first:
-            indexes.build(conn, table, method="ivfflat", precision="full")
-        elif found := re.fullmatch(rf"{first}_(hnsw|ivfflat)_(\w+)", name):
-            indexes.build(conn, table, method=found[1], precision=found[2])
+    for table in VECTOR_TABLES.values():
+        for method in get_args(Method):
+            for precision in get_args(Precision):
+                if name == kinds.name(table, method, precision):
+                    indexes.build(conn, table.name, method=method, precision=precision)
 
 
 def _snapshot(interfaces: Iterable[Interface]) -> str:

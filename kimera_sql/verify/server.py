@@ -15,7 +15,8 @@ from psycopg.pq import DiagnosticField, ExecStatus, Format
 from .. import sql
 from ..errors import SchemaError
 from ..migrations import files
-from ..sql import postgres
+from ..sql.files import literal
+from ..tables import TABLES
 from ..vectors import DIMENSIONS
 from . import nulls
 from .nulls import Catalogue, Column
@@ -93,9 +94,7 @@ class Server:
                 has = str(self._version // 10000)
             if has is None:
                 return f"the extension {what}"
-            if found["version"] and (postgres.version(has) < postgres.version(found["version"])) != bool(
-                found["below"]
-            ):
+            if found["version"] and (sql.version(has) < sql.version(found["version"])) != bool(found["below"]):
                 return f"{need}: it has {has}"
         return None
 
@@ -231,24 +230,18 @@ def _make_schema(conn: psycopg.Connection[Any]) -> None:
     _queries.settings.fetchall(conn, names=["search_path"], values=[f"kimera_verify, {path}"])
     for file in files("postgres"):
         sql.script(conn, file.read_text(encoding="utf-8"))
-    sql.Queries("migrate").create_table.execute(conn)
+    sql.Queries("migrations").create_table.execute(conn)
 
 
 def seed(conn: psycopg.Connection[Any], rows: int) -> None:
     """Fill the shipped tables with *rows* each, for plans."""
-    _queries.seed_geoid_states.execute(conn, rows=rows)
-    for query in (
-        _queries.seed_cognitive_transitions,
-        _queries.seed_semantic_embeddings,
-        _queries.seed_portal_configurations,
-        _queries.seed_system_metrics,
-        _queries.analyze,
-    ):
-        query.execute(conn)
+    for table in TABLES:
+        sql.Queries(table.entity).seed.execute(conn, rows=rows)
+        conn.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table.name)))
 
 
 def _text(text: str) -> composed.SQL:
-    return composed.SQL(sql.literal(text))
+    return composed.SQL(literal(text))
 
 
 def _sample(type_: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..sql import NOTES
+from ..sql.files import NOTES
 
 _NAME: Final = re.compile(r"--\s*name\s*:\s*")
 _NAME_LINE: Final = re.compile(r"^[ \t]*--\s*name\s*:[ \t]*(?P<rest>.*?)[ \t]*\r?$", re.MULTILINE)

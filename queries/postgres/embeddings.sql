@@ -212,3 +212,51 @@ WHERE to_tsvector('english', left(text_content, 100000)) @@ query
     AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
 ORDER BY ts_rank_cd(to_tsvector('english', left(text_content, 100000)), query, 1) DESC, id
 LIMIT :limit;
+
+-- name: sample_vectors(rows)
+-- Vectors of embeddings that are picked at random.
+-- returns: Vector
+-- only: postgres
+SELECT embedding
+FROM semantic_embeddings
+ORDER BY random()
+LIMIT :rows;
+
+-- name: stream_vectors()
+-- The vectors of all embeddings, streamed in the order in which they are stored.
+-- returns: Vector
+-- only: postgres
+SELECT embedding
+FROM semantic_embeddings;
+
+-- name: sample_searches(samples, k)
+-- What exact searches for some embeddings find. With + 0 no index serves them.
+-- only: postgres
+-- returns: sample str, found list[str]
+SELECT
+    sample.id::text AS sample,
+    ARRAY(
+        SELECT other.id::text
+        FROM semantic_embeddings AS other
+        ORDER BY (other.embedding <=> sample.embedding) + 0, other.id
+        LIMIT :k
+    ) AS found
+FROM (
+    SELECT id, embedding
+    FROM semantic_embeddings
+    ORDER BY id
+    LIMIT :samples
+) AS sample
+ORDER BY sample.id;
+
+-- name: seed(rows)!
+-- Rows that verify plans the queries above with, in a transaction that it rolls back.
+-- only: postgres
+INSERT INTO semantic_embeddings (text_content, embedding, source, metadata, timestamp)
+SELECT
+    'text ' || number,
+    (SELECT array_agg(random() - 0.5 + 0 * place) FROM generate_series(1, 1024) AS place WHERE number > 0)::vector,
+    'source ' || number,
+    jsonb_build_object('number', number),
+    clock_timestamp() - number * INTERVAL '1 hour'
+FROM generate_series(1, :rows) AS number;

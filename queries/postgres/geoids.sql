@@ -269,3 +269,53 @@ SET tags = ARRAY(
 )
 WHERE id = :id
 RETURNING tags;
+
+-- name: sample_vectors(rows)
+-- Vectors of states that are picked at random.
+-- returns: Vector
+-- only: postgres
+SELECT state_vector
+FROM geoid_states
+ORDER BY random()
+LIMIT :rows;
+
+-- name: stream_vectors()
+-- The vectors of all states, streamed in the order in which they are stored.
+-- returns: Vector
+-- only: postgres
+SELECT state_vector
+FROM geoid_states;
+
+-- name: sample_searches(samples, k)
+-- What exact searches for some states find. With + 0 no index serves them.
+-- only: postgres
+-- returns: sample str, found list[str]
+SELECT
+    sample.id::text AS sample,
+    ARRAY(
+        SELECT other.id::text
+        FROM geoid_states AS other
+        ORDER BY (other.state_vector <=> sample.state_vector) + 0, other.id
+        LIMIT :k
+    ) AS found
+FROM (
+    SELECT id, state_vector
+    FROM geoid_states
+    ORDER BY id
+    LIMIT :samples
+) AS sample
+ORDER BY sample.id;
+
+-- name: seed(rows)!
+-- Rows that verify plans the queries above with, in a transaction that it rolls back.
+-- only: postgres
+INSERT INTO geoid_states (state_vector, metadata, entropy, coherence_factor, energy_level, tags, timestamp)
+SELECT
+    (SELECT array_agg(random() - 0.5 + 0 * place) FROM generate_series(1, 1024) AS place)::vector,
+    jsonb_build_object('number', number),
+    number,
+    0,
+    0,
+    ARRAY['tag ' || number],
+    clock_timestamp() - number * INTERVAL '1 hour'
+FROM generate_series(1, :rows) AS number;

@@ -5,36 +5,6 @@ SELECT extversion
 FROM pg_extension
 WHERE extname = 'vector';
 
--- name: has_rows_geoid_states()$
--- Whether there is a state to train an index on.
--- returns: bool
-SELECT EXISTS (SELECT 1 FROM geoid_states);
-
--- name: has_rows_semantic_embeddings()$
--- Whether there is an embedding to train an index on.
--- returns: bool
-SELECT EXISTS (SELECT 1 FROM semantic_embeddings);
-
--- name: count_rows_geoid_states()$
--- How many states an index is built from.
--- returns: int
-SELECT count(*)
-FROM geoid_states;
-
--- name: count_rows_semantic_embeddings()$
--- How many embeddings an index is built from.
--- returns: int
-SELECT count(*)
-FROM semantic_embeddings;
-
--- name: analyze_geoid_states()!
--- Let the planner know the columns that searches filter by.
-ANALYZE geoid_states;
-
--- name: analyze_semantic_embeddings()!
--- Let the planner know the columns that searches filter by.
-ANALYZE semantic_embeddings;
-
 -- name: resources()^
 -- What a build may use: the bytes that are allowed now, the server's idea of its machine's, and half the workers.
 -- returns: allowed int, machine int, workers int
@@ -53,7 +23,7 @@ SELECT
     current_setting('maintenance_work_mem') AS maintenance_work_mem,
     current_setting('max_parallel_maintenance_workers') AS max_parallel_maintenance_workers;
 
--- name: record(index_name, rows)!
+-- name: record_build(index_name, rows)!
 -- Keep what an index was built from, in place of an earlier record of its name.
 INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build)
 VALUES (:index_name, :rows, pg_relation_size(to_regclass(:index_name)))
@@ -70,14 +40,14 @@ WHERE index_name = :index_name;
 DELETE FROM kimera_recall_settings
 WHERE index_name = :index_name;
 
--- name: invalid()
--- Indexes on our vector tables that a build or rebuild left behind unfinished, and that nothing is building now.
+-- name: invalid(tables)
+-- Vector indexes on these tables that a build or rebuild left behind unfinished, and that nothing is building now.
 -- returns: str
 SELECT index_class.relname
 FROM pg_index AS index
 JOIN pg_class AS index_class ON index_class.oid = index.indexrelid
 JOIN pg_am AS am ON am.oid = index_class.relam
-WHERE index.indrelid IN (to_regclass('geoid_states'), to_regclass('semantic_embeddings'))
+WHERE index.indrelid IN (SELECT to_regclass(name) FROM unnest(:tables::text[]) AS listed (name))
     AND am.amname IN ('hnsw', 'ivfflat')
     AND NOT index.indisvalid
     AND NOT EXISTS (
@@ -87,8 +57,8 @@ WHERE index.indrelid IN (to_regclass('geoid_states'), to_regclass('semantic_embe
     )
 ORDER BY index_class.relname;
 
--- name: building()
--- The builds of indexes that go on now on our vector tables: phase and how much of it is done.
+-- name: building(tables)
+-- The builds of indexes that go on now on these tables: phase and how much of it is done.
 -- returns: Building
 -- not null: phase, done, total
 SELECT
@@ -99,5 +69,5 @@ SELECT
 FROM pg_stat_progress_create_index AS building
 JOIN pg_class AS table_class ON table_class.oid = building.relid
 WHERE building.datname = current_database()
-    AND building.relid IN (to_regclass('geoid_states'), to_regclass('semantic_embeddings'))
+    AND building.relid IN (SELECT to_regclass(name) FROM unnest(:tables::text[]) AS listed (name))
 ORDER BY table_class.relname;

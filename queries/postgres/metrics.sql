@@ -144,3 +144,14 @@ WHERE id IN (
     ORDER BY timestamp, id
     LIMIT :batch
 );
+
+-- name: seed(rows)!
+-- Rows that verify plans the queries above with, in a transaction that it rolls back.
+-- only: postgres
+INSERT INTO system_metrics (metric_name, metric_value, component, timestamp)
+SELECT
+    'metric ' || number,
+    number,
+    'component ' || number,
+    clock_timestamp() - number * INTERVAL '1 hour'
+FROM generate_series(1, :rows) AS number;

@@ -172,3 +172,21 @@ FROM cheapest
 CROSS JOIN unnest(cheapest.steps) WITH ORDINALITY AS taken (id, position)
 JOIN portal_configurations AS portal ON portal.id = taken.id
 ORDER BY taken.position;
+
+-- name: seed(rows)!
+-- Rows that verify plans the queries above with, in a transaction that it rolls back.
+-- only: postgres
+INSERT INTO portal_configurations (
+    source_dimension, target_dimension, radius, energy_requirement, stability_factor, configuration_parameters,
+    status, creation_timestamp
+)
+SELECT
+    number,
+    number + 1,
+    1,
+    1,
+    1,
+    '{}',
+    CASE WHEN number > :rows / 2 THEN 'status ' || number ELSE 'active' END,
+    clock_timestamp() - number * INTERVAL '1 hour'
+FROM generate_series(1, :rows) AS number;

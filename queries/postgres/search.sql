@@ -2,7 +2,7 @@
 -- The vector indexes of a table, with what they are made of and what is recorded of them.
 -- returns: name str, method str, opclass str, expression str, usable bool, options list[str], size int
 -- returns: scans int, rows int, rows_at_build int | None, size_at_build int | None, built_at datetime | None
--- returns: tuned list, pgvector str, loaded int
+-- returns: tuned list, pgvector str
 -- not null: expression, size
 SELECT
     index_class.relname AS name,
@@ -22,9 +22,7 @@ SELECT
         FROM kimera_recall_settings AS tuned
         WHERE tuned.index_name = index_class.relname
     ) AS tuned,
-    extension.extversion AS pgvector,
-    -- Loads pgvector's library into the session, which its settings are unknown without
-    vector_dims('[1]'::vector) AS loaded
+    extension.extversion AS pgvector
 FROM pg_index AS index
 JOIN pg_class AS index_class ON index_class.oid = index.indexrelid
 JOIN pg_class AS table_class ON table_class.oid = index.indrelid
@@ -39,10 +37,11 @@ ORDER BY index_class.relname;
 
 -- name: set_hnsw(ef_search)^
 -- What set_local does, for the settings that most searches need: half the time of an array of names.
--- returns: ef_search_before str, enable_sort_before str, plan_cache_mode_before str
+-- returns: loaded int, ef_search_before str, enable_sort_before str, plan_cache_mode_before str
 -- returns: ef_search str, enable_sort str, plan_cache_mode str
 -- not null: ef_search_before, enable_sort_before, plan_cache_mode_before, ef_search, enable_sort, plan_cache_mode
 SELECT
+    vector_dims('[1]'::vector) AS loaded,
     set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true) AS ef_search_before,
     set_config('kimera.enable_sort', current_setting('enable_sort'), true) AS enable_sort_before,
     set_config('kimera.plan_cache_mode', current_setting('plan_cache_mode'), true) AS plan_cache_mode_before,
@@ -50,7 +49,7 @@ SELECT
     set_config('enable_sort', 'off', true) AS enable_sort,
     set_config('plan_cache_mode', 'force_generic_plan', true) AS plan_cache_mode;
 
--- name: restore_hnsw()^
+-- name: put_back_hnsw()^
 -- Give those settings their values back.
 -- returns: ef_search str, enable_sort str, plan_cache_mode str
 -- not null: ef_search, enable_sort, plan_cache_mode
@@ -60,16 +59,18 @@ SELECT
     set_config('plan_cache_mode', current_setting('kimera.plan_cache_mode'), true) AS plan_cache_mode;
 
 -- name: set_local(names, values)
--- Change settings until the transaction ends, and keep what they were under a name of ours.
--- returns: before str, now str
+-- Change settings until the transaction ends, and keep what they were under a name of ours. Without pgvector's library,
+-- which vector_dims loads into the session, its settings are unknown.
+-- returns: loaded int, before str, now str
 -- not null: before, now
 SELECT
+    vector_dims('[1]'::vector) AS loaded,
     set_config('kimera.' || replace(name, '.', '_'), current_setting(name), true) AS before,
     set_config(name, value, true) AS now
 FROM unnest(:names::text[], :values::text[]) AS setting (name, value)
 ORDER BY name;
 
--- name: restore(names)
+-- name: put_back(names)
 -- Give settings the values back that set_local kept.
 -- returns: str
 -- not null: now

@@ -206,3 +206,19 @@ FROM cognitive_transitions
 WHERE abs(conservation_error) > :tolerance
 ORDER BY abs(conservation_error) DESC, id
 LIMIT :limit;
+
+-- name: seed(rows)!
+-- Rows that verify plans the queries above with, in a transaction that it rolls back: from each state to the next.
+-- only: postgres
+INSERT INTO cognitive_transitions (
+    source_id, target_id, transition_energy, conservation_error, transition_type, timestamp
+)
+SELECT
+    id,
+    lead(id, 1, id) OVER (ORDER BY timestamp),
+    0,
+    row_number() OVER (ORDER BY timestamp),
+    'type ' || row_number() OVER (ORDER BY timestamp),
+    timestamp
+FROM geoid_states
+LIMIT :rows;

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 
 from ... import checks, sql
-from ...errors import BackupError, InvalidValue, UnsupportedByServer
+from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...sql import Connection
 from . import archiving as archive
@@ -255,8 +255,9 @@ def receive_wal(conn: Connection, folder: Path, *, slot: str = "kimera_archive")
 
 
 def _replicating(conn: Connection) -> psycopg.Connection[Any]:
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("an SQLite database has no base backups; copy it: sqlite3 FILE \".backup 'COPY'\"")
+    conn = sql.require_postgres(
+        conn, "an SQLite database has no base backups; copy it: sqlite3 FILE \".backup 'COPY'\""
+    )
     if not conn.autocommit:
         raise InvalidValue("conn: expected an autocommit connection")
     row = _queries.role.fetchone(conn)

@@ -28,10 +28,10 @@ from psycopg import sql as composed
 from psycopg.rows import tuple_row
 
 from ... import checks, sql
-from ...errors import BackupError, UnsupportedByServer
+from ...errors import BackupError
 from ...progress import Bar
-from ...search import TABLES
-from ...sql import Connection
+from ...sql import Connection, Queries
+from ...tables import VECTOR_TABLES
 from . import basebackup, tools
 from .files import PARTIAL, fsync, locked, reported
 
@@ -148,8 +148,7 @@ def dump(conn: Connection, folder: Path) -> Dump:
     0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
     fails; then nothing new is in the folder. SQLite raises UnsupportedByServer.
     """
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(folder / "dumps") as dumps:
         made_at = _free_moment(dumps)
@@ -232,8 +231,8 @@ def contents(conn: psycopg.Connection[Any]) -> Contents:
             )
             assert row is not None  # noqa: S101 - an aggregate has one row
             tables.append(TableContent(f"{schema}.{name}", row[0], f"{int(row[1]) % 2**64:016x}"))
-            if visible and name in TABLES:
-                query = getattr(_queries, f"search_{name}")
+            if visible and name in VECTOR_TABLES:
+                query = Queries(VECTOR_TABLES[name].entity).sample_searches
                 for sample, ids in query.fetchall(conn, samples=_SAMPLES, k=_NEIGHBOURS):
                     searches.append(SearchContent(name, sample, tuple(ids)))
     return Contents(tuple(tables), tuple(searches))
@@ -380,7 +379,7 @@ def settle(conn: psycopg.Connection[Any]) -> None:
 
 
 def _origin(conn: psycopg.Connection[Any]) -> Origin:
-    (origin,) = sql.records(conn, Origin, _queries.describe.fetchall(conn))
+    (origin,) = _queries.describe.fetchall(conn, Origin)
     return origin
 
 

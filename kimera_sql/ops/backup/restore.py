@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import ObjectInUse
 
 from ... import checks, sql
-from ...errors import BackupError, InvalidValue, UnsupportedByServer
+from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...sql import Connection
 from . import dumps as backup
@@ -141,11 +141,10 @@ def drill(dump: Path, *, conn: Connection | None = None) -> Drill:
 
 
 def _server(conn: Connection) -> psycopg.Connection[Any]:
-    if not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("a dump of pg_dump's is restored on PostgreSQL, not into SQLite")
-    if not conn.autocommit:
+    server = sql.require_postgres(conn, "a dump of pg_dump's is restored on PostgreSQL, not into SQLite")
+    if not server.autocommit:
         raise InvalidValue("conn: databases are made outside transactions; open it with autocommit=True")
-    return conn
+    return server
 
 
 def _drilled(conn: psycopg.Connection[Any], made: Dump, *options: str) -> Drill:

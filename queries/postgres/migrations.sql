@@ -22,7 +22,7 @@ SELECT name, checksum
 FROM kimera_migrations
 ORDER BY name;
 
--- name: record(name, checksum)!
+-- name: record_applied(name, checksum)!
 -- Note that a file was applied.
 INSERT INTO kimera_migrations (name, checksum)
 VALUES (:name, :checksum);

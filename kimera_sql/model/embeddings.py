@@ -1,0 +1,134 @@
+"""The values of embeddings: see kimera_sql.embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypedDict, Unpack
+from uuid import UUID
+
+from .. import checks
+from ..vectors import Vector, VectorLike, as_vector, same
+
+_DEPTH: Final = 5
+"""How many times k rows of each ranking hybrid fuses."""
+
+_RRF: Final = 60
+"""The constant of reciprocal rank fusion, from its paper."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEmbedding:
+    """An embedding to insert.
+
+    embedding: shape (1024,). source: where the text, or the model that embedded it, is from. metadata: a JSON object.
+    timestamp: aware; the server's clock if None. id: a random one if None.
+    """
+
+    text_content: str
+    embedding: VectorLike
+    source: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    timestamp: datetime | None = None
+    id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSummary:
+    """A stored embedding without its vector, as searches return it."""
+
+    id: UUID
+    text_content: str
+    timestamp: datetime
+    source: str | None
+    metadata: dict[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding(EmbeddingSummary):
+    """A stored embedding. embedding: read-only float32 of shape (1024,)."""
+
+    embedding: Vector
+
+    __eq__ = same
+    __hash__ = EmbeddingSummary.__hash__
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """An embedding found by similarity: 1 - cosine distance, from -1 to 1. vector: only where asked for."""
+
+    embedding: EmbeddingSummary
+    similarity: float
+    vector: Vector | None
+
+    __eq__ = same
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """An embedding found by hybrid. score: of reciprocal rank fusion. by_words, by_vector: ranks from 1, or None."""
+
+    embedding: EmbeddingSummary
+    score: float
+    by_words: int | None
+    by_vector: int | None
+
+
+class Filters(TypedDict, total=False):
+    """What similar can be narrowed by; all that are given must hold.
+
+    source: is this one. since, until: aware datetimes; from the first up to, not including, the second.
+    metadata: contains this JSON object (PostgreSQL's @>).
+    """
+
+    source: str | None
+    since: datetime | None
+    until: datetime | None
+    metadata: Mapping[str, Any] | None
+
+
+def values(new: NewEmbedding | Embedding) -> dict[str, Any]:
+    """Return the columns to write, in the order of the query copy_in. Raises InvalidValue."""
+    return {
+        "id": checks.optional(checks.identifier, "id", new.id),
+        "text_content": checks.text("text_content", new.text_content),
+        "timestamp": checks.optional(checks.moment, "timestamp", new.timestamp),
+        "source": checks.optional(checks.text, "source", new.source),
+        "metadata": checks.json_object("metadata", new.metadata),
+        "embedding": as_vector(new.embedding, field="embedding"),
+    }
+
+
+def where(**filters: Unpack[Filters]) -> dict[str, Any]:
+    """Return the parameters that *filters* are in every query that has them. Raises InvalidValue."""
+    checks.keywords(filters, Filters)
+    return {
+        "source": checks.optional(checks.text, "source", filters.get("source")),
+        "since": checks.optional(checks.moment, "since", filters.get("since")),
+        "until": checks.optional(checks.moment, "until", filters.get("until")),
+        "metadata": checks.optional(checks.json_object, "metadata", filters.get("metadata")),
+    }
+
+
+def depth(k: int) -> int:
+    """Return how many rows of each ranking are fused for *k*."""
+    return _DEPTH * checks.limit(k, "k")
+
+
+def fuse(by_words: Sequence[EmbeddingSummary], by_vector: Sequence[EmbeddingSummary]) -> list[Fused]:
+    """Return both rankings as one, the best first; see embeddings.hybrid."""
+    words = {embedding.id: rank for rank, embedding in enumerate(by_words, start=1)}
+    vectors = {embedding.id: rank for rank, embedding in enumerate(by_vector, start=1)}
+    fused = [
+        Fused(
+            embedding,
+            sum(1 / (_RRF + ranks[id]) for ranks in (words, vectors) if id in ranks),
+            words.get(id),
+            vectors.get(id),
+        )
+        for id, embedding in {found.id: found for found in (*by_words, *by_vector)}.items()
+    ]
+    return sorted(fused, key=lambda found: (-found.score, found.embedding.id))

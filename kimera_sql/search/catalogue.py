@@ -1,0 +1,42 @@
+"""What the server's catalogue says of the vector indexes, and of how many rows pass filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+
+from .. import sql
+from ..sql import Queries
+from ..tables import Table
+from . import looks
+from .looks import Look
+from .plan import VectorIndex, vector_index
+
+_queries = Queries("search")
+
+
+def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) -> Look:
+    """Return the vector indexes of *table* that queries of ours can use; unless *fresh*, as lately seen."""
+    known = None if fresh else looks.last(conn, table.name)
+    if known is not None:
+        return known
+    found: list[VectorIndex] = []
+    for *row, pgvector in _queries.vector_indexes.fetchall(conn, table=table.name):
+        if (index := vector_index(table, (*row, sql.version(pgvector)))) is not None:
+            found.append(index)
+    return looks.keep(conn, table.name, tuple(found))
+
+
+def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]) -> int:
+    """Return the planner's estimate of how many rows pass *where*, which holds as long as a look at the catalogue."""
+    seen = look(conn, table)
+    key = repr(where)
+    estimate = seen.estimate(key)
+    if estimate is None:
+        parameters = {**dict.fromkeys(besides), **where}
+        plans = Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)
+        estimate = int(plans[0]["Plan"]["Plan Rows"]) if plans else 0
+        seen.remember(key, estimate)
+    return estimate

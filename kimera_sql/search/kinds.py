@@ -1,0 +1,102 @@
+"""The kinds of vector indexes: their options, the statement that builds one, and the memory that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, LiteralString, get_args
+
+from psycopg import sql as composed
+
+from .. import checks
+from ..errors import InvalidValue, UnsupportedByServer
+from ..tables import Table
+from .plan import Method, Precision
+
+_EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
+    "full": ("{column}", "vector_cosine_ops"),
+    "half": ("({column}::halfvec(1024))", "halfvec_cosine_ops"),
+    "binary": ("(binary_quantize({column})::bit(1024))", "bit_hamming_ops"),
+}
+
+_VECTOR_BYTES: Final[Mapping[Precision, int]] = {"full": 4096, "half": 2048, "binary": 128}
+
+_LISTS: Final = 100
+"""The specification's number of lists, which is pgvector's rule (rows / 1000) at 100,000 rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """An index that is being built. phase: as pg_stat_progress_create_index names it. done, total: of that phase."""
+
+    table: str
+    phase: str
+    done: int
+    total: int
+
+
+def name(table: Table, method: Method, precision: Precision) -> str:
+    """Return the name of such an index on *table*: the specification's for its own kind, with the kind for others."""
+    first = table.vector_index or ""
+    return first if (method, precision) == ("ivfflat", "full") else f"{first}_{method}_{precision}"
+
+
+def statement(
+    table: Table, method: Method, precision: Precision, options: Mapping[str, int], *, concurrently: bool
+) -> composed.Composed:
+    """Return the CREATE INDEX of such an index."""
+    expression, opclass = _EXPRESSIONS[precision]
+    return composed.SQL(
+        "CREATE INDEX {concurrently} {name} ON {table} USING {method} ({column} {opclass}) WITH ({options})"
+    ).format(
+        concurrently=composed.SQL("CONCURRENTLY" if concurrently else ""),
+        name=composed.Identifier(name(table, method, precision)),
+        table=composed.Identifier(table.name),
+        method=composed.Identifier(method),
+        column=composed.SQL(expression).format(column=composed.Identifier(table.vector or "")),
+        opclass=composed.Identifier(opclass),
+        options=composed.SQL(", ").join(
+            composed.SQL("{} = {}").format(composed.Identifier(option), composed.Literal(value))
+            for option, value in options.items()
+        ),
+    )
+
+
+def check_kind(method: Method, precision: Precision, pgvector: tuple[int, ...]) -> None:
+    """Raise InvalidValue for what is no kind of index, UnsupportedByServer for one that *pgvector* lacks."""
+    if method not in get_args(Method):
+        raise InvalidValue(f"method: expected hnsw or ivfflat, got {method!r}")
+    if precision not in _EXPRESSIONS:
+        raise InvalidValue(f"precision: expected one of {', '.join(_EXPRESSIONS)}, got {precision!r}")
+    if precision != "full" and pgvector < (0, 7):
+        version = ".".join(map(str, pgvector))
+        raise UnsupportedByServer(f"indexes in {precision} precision need pgvector 0.7, the server has {version}")
+
+
+def options(
+    method: Method, rows: int, *, lists: int | None, m: int | None, ef_construction: int | None
+) -> dict[str, int]:
+    """Return the options of an index on a table of *rows* rows; see indexes.build. Raises InvalidValue."""
+    if method == "ivfflat":
+        if m is not None or ef_construction is not None:
+            raise InvalidValue("m and ef_construction are options of hnsw")
+        rule = _LISTS if rows <= 1000 * _LISTS else rows // 1000 if rows <= 10**6 else math.isqrt(rows)
+        return {"lists": rule if lists is None else checks.integer("lists", lists, least=1, most=32768)}
+    if lists is not None:
+        raise InvalidValue("lists is an option of ivfflat")
+    nodes = checks.integer("m", 16 if m is None else m, least=2, most=100)
+    wanted = max(64, 2 * nodes) if ef_construction is None else ef_construction
+    return {"m": nodes, "ef_construction": checks.integer("ef_construction", wanted, least=2 * nodes, most=1000)}
+
+
+def memory(method: Method, precision: Precision, rows: int, options: Mapping[str, int]) -> int:
+    """Return the bytes that a build needs so that it does not slow down."""
+    size = _VECTOR_BYTES[precision]
+    if method == "hnsw":
+        # The whole graph: a vector, twice m neighbours of 16 bytes at the lowest level and m at the ones above, of
+        # which there are few, and the node itself (pgvector's hnsw.h).
+        return rows * (size + 3 * options["m"] * 16 + 200)
+    # The rows that the centroids are taken from, 50 a list, and Elkan's bounds (pgvector's ivfkmeans.c).
+    samples = min(rows, 50 * options["lists"])
+    return options["lists"] * (2 * size + 4 * (samples + options["lists"])) + samples * (size + 8)

@@ -1,0 +1,191 @@
+"""Runs a similarity query as it was decided: its settings in force for it alone, and k rows when k rows match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import psycopg
+
+from .. import checks, sql
+from ..errors import InvalidValue
+from ..sql import Connection, Queries, Row, postgres
+from ..sql.rows import decode, mapper
+from ..tables import Table
+from ..vectors import Vector
+from . import catalogue
+from . import diversity as varied
+from .plan import Explanation, Options, Plan, decide, exactly
+
+S = TypeVar("S")
+
+_queries = Queries("search")
+
+_VARIED: Final = 5
+"""How many times k rows diversity chooses from."""
+
+_HNSW_ALONE: Final = ["hnsw.ef_search", "enable_sort", "plan_cache_mode"]
+"""The settings of a search by hnsw without filters."""
+
+
+def plan(
+    conn: Connection,
+    table: Table,
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Decide how a search for *k* rows that pass *where* is to run; see rows for *besides*."""
+    if not sql.is_postgres(conn):
+        return exactly("SQLite's searches are exact")
+    if options.exact:
+        return decide(table, (), k, options, None)
+    indexes = catalogue.look(conn, table).indexes
+    filtered = any(value is not None for value in where.values()) and any(index.usable for index in indexes)
+    matching = catalogue.matching(conn, table, where, besides or {}) if filtered else None
+    return decide(table, indexes, k, options, matching)
+
+
+def rows(
+    conn: Connection,
+    table: Table,
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+    with_vectors: bool = False,
+    complete: bool = True,
+) -> list[list[Row]]:
+    """Return the *k* rows nearest to each of *vectors* that pass *where*, the nearest first, all in one go.
+
+    A row's last two columns are the similarity and, with *with_vectors*, the vector. *where* are the parameters that
+    filters are; *besides*, further ones that leave out next to nothing. Where the index alone gives fewer than *k*
+    rows the search is run again exactly, unless not *complete*.
+    """
+    chosen = plan(conn, table, k, where, options, besides=besides)
+    several = [
+        {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where} for vector in vectors
+    ]
+    found = _run(conn, table, chosen, several)
+    if complete and chosen.index is not None:
+        # The index's lists, or its widest scan, can hold no more that pass the filters.
+        exact = Queries(table.entity).similar_exact
+        for place, parameters in enumerate(several):
+            if len(found[place]) < k:
+                found[place] = exact.fetchall(conn, **parameters)
+    return found
+
+
+def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+    """Run *chosen* with each of *several* parameters, its settings in force for it alone."""
+    query = getattr(Queries(table.entity), chosen.query)
+    if not sql.is_postgres(conn):
+        return [query.fetchall(conn, **parameters) for parameters in several]
+    if not chosen.settings and len(several) == 1:
+        return [query.fetchall(conn, **several[0], **chosen.parameters)]
+    statement = query.statement(conn)
+    # Outside a transaction the pipeline is one of its own, and the settings end with it.
+    restore = not postgres.outside_transaction(conn)
+    names, values = list(chosen.settings), list(chosen.settings.values())
+    given: dict[str, Any] = {"names": names}
+    change, undo = _queries.set_local.statement(conn), _queries.put_back.statement(conn)
+    if names == _HNSW_ALONE:
+        given = {}
+        change, undo = _queries.set_hnsw.statement(conn), _queries.put_back_hnsw.statement(conn)
+    generic = "plan_cache_mode" in chosen.settings
+    with conn.pipeline():
+        if names:
+            postgres.run(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
+        cursors = [
+            postgres.run(conn, statement, {**parameters, **chosen.parameters}, generic_plan=generic)
+            for parameters in several
+        ]
+        if names and restore:
+            postgres.run(conn, undo, given)
+    # Not before the pipeline's end: to fetch inside takes a round trip more.
+    return [cursor.fetchall() for cursor in cursors]
+
+
+def nearest(
+    conn: Connection,
+    table: Table,
+    summary: type[S],
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+    with_vectors: bool = False,
+    diversity: float = 0.0,
+) -> list[list[tuple[S, float, Vector | None]]]:
+    """Return the hits for each of *vectors*: the row as a *summary*, its similarity and, if asked for, its vector.
+
+    With a *diversity* above 0 they are *k* unlike ones of _VARIED times as many; see geoids.similar.
+    """
+    if not 0 <= checks.number("diversity", diversity) <= 1:
+        raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
+    checks.limit(k, "k")
+    wanted = k * _VARIED if diversity else k
+    several = rows(
+        conn, table, vectors, wanted, where, options, besides=besides, with_vectors=with_vectors or diversity > 0
+    )
+    dialect = sql.dialect(conn)
+    make = mapper(dialect, summary)
+    hits = [
+        [
+            (make(tuple(columns)), similarity, None if vector is None else decode(dialect, np.ndarray, vector))
+            for *columns, similarity, vector in found
+        ]
+        for found in several
+    ]
+    return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
+
+
+def _unlike(
+    found: list[tuple[S, float, Vector | None]], k: int, diversity: float, with_vectors: bool
+) -> list[tuple[S, float, Vector | None]]:
+    relevance = np.array([similarity for _, similarity, _ in found])
+    places = varied.most_marginal([hit[2] for hit in found if hit[2] is not None], relevance, k, diversity)
+    return [found[place] if with_vectors else (*found[place][:2], None) for place in places]
+
+
+def explain(
+    conn: Connection,
+    table: Table,
+    vector: Vector,
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """Say how a search would run, without running it. Raises UnsupportedByServer on SQLite."""
+    server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
+    chosen = plan(server, table, checks.limit(k, "k"), where, options, besides=besides)
+    statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
+    parameters = {
+        "vector": vector,
+        "k": k,
+        "with_vectors": False,
+        **(besides or {}),
+        **where,
+        **chosen.parameters,
+    }
+    with sql.atomic(server), server.transaction() as settings:
+        if chosen.settings:
+            _queries.set_local.fetchall(server, names=list(chosen.settings), values=list(chosen.settings.values()))
+        lines = [line for (line,) in postgres.fetchall(server, statement, parameters)]
+        # Nothing was written. Rolling back takes the settings with it, where a release would keep them.
+        raise psycopg.Rollback(settings)
+    name = chosen.index.name if chosen.index else None
+    used = name is not None and any(f"Index Scan using {name} " in line for line in lines)
+    # The vector is of no interest, and of 10,000 characters.
+    shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
+    return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)

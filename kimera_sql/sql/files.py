@@ -1,0 +1,146 @@
+"""The .sql files as statements: what each is called, takes and notes, read once with aiosql. Nothing is run here."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, LiteralString, TypeAlias, cast, get_args
+
+from aiosql.adapters.generic import GenericAdapter
+from aiosql.adapters.pyformat import PyFormatAdapter
+from aiosql.query_loader import QueryLoader
+from aiosql.types import SQLOperationType
+from aiosql.utils import SQLParseException
+
+from ..errors import QueryError
+
+Dialect: TypeAlias = Literal["postgres", "sqlite"]
+"""The name of a folder of queries."""
+
+DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
+
+NOTES: Final = ("plan", "types", "returns", "takes", "nullable", "not null", "uses", "needs", "only", "like")
+"""What a comment line that is a note begins with, before its colon."""
+
+_NOTE: Final = re.compile(rf"({'|'.join(NOTES)}): +(.*\S)")
+
+_SUFFIXES: Final = {
+    SQLOperationType.SELECT: "",
+    SQLOperationType.SELECT_ONE: "^",
+    SQLOperationType.SELECT_VALUE: "$",
+    SQLOperationType.INSERT_UPDATE_DELETE: "!",
+    SQLOperationType.SCRIPT: "#",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One named statement of a .sql file, as it goes to the driver. suffix: of its name. doc: without the notes."""
+
+    name: str
+    text: LiteralString
+    doc: str
+    parameters: tuple[str, ...]
+    suffix: str
+    notes: Mapping[str, str]
+    custom_plan: bool
+    types: tuple[str, ...]
+    declared: frozenset[str]
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Raise QueryError unless *parameters* are those that the statement declares, all of them and no other."""
+        if parameters.keys() != self.declared:
+            raise QueryError(f"{self.name} takes ({', '.join(self.parameters)}), not ({', '.join(parameters)})")
+
+    def explained(self) -> Statement:
+        """Return the EXPLAIN of this statement, with the same parameters."""
+        return replace(self, text=f"EXPLAIN {self.text}")
+
+    def listed(self, note: str) -> tuple[str, ...]:
+        """Return the items of a note, () without it."""
+        return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())
+
+
+def literal(text: Any) -> LiteralString:
+    """Return *text*, which a .sql file holds and nobody's input, as the type that psycopg takes statements of."""
+    return cast(LiteralString, text)
+
+
+def shipped(folder: str) -> Path:
+    """Return where *folder* (queries or schema) stands: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def read_notes(lines: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Divide the comment lines of a query, without their dashes, into its documentation and its notes."""
+    doc, notes = [], dict[str, str]()
+    for line in lines:
+        if found := _NOTE.fullmatch(line.strip()):
+            key, value = found.groups()
+            notes[key] = f"{notes[key]}, {value}" if key in notes else value
+        else:
+            doc.append(line)
+    return "\n".join(doc), notes
+
+
+def query_file(dialect: Dialect, entity: str, folder: Path | None = None) -> Path:
+    """Return the file of an entity's queries. A *folder* without folders of dialects is PostgreSQL's."""
+    parent = folder or shipped("queries")
+    flat = dialect == "postgres" and not any((parent / one).is_dir() for one in DIALECTS)
+    return (parent if flat else parent / dialect) / f"{entity}.sql"
+
+
+def entities(folder: Path | None = None) -> list[tuple[Dialect, str]]:
+    """Return the dialect and the entity of every file of queries, of PostgreSQL first. Raises QueryError for none."""
+    found: list[tuple[Dialect, str]] = [
+        (dialect, path.stem)
+        for dialect in DIALECTS
+        for path in sorted(query_file(dialect, "x", folder).parent.glob("*.sql"))
+    ]
+    if not found:
+        raise QueryError(f"{folder} has no .sql files, nor have its folders postgres and sqlite")
+    return found
+
+
+@functools.cache
+def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dict[str, Statement]:
+    """Read the queries of an entity: those that are shipped, or those of *folder*.
+
+    Raises QueryError for a file that is missing or cannot be parsed.
+    """
+    path = query_file(dialect, entity, folder)
+    adapter = {"postgres": PyFormatAdapter, "sqlite": GenericAdapter}[dialect]()  # type: ignore[no-untyped-call]
+    loader = QueryLoader(adapter, record_classes=None)
+    try:
+        data = loader.load_query_data_from_file(path, encoding="utf-8")
+    except (OSError, UnicodeDecodeError, SQLParseException) as error:
+        raise QueryError(f"{path.name} ({dialect}): {error}") from error
+    read: dict[str, Statement] = {}
+    for datum in data:
+        name = datum.query_name
+        if name in read:
+            raise QueryError(f"{path.name} ({dialect}): {name} stands twice")
+        if datum.operation_type not in _SUFFIXES:
+            raise QueryError(f"{path.name} ({dialect}): {name}: the suffix must be one of ^ $ ! # or nothing")
+        doc, notes = read_notes(datum.doc_comments.splitlines())
+        parameters = tuple(datum.parameters or ())
+        statement = Statement(
+            name=f"{entity}.{name}",
+            # The name goes along, so that pg_stat_statements and the server's log show it.
+            text=literal(f"/* {entity}.{name} */ {datum.sql.rstrip(';')}"),
+            doc=doc,
+            parameters=parameters,
+            suffix=_SUFFIXES[datum.operation_type],
+            notes=MappingProxyType(notes),
+            custom_plan=notes.get("plan") == "custom",
+            types=(),
+            declared=frozenset(parameters),
+        )
+        read[name] = replace(statement, types=statement.listed("types"))
+    return read

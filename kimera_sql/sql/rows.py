@@ -1,0 +1,126 @@
+"""Values on their way into a database, and rows on their way out of it: pure, and told the dialect."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Hashable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, TypeAlias, TypeVar, cast
+from uuid import UUID
+
+import numpy as np
+from psycopg.types.json import Jsonb
+
+from . import shapes
+from .files import Dialect, query_file, statements
+
+Row: TypeAlias = tuple[Any, ...]
+R = TypeVar("R")
+
+_dumps = functools.partial(json.dumps, allow_nan=False)
+
+
+def to_postgres(value: Any) -> Any:
+    """Return *value* as psycopg is to send it."""
+    return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
+
+
+def to_sqlite(value: Any) -> Any:
+    """Return *value* as SQLite stores it."""
+    match value:
+        case UUID():
+            return str(value)
+        case datetime():
+            # In UTC and of one width, so that text sorts as time does
+            return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        case timedelta():
+            return value // timedelta(microseconds=1)
+        case dict():
+            return json.dumps(value, allow_nan=False)
+        case list():
+            return json.dumps([to_sqlite(item) for item in value], allow_nan=False)
+        case np.ndarray():
+            return value.astype("<f4", copy=False).tobytes()
+        case _:
+            return value
+
+
+_DECODERS: Final[Mapping[Dialect, Mapping[type, Callable[[Any], Any]]]] = {
+    # What psycopg does not give as a record has it: its arrays are lists.
+    "postgres": {tuple: tuple},
+    "sqlite": {
+        UUID: UUID,
+        datetime: datetime.fromisoformat,
+        dict: json.loads,
+        tuple: lambda text: tuple(json.loads(text)),
+        np.ndarray: lambda blob: np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False),
+        bool: bool,
+        float: float,  # RETURNING gives a REAL that is a whole number as an int
+    },
+}
+"""How what a database gives becomes a value of each type; a type that is not here comes as it is."""
+
+
+def decode(dialect: Dialect, kind: type[R], value: Any) -> R:
+    """Return *value*, which is not NULL, as a *kind*."""
+    decoder = _DECODERS[dialect].get(kind)
+    return cast(R, decoder(value) if decoder else value)
+
+
+def mapper(dialect: Dialect, record: type[R]) -> Callable[[Row], R]:
+    """Return the function that makes *record*, a dataclass whose fields are the columns in order, from a row."""
+    return cast(Callable[[Row], R], _mapper(dialect, cast(Hashable, record)))
+
+
+@functools.cache
+def _mapper(dialect: Dialect, record: Any) -> Callable[[Row], Any]:
+    kinds = [kind.kind for _, kind in shapes.record_kinds(record)]
+    decoders = _DECODERS[dialect]
+    decoded = [(index, kind, decoders[kind]) for index, kind in enumerate(kinds) if kind in decoders]
+
+    def make(row: Row) -> Any:
+        values = list(row)
+        for index, kind, decoder in decoded:
+            if values[index] is not None:
+                values[index] = decoder(values[index])
+            elif kind is tuple:
+                values[index] = ()
+        return record(*values)
+
+    return make if decoded else lambda row: record(*row)
+
+
+@functools.cache
+def noted_mapper(
+    dialect: Dialect, entity: str, name: str, folder: Path | None, records: ModuleType | None
+) -> Callable[[Row], Any]:
+    """Return the function that makes of a row what the query's note `returns` says; *folder* as statements has it.
+
+    Without a note it is the row itself, or its one value where the query's suffix is $.
+    """
+    statement = statements(dialect, entity, folder)[name]
+    note = statement.notes.get("returns")
+    if note is None and dialect == "sqlite" and query_file("postgres", entity, folder).exists():
+        twin = statements("postgres", entity, folder).get(name)
+        note = twin.notes.get("returns") if twin else None  # said once for both
+    if note is None:
+        return (lambda row: row[0]) if statement.suffix == "$" else (lambda row: row)
+    shape = shapes.parse(note)
+    record = shapes.find_record(records, shape.record) if shape.record else None
+    if record and not shape.columns:
+        return mapper(dialect, record)
+    kinds = [kind.kind for _, kind in (*(shapes.record_kinds(record) if record else ()), *shape.columns)]
+    own = len(kinds) - len(shape.columns)
+
+    def make(row: Row) -> Any:
+        values = [
+            None if value is None else decode(dialect, kind, value) for kind, value in zip(kinds, row, strict=True)
+        ]
+        if record is None:
+            return values[0] if shape.columns[0][0] == "" else tuple(values)
+        return (record(*values[:own]), *values[own:])
+
+    return make

@@ -1,0 +1,124 @@
+"""Running statements on SQLite, the database for development."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .files import Statement
+from .rows import Row, to_sqlite
+
+
+def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
+    statement.check(parameters)
+    cursor = conn.cursor()
+    cursor.row_factory = None  # the caller's connection may have another
+    return cursor.execute(statement.text, {name: to_sqlite(value) for name, value in parameters.items()})
+
+
+def fetchall(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
+    """Run *statement* and return its rows."""
+    return _run(conn, statement, parameters).fetchall()
+
+
+def execute(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
+    """Run *statement* and return the number of rows it changed."""
+    return _run(conn, statement, parameters).rowcount
+
+
+def script(conn: sqlite3.Connection, text: str) -> None:
+    """Run the statements of *text*, which has no parameters, in the transaction that is open."""
+    # executescript would commit it.
+    statement = ""
+    for line in text.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            conn.execute(statement)
+            statement = ""
+
+
+def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
+    """Yield the rows of *statement*, *chunk* of them fetched at a time."""
+    cursor = _run(conn, statement, parameters)
+    try:
+        while rows := cursor.fetchmany(chunk):
+            yield from rows
+    finally:
+        cursor.close()
+
+
+def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Run *statement* for each of *rows*, all or none, and return how many there were.
+
+    An error carries a note with the number of the row, counted from 0.
+    """
+    number = -1
+
+    def encoded() -> Iterator[dict[str, Any]]:
+        nonlocal number
+        for number, row in enumerate(rows):  # noqa: B007 - told to the error below
+            yield {name: to_sqlite(value) for name, value in row.items()}
+
+    try:
+        with atomic(conn):
+            conn.executemany(statement.text, encoded())
+    except sqlite3.Error as error:
+        error.add_note(f"item {number} (counted from 0) was refused; nothing was written")
+        raise
+    return number + 1
+
+
+@contextmanager
+def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
+    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK")
+
+
+@contextmanager
+def atomic(conn: sqlite3.Connection) -> Iterator[None]:
+    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    if conn.isolation_level is None:
+        with transaction(conn):
+            yield
+    else:
+        if not conn.in_transaction:
+            conn.execute("BEGIN IMMEDIATE")
+        with _savepoint(conn):
+            yield
+
+
+@contextmanager
+def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    if conn.in_transaction:
+        with _savepoint(conn):
+            yield
+        return
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _savepoint(conn: sqlite3.Connection) -> Iterator[None]:
+    conn.execute("SAVEPOINT kimera")
+    try:
+        yield
+    except BaseException:
+        # SQLite ends the whole transaction by itself after some errors, such as a full disk.
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO kimera")
+            conn.execute("RELEASE kimera")
+        raise
+    conn.execute("RELEASE kimera")
