@@ -302,9 +302,9 @@ def add_adapters(connection: psycopg.Connection[Any] | sqlite3.Connection) -> No
     if isinstance(connection, sqlite3.Connection):
         add_functions(connection)
         return
-    vector = TypeInfo.fetch(connection, "vector")
-    if vector is None:
+    types = [TypeInfo.fetch(connection, name) for name in vectors.TYPES]
+    if types[0] is None:
         return
-    vectors.register(connection, vector, TypeInfo.fetch(connection, "halfvec"))
+    vectors.register(connection, filter(None, types))
     if isinstance(connection, PooledConnection):
         connection.has_vectors = True

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from ..vectors import keep_loaders
 from .files import Statement
 from .rows import Row, to_postgres
 
@@ -33,7 +34,9 @@ def run(
     their own.
     """
     # A cursor of our own: the caller's connection may have another row or cursor factory.
-    return psycopg.Cursor(conn, row_factory=tuple_row).execute(
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    keep_loaders(cursor)
+    return cursor.execute(
         statement.text,
         _bind(statement, parameters),
         prepare=False if statement.custom_plan and not generic_plan else None,
@@ -71,6 +74,7 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         conn.transaction() if outside else nullcontext(),
         psycopg.ServerCursor(conn, name, row_factory=tuple_row) as cursor,
     ):
+        keep_loaders(cursor)
         cursor.itersize = chunk
         cursor.execute(statement.text, _bind(statement, parameters), binary=True)
         with suppress(GeneratorExit):
