@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-import psycopg
 import pytest
 
 
@@ -30,6 +29,8 @@ def kimera_verify() -> Verify:
     They are prepared on the database of *conninfo*, and without one compared with the folder's snapshot.
     """
     # Not at the top: this module is imported by every run of pytest where kimera_sql is installed.
+    import psycopg
+
     from .connect import add_adapters
     from .verify.run import verify
 

@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 import pgvector
@@ -55,6 +55,7 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
     """
     if isinstance(value, np.ma.MaskedArray):
         raise VectorError(f"{field}: a masked array may lack components; fill or drop what is masked")
+    array: NDArray[Any]
     if isinstance(value, np.ndarray):
         array = value
     elif isinstance(value, (pgvector.Vector, pgvector.HalfVector)):
@@ -72,7 +73,7 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
         raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
         if array.dtype == np.float32 and not array.flags.writeable:
-            checked: Vector = array
+            checked: Vector = cast(Vector, array)
         else:
             checked = array.astype(np.float32)
             checked.flags.writeable = False
