@@ -1,4 +1,4 @@
-"""The specification's server settings, as fractions of the machine's memory, and a comparison of a server with them."""
+"""Recommend the specification's server settings for a machine's memory, and compare a server with them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _SHARES: Final = {
     "maintenance_work_mem": (1, 16),
 }
 
-# What a random page costs on an SSD, and how many reads it takes at once
+# The cost of a random page on an SSD, and the number of parallel reads it handles
 _SSD: Final = {"random_page_cost": "1.1", "effective_io_concurrency": "200"}
 
 CONNECTIONS: Final = 15
-"""Connections that one pool opens unless told otherwise: 5, and an overflow of 10."""
+"""Connections that one pool opens by default: 5, and an overflow of 10."""
 
 _WORKING: Final = 4
-"""The part of the memory, one in so many, that one work_mem of every connection may take together."""
+"""The memory is divided by this for all connections together, when each uses work_mem once."""
 
 _BOUNDS: Final = (128 * _MB, 16 * 2**40)
-"""Memory of a machine: PostgreSQL's own defaults fill the least, and its settings can take 3/4 of the most."""
+"""Least and most memory, in bytes: PostgreSQL's defaults fill the least, its settings can take 3/4 of the most."""
 
 _LEAST_WORK_MEM: Final = 64 * _KB
 
 _TOLERANCE: Final = 2.0
-"""How many times as much or as little as recommended a setting may be without being of weight."""
+"""The factor above or below the recommendation up to which a difference is not serious."""
 
 _RESTART: Final = "shared_buffers"
 
@@ -60,7 +60,7 @@ _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(kb|mb|gb|tb)", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A setting of the server. value: as postgresql.conf has it. restart: it is in force after a restart alone."""
+    """A server setting. value: as in postgresql.conf. restart: whether it takes effect only after a restart."""
 
     name: str
     value: str
@@ -70,7 +70,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class ServerSetting:
-    """A setting as the server has it. value: bytes where it is a size. source: as pg_settings names it."""
+    """A setting of the running server. value: in bytes if it is a size. source: as in pg_settings."""
 
     name: str
     value: float
@@ -80,10 +80,11 @@ class ServerSetting:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A setting of the server beside the recommended one.
+    """A server setting compared with the recommended one.
 
-    source: where the server has it from, as pg_settings names it. pending_restart: its file has another value, which
-    a restart would bring. serious: it is more than twice or less than half of what is recommended.
+    source: where the current value comes from, as in pg_settings. pending_restart: the configuration file has another
+    value, which takes effect after a restart. serious: the value is more than twice or less than half of the
+    recommended one.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Check:
 
 
 def memory() -> int:
-    """Return the bytes of memory this process may use: the machine's, or its control group's where that is less."""
+    """Return the memory in bytes that this process may use: the machine's, or its control group's if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -107,14 +108,14 @@ def memory() -> int:
 
 
 def server_settings(memory: int) -> dict[str, str]:
-    """Return postgresql.conf settings for a machine of *memory* bytes; at 8 GiB they are the specification's."""
+    """Return the postgresql.conf settings for a machine with *memory* bytes; at 8 GiB they are the specification's."""
     return {**{name: f"{max(_share(name, memory) // _MB, 1)}MB" for name in _SHARES}, **_SSD}
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 8GB or 512MB, in PostgreSQL's units, which are powers of 1024.
+    """Return a size such as 8GB or 512MB in bytes. The units are PostgreSQL's, powers of 1024.
 
-    Raises InvalidValue for any other text.
+    Raises InvalidValue for text that is not a size.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
@@ -123,13 +124,13 @@ def parse_size(text: str) -> int:
 
 
 def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommendation]:
-    """Return the settings for a machine of *memory* bytes that PostgreSQL has to itself.
+    """Return the settings for a machine with *memory* bytes that runs only PostgreSQL.
 
-    At 8 GiB they are the specification's. work_mem is its share of the memory, a 64th, as long as *connections*, what
-    all pools open together, keep within a quarter of the memory when each takes one: up to 16. For more it is that
-    quarter divided among them, because one query can take work_mem several times over and the server that runs out of
-    memory is killed. Raises InvalidValue for memory outside 128 MiB to 16 TiB, and for more connections than leave
-    64 kB each.
+    At 8 GiB they are the specification's. *connections* counts the connections that all pools open together. If each
+    uses work_mem once, they may take a quarter of the memory. So work_mem is the specification's 64th of the memory for
+    up to 16 connections, and the quarter divided among them for more. (One query can take work_mem several times, and a
+    server that runs out of memory is killed.) Raises InvalidValue for memory outside 128 MiB to 16 TiB, and for so many
+    connections that less than 64 kB is left for each.
     """
     least, most = _BOUNDS
     if not least <= checks.integer("memory", memory, least=0, most=2**63 - 1) <= most:
@@ -153,9 +154,9 @@ def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommenda
 
 
 def machine(conn: Connection) -> int | None:
-    """Return the bytes of memory of the server's machine where it is this one, None where that cannot be told.
+    """Return the memory in bytes of the server's machine if it is this one, None if that cannot be told.
 
-    It is this one when the connection goes through a Unix socket or to a loopback address.
+    A server reached through a Unix socket or at a loopback address is on this machine.
     """
     if not sql.is_postgres(conn):
         return None
@@ -164,10 +165,11 @@ def machine(conn: Connection) -> int | None:
 
 
 def check(conn: Connection, *, memory: int | None = None, connections: int = CONNECTIONS) -> list[Check]:
-    """Compare the server's settings with those of recommend, and return all of them.
+    """Compare the server's settings with the recommended ones, and return all comparisons.
 
-    memory: bytes of the server's machine; this machine's if None. Raises InvalidValue when it is None and the server
-    is on another machine, and UnsupportedByServer on SQLite, which has no such settings.
+    memory: of the server's machine, in bytes; by default this machine's. connections: as in recommend. Raises
+    InvalidValue without *memory* if the server is on another machine, and UnsupportedByServer on SQLite, which has no
+    such settings.
     """
     conn = sql.require_postgres(conn, "SQLite has no server settings to check")
     memory = machine(conn) if memory is None else memory
@@ -199,8 +201,8 @@ def _share(name: str, memory: int) -> int:
 
 
 def _size(size: int) -> str:
-    """Return a size as PostgreSQL writes it: in the greatest unit that has no fraction, and never below 1 kB."""
-    # In whole MB from 1 MB up, which is all that settings of a machine need
+    """Return a size in PostgreSQL's form: in the largest unit that needs no fraction, and at least 1 kB."""
+    # From 1 MB up in whole MB: settings for a machine need no more precision.
     size = size // _MB * _MB if size >= _MB else max(size, _KB)
     for unit in ("tb", "gb", "mb"):
         if size >= _UNITS[unit] and size % _UNITS[unit] == 0:

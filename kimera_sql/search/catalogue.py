@@ -1,4 +1,4 @@
-"""What the server's catalogue says of the vector indexes, and of how many rows pass filters."""
+"""Read the vector indexes, and estimates of how many rows pass filters, from the server's catalogue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _queries = Queries("search")
 
 
 def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) -> Look:
-    """Return the vector indexes of *table* that queries of ours can use; unless *fresh*, as lately seen."""
+    """Return the vector indexes of *table* that our queries can use. A cached look is good enough unless *fresh*."""
     known = None if fresh else looks.last(conn, table.name)
     if known is not None:
         return known
@@ -30,7 +30,7 @@ def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) ->
 
 
 def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]) -> int:
-    """Return the planner's estimate of how many rows pass *where*, which holds as long as a look at the catalogue."""
+    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*."""
     seen = look(conn, table)
     key = repr(where)
     estimate = seen.estimate(key)

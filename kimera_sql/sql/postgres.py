@@ -1,4 +1,4 @@
-"""Running statements on PostgreSQL, with psycopg."""
+"""Run statements on PostgreSQL with psycopg."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _bind(statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]
 def run(
     conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
 ) -> psycopg.Cursor[Row]:
-    """Run *statement* and return the cursor that has its rows; in a pipeline it has them once the pipeline ends.
+    """Run *statement* and return a cursor with its rows. In a pipeline the rows are there once the pipeline ends.
 
-    With *generic_plan* it may be prepared even if it is to be planned anew each time: these parameters need no plan of
-    their own.
+    *generic_plan* allows a prepared statement although the statement is noted `plan: custom`: with these parameters one
+    plan is good for every run.
     """
-    # A cursor of our own: the caller's connection may have another row or cursor factory.
+    # Not conn.execute: the caller's connection may have another row or cursor factory.
     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
     keep_loaders(cursor)
     return cursor.execute(
@@ -45,7 +45,7 @@ def run(
 
 
 def outside_transaction(conn: Connection) -> bool:
-    """Return whether *conn* is in autocommit with no transaction open, so that each statement is one of its own."""
+    """Return whether *conn* is in autocommit with no transaction open: each statement is then its own transaction."""
     return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
 
 
@@ -61,15 +61,15 @@ def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any
 
 def script(conn: Connection, text: str) -> None:
     """Run the statements of *text*, which has no parameters."""
-    # Without parameters psycopg sends the text as it is, all its statements at once.
+    # Without parameters psycopg sends the text unchanged, all statements at once.
     conn.execute(text.encode())
 
 
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows a round trip, in one transaction."""
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
-    # No savepoint: closing the iterator early would undo what the caller has written since.
+    # No savepoint: closing the iterator early would roll back what the caller has written since.
     with (
         conn.transaction() if outside else nullcontext(),
         psycopg.ServerCursor(conn, name, row_factory=tuple_row) as cursor,
@@ -84,8 +84,9 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
 def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Send *rows* through *statement*, a COPY ... FROM STDIN (FORMAT BINARY), and return how many there were.
 
-    Their values are in the order of its columns. All or nothing; an error of the server carries a note with the
-    number of the row, counted from 0, unless the server does not tell: foreign keys are checked after the last row.
+    The values of a row are in the order of the statement's columns. All rows are written, or none. A server error has a
+    note with the row's number, counted from 0, if the server reports it (not for foreign keys, which it checks after
+    the last row).
     """
     try:
         with atomic(conn), psycopg.Cursor(conn) as cursor:
@@ -104,7 +105,7 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 @contextmanager
 def snapshot(conn: Connection) -> Iterator[None]:
-    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     before = conn.isolation_level
     conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     try:
@@ -116,9 +117,9 @@ def snapshot(conn: Connection) -> Iterator[None]:
 
 @contextmanager
 def atomic(conn: Connection) -> Iterator[None]:
-    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
     if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
-        # conn.transaction() would commit at its end; an empty query makes psycopg send the caller's BEGIN first.
+        # conn.transaction() would commit at its end. An empty query makes psycopg send the caller's BEGIN first.
         conn.execute("")
     with conn.transaction():
         yield
@@ -126,6 +127,6 @@ def atomic(conn: Connection) -> Iterator[None]:
 
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
-    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
     with conn.transaction():
         yield

@@ -1,4 +1,4 @@
-"""Running statements on SQLite, the database for development."""
+"""Run statements on SQLite, the development database."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def execute(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[
 
 
 def script(conn: sqlite3.Connection, text: str) -> None:
-    """Run the statements of *text*, which has no parameters, in the transaction that is open."""
-    # executescript would commit it.
+    """Run the statements of *text*, which has no parameters, in the open transaction."""
+    # executescript would commit the transaction.
     statement = ""
     for line in text.splitlines(keepends=True):
         statement += line
@@ -52,7 +52,7 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
 def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 
-    An error carries a note with the number of the row, counted from 0.
+    An error has a note with the row's number, counted from 0.
     """
     number = -1
 
@@ -72,7 +72,7 @@ def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[
 
 @contextmanager
 def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
-    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     conn.execute("BEGIN")
     try:
         yield
@@ -82,7 +82,7 @@ def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
-    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
     if conn.isolation_level is None:
         with transaction(conn):
             yield
@@ -95,7 +95,7 @@ def atomic(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def transaction(conn: sqlite3.Connection) -> Iterator[None]:
-    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
     if conn.in_transaction:
         with _savepoint(conn):
             yield
@@ -116,7 +116,7 @@ def _savepoint(conn: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # SQLite ends the whole transaction by itself after some errors, such as a full disk.
+        # After some errors, such as a full disk, SQLite itself rolls back the whole transaction.
         if conn.in_transaction:
             conn.execute("ROLLBACK TO kimera")
             conn.execute("RELEASE kimera")
