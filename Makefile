@@ -11,6 +11,7 @@ test: .venv/dev
 
 lint: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/twins.py --check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright

@@ -18,6 +18,8 @@ from typing import Final
 PROJECT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = PROJECT / "kimera_sql"
 SOURCES: Final = PACKAGE / "aio"
+OF_THEIR_OWN: Final = re.compile(r"/__init__\.py$|/aio/sqlite\.py$")
+"""Files without a twin: what the packages name, and the pools of SQLite, which wait for threads and for tasks."""
 
 WORDS: Final = {
     "AbstractAsyncContextManager": "AbstractContextManager",
@@ -27,23 +29,22 @@ WORDS: Final = {
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
     "AsyncPool": "Pool",
+    "AsyncPooledConnection": "PooledConnection",
     "AsyncServerCursor": "ServerCursor",
-    "AsyncSqlitePool": "SqlitePool",
+    "acall": "call",
     "aclosing": "closing",
     "aeach": "each",
     "aiosqlite": "sqlite3",
     "asynccontextmanager": "contextmanager",
     "avalue": "value",
     "ALock": "Lock",
-    "ASemaphore": "Semaphore",
-    "__aenter__": "__enter__",
-    "__aexit__": "__exit__",
     "anext": "next",
 }
 """What is called otherwise in a synchronous module."""
 
 _WORD: Final = re.compile(rf"\b({'|'.join(WORDS)})\b")
 _KEYWORD: Final = re.compile(r"\b(?:async (?=def|with|for)|await )")
+_EITHER: Final = re.compile(r"\b(?:Awaitable\[(\w+)\] \| \1\b|AsyncIterable(\[\w+\]) \| Iterable\2)")
 _IMPORT: Final = re.compile(r"^( *from )(\.+)", re.MULTILINE)
 
 
@@ -53,6 +54,7 @@ def twin(source: Path) -> str:
     text = source.read_text(encoding="utf-8")
     # What climbs out of aio climbs one step less from beside it.
     text = _IMPORT.sub(lambda found: found[1] + found[2][: -1 if len(found[2]) > depth else None], text)
+    text = _EITHER.sub(lambda found: found[1] or f"Iterable{found[2]}", text)
     text = _WORD.sub(lambda found: WORDS[found[1]], _KEYWORD.sub("", text))
     return f"# Generated from {source.relative_to(PROJECT).as_posix()} by .ci/twins.py: change that one.\n{text}"
 
@@ -72,7 +74,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--check", action="store_true", help="write nothing")
     arguments = options.parse_args()
-    sources = [path for path in sorted(SOURCES.rglob("*.py")) if path.name != "__init__.py"]
+    sources = [path for path in sorted(SOURCES.rglob("*.py")) if not OF_THEIR_OWN.search(path.as_posix())]
     texts = formatted({PACKAGE / path.relative_to(SOURCES): twin(path) for path in sources})
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:

@@ -13,7 +13,7 @@ from typing import Final
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from .errors import ConnectionFailed, UnsupportedByServer
-from .sql.functions import add_functions
+from .sql.functions import add_functions as add_functions
 
 OLDEST: Final = (3, 37)
 """The first SQLite that has STRICT tables."""
@@ -74,6 +74,9 @@ class SqlitePool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Do nothing: the pool is open as soon as it is made, as psycopg's pool is."""
 
     def close(self) -> None:
         """Close the idle connections; one that is in use is closed when it comes back."""

@@ -25,8 +25,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import SqlitePool, add_adapters, migrate
-from kimera_sql.connect import parse
 from kimera_sql.sql import Connection
+from kimera_sql.strategies import parse
 
 hypothesis.settings.register_profile(
     "kimera",

@@ -16,10 +16,11 @@ PACKAGE: Final = Path(kimera_sql.__file__).parent
 PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
-    ("errors", "settings", "progress", "tables", "vectors", "checks", "model"),
-    ("sql", "sqlite", "connect", "migrations"),
+    ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "strategies", "twins"),
+    ("sql", "sqlite", "connect", "schema", "migrations"),
     ("search", "entity"),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
+    ("aio",),
     ("transfer", "verify", "ops"),
     ("embedded", "demo", "cli", "pytest_plugin"),
 )
@@ -29,7 +30,7 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 """Rooms that do not import another one of their own floor."""
 
 PURE: Final = re.compile(
-    r"model\.\w+|tables|checks|errors"
+    r"model\.\w+|tables|checks|errors|strategies|schema"
     r"|sql\.(files|shapes|rows|versions)|search\.(plan|kinds|measures|looks|diversity)"
 )
 """Modules that decide or describe."""
@@ -68,7 +69,8 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
 
 
 def room(module: str) -> str:
-    return module.split(".")[0]
+    """Return the room of a module. An asynchronous module is in the room of its twin."""
+    return module.removeprefix("aio.").split(".")[0]
 
 
 def floor(module: str) -> int:
@@ -102,6 +104,17 @@ def test_what_decides_runs_nothing(module: str) -> None:
     assert not running, f"{module} imports {', '.join(running)}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_asynchronous_and_synchronous_modules_know_nothing_of_each_other(module: str) -> None:
+    """What is pure serves both; a twin uses twins of its own kind."""
+    asynchronous = module.split(".")[0] == "aio"
+    for other, name in imports(module):
+        assert asynchronous or not other.startswith("aio"), f"{module} imports {other}"
+        if asynchronous and not other.startswith("aio"):
+            twin = f"aio.{other}" in MODULES and source(f"aio.{other}").name != "__init__.py"
+            assert not twin or other == "sqlite", f"{module} imports {other}, not aio.{other} ({name})"
+
+
 def test_every_module_has_a_floor() -> None:
     rooms = {room(module) for module in MODULES} - {"__init__"}
     assert rooms == {one for floor in FLOORS for one in floor}
@@ -123,6 +136,6 @@ def test_nothing_asks_for_the_kind_of_a_connection_but_sql() -> None:
         for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) == "isinstance"
-        and re.search(r"\b(psycopg|sqlite3)\.Connection\b", ast.unparse(node.args[1]))
+        and re.search(r"\b(psycopg|sqlite3|aiosqlite)\.(Async)?Connection\b", ast.unparse(node.args[1]))
     ]
-    assert set(asking) <= {"sql.run", "connect", "ops.backup.tools"}
+    assert set(asking) <= {"sql.run", "aio.sql.run", "ops.backup.tools"}

@@ -13,12 +13,13 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from .. import embedded
-from ..connect import open_pool, parse
+from ..connect import open_pool
 from ..errors import BackupError
 from ..ops.backup import dumps as backup
 from ..ops.backup import restore
 from ..settings import Settings
 from ..sql import Connection, is_postgres
+from ..strategies import parse
 from . import basebackup
 from .arguments import add_folder
 from .connection import autocommit

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/search/catalogue.py by .ci/twins.py: change that one.
 """Read the vector indexes, and estimates of how many rows pass filters, from the server's catalogue."""
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from typing import Any
 import psycopg
 
 from .. import sql
+from ..search import looks
+from ..search.looks import Look
+from ..search.plan import VectorIndex, vector_index
 from ..sql import Queries
 from ..tables import Table
-from . import looks
-from .looks import Look
-from .plan import VectorIndex, vector_index
 
 _queries = Queries("search")
 

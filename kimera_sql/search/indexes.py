@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/search/indexes.py by .ci/twins.py: change that one.
 """Vector indexes: build them once there are rows, list, rebuild and drop them."""
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from psycopg import sql as composed
 
 from .. import checks, sql, tables
 from ..errors import InvalidValue, NotFound
+from ..search import kinds, looks
+from ..search.kinds import Building
+from ..search.plan import Method, Precision, VectorIndex
 from ..sql import Connection, Queries, postgres
 from ..tables import VECTOR_TABLES
-from . import catalogue, kinds, looks
-from .kinds import Building
-from .plan import Method, Precision, VectorIndex
+from . import catalogue
 
 __all__ = [
     "GROWTH",
@@ -94,7 +96,7 @@ def existing(conn: Connection) -> list[VectorIndex]:
     """Return the vector indexes that searches can use, ordered by table and name. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
-    return [index for table in VECTOR_TABLES.values() for index in catalogue.look(conn, table, fresh=True).indexes]
+    return [index for table in VECTOR_TABLES.values() for index in (catalogue.look(conn, table, fresh=True)).indexes]
 
 
 def find(conn: Connection, name: str) -> VectorIndex:

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/search/recall.py by .ci/twins.py: change that one.
 """Measure recall, the share of the true nearest neighbours that a search finds, and tune indexes to a target."""
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 
 from .. import checks, sql, tables
 from ..errors import InvalidValue
+from ..search import looks, measures
+from ..search.measures import KS, Recall, Tuned
+from ..search.plan import MAX_EF_SEARCH, Options, VectorIndex
 from ..sql import Connection, Queries
 from ..tables import Table
 from ..vectors import Vector, VectorLike, as_vector
-from . import looks, measures, run
-from .measures import KS, Recall, Tuned
-from .plan import MAX_EF_SEARCH, Options, VectorIndex
+from . import run
 
 __all__ = ["Recall", "Tuned", "measure", "tune"]
 
@@ -76,7 +78,7 @@ def tune(
     """
     targets = measures.wanted(target)
     server, searched = _searched(conn, table)
-    index = run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1)).index
+    index = (run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1))).index
     if index is None:
         raise InvalidValue(f"table: {table} has no vector index to tune")
     asked = _asked(server, searched, sample, queries)

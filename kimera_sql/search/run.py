@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/search/run.py by .ci/twins.py: change that one.
 """Run a similarity search by its plan: with settings for that search only, and k rows if k rows match."""
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import psycopg
 
 from .. import checks, sql
 from ..errors import InvalidValue
+from ..search import diversity as varied
+from ..search.plan import Explanation, Options, Plan, decide, exactly
 from ..sql import Connection, Queries, Row, postgres
 from ..sql.rows import decode, mapper
 from ..tables import Table
 from ..vectors import Vector
 from . import catalogue
-from . import diversity as varied
-from .plan import Explanation, Options, Plan, decide, exactly
 
 S = TypeVar("S")
 
@@ -44,7 +45,7 @@ def plan(
         return exactly("SQLite's searches are exact")
     if options.exact:
         return decide(table, (), k, options, None)
-    indexes = catalogue.look(conn, table).indexes
+    indexes = (catalogue.look(conn, table)).indexes
     filtered = any(value is not None for value in where.values()) and any(index.usable for index in indexes)
     matching = catalogue.matching(conn, table, where, besides or {}) if filtered else None
     return decide(table, indexes, k, options, matching)

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/sql/load.py by .ci/twins.py: change that one.
 """Load a folder of your own .sql files as functions."""
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import QueryError
-from . import shapes
-from .files import entities, statements
+from ..sql import shapes
+from ..sql.files import entities, statements
 from .run import Queries
 
 

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/sql/postgres.py by .ci/twins.py: change that one.
 """Run statements on PostgreSQL with psycopg."""
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from ..sql.files import Statement
+from ..sql.rows import Row, to_postgres
 from ..vectors import keep_loaders
-from .files import Statement
-from .rows import Row, to_postgres
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
@@ -51,12 +52,14 @@ def outside_transaction(conn: Connection) -> bool:
 
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    return run(conn, statement, parameters).fetchall()
+    cursor = run(conn, statement, parameters)
+    return cursor.fetchall()
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    return run(conn, statement, parameters).rowcount
+    cursor = run(conn, statement, parameters)
+    return cursor.rowcount
 
 
 def script(conn: Connection, text: str) -> None:
@@ -78,7 +81,8 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         cursor.itersize = chunk
         cursor.execute(statement.text, _bind(statement, parameters), binary=True)
         with suppress(GeneratorExit):
-            yield from cursor
+            for row in cursor:
+                yield row
 
 
 def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -107,12 +111,12 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 def snapshot(conn: Connection) -> Iterator[None]:
     """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     before = conn.isolation_level
-    conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    conn.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
     try:
         with conn.transaction():
             yield
     finally:
-        conn.isolation_level = before
+        conn.set_isolation_level(before)
 
 
 @contextmanager

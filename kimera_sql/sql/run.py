@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/sql/run.py by .ci/twins.py: change that one.
 """Run named queries on a connection to either database. Only this module decides which driver to use."""
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any, Final, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 import psycopg
 
 from ..errors import QueryError, UnsupportedByServer
+from ..sql.files import Dialect, Statement, statements
+from ..sql.rows import Row, decode, mapper, noted_mapper
 from . import postgres, sqlite
-from .files import Dialect, Statement, statements
-from .rows import Row, decode, mapper, noted_mapper
 
 Connection: TypeAlias = psycopg.Connection[Any] | sqlite3.Connection
 R = TypeVar("R")
@@ -42,6 +43,11 @@ def is_postgres(conn: Connection) -> TypeGuard[psycopg.Connection[Any]]:
     return isinstance(conn, psycopg.Connection)
 
 
+def is_sqlite(conn: Connection) -> TypeGuard[sqlite3.Connection]:
+    """Return whether *conn* is a connection to SQLite."""
+    return isinstance(conn, sqlite3.Connection)
+
+
 def require_postgres(conn: Connection, why: str) -> psycopg.Connection[Any]:
     """Return *conn* if it is a connection to PostgreSQL. Raises UnsupportedByServer, with *why* as message, if not."""
     if not is_postgres(conn):
@@ -53,7 +59,7 @@ def dialect(conn: Connection) -> Dialect:
     """Return the dialect of *conn*, postgres or sqlite, which names its folder of queries. Raises TypeError."""
     if is_postgres(conn):
         return "postgres"
-    if isinstance(conn, sqlite3.Connection):
+    if is_sqlite(conn):
         return "sqlite"
     raise TypeError(f"expected a psycopg.Connection or sqlite3.Connection, got {type(conn).__name__}")
 

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/sql/sqlite.py by .ci/twins.py: change that one.
 """Run statements on SQLite, the development database."""
 
 from __future__ import annotations
@@ -5,10 +6,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-from .files import Statement
-from .rows import Row, to_sqlite
+from ..sql.files import Statement
+from ..sql.rows import Row, to_sqlite
+
+_CHUNK: Final = 1000
+"""Rows that are held in memory at once."""
 
 
 def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
@@ -20,12 +24,14 @@ def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str
 
 def fetchall(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    return _run(conn, statement, parameters).fetchall()
+    cursor = _run(conn, statement, parameters)
+    return list(map(tuple, cursor.fetchall()))
 
 
 def execute(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    return _run(conn, statement, parameters).rowcount
+    cursor = _run(conn, statement, parameters)
+    return cursor.rowcount
 
 
 def script(conn: sqlite3.Connection, text: str) -> None:
@@ -44,7 +50,8 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
     cursor = _run(conn, statement, parameters)
     try:
         while rows := cursor.fetchmany(chunk):
-            yield from rows
+            for row in rows:
+                yield tuple(row)
     finally:
         cursor.close()
 
@@ -54,20 +61,28 @@ def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[
 
     An error has a note with the row's number, counted from 0.
     """
-    number = -1
+    sent = 0
 
-    def encoded() -> Iterator[dict[str, Any]]:
-        nonlocal number
-        for number, row in enumerate(rows):  # noqa: B007 - told to the error below
-            yield {name: to_sqlite(value) for name, value in row.items()}
+    def counted(chunk: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal sent
+        for row in chunk:
+            sent += 1
+            yield row
 
+    chunk: list[dict[str, Any]] = []
     try:
         with atomic(conn):
-            conn.executemany(statement.text, encoded())
+            for row in rows:
+                chunk.append({name: to_sqlite(value) for name, value in row.items()})
+                if len(chunk) == _CHUNK:
+                    conn.executemany(statement.text, counted(chunk))
+                    chunk.clear()
+            conn.executemany(statement.text, counted(chunk))
     except sqlite3.Error as error:
-        error.add_note(f"item {number} (counted from 0) was refused; nothing was written")
+        if sent:
+            error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
         raise
-    return number + 1
+    return sent
 
 
 @contextmanager

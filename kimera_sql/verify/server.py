@@ -14,7 +14,7 @@ from psycopg.pq import DiagnosticField, ExecStatus, Format
 
 from .. import sql
 from ..errors import SchemaError
-from ..migrations import files
+from ..schema import files
 from ..sql.files import literal
 from ..tables import TABLES
 from ..vectors import DIMENSIONS
