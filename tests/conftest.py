@@ -28,6 +28,8 @@ from kimera_sql import SqlitePool, add_adapters, migrate
 from kimera_sql.sql import Connection
 from kimera_sql.strategies import parse
 
+pytest_plugins = ["fix_twins"]
+
 hypothesis.settings.register_profile(
     "kimera",
     deadline=None,
@@ -134,7 +136,12 @@ def _shared(_servers: dict[str, Server]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _rolled_back(backend: str, shared: dict[str, str]) -> Iterator[Connection]:
-    if backend == "sqlite":
+    if backend.startswith("asynchronous-"):
+        from fix_twins import asynchronous
+
+        with asynchronous(shared[backend.removeprefix("asynchronous-")]) as conn:
+            yield conn
+    elif backend == "sqlite":
         with SqlitePool(shared[backend]) as pool, pool.connection() as file:
             yield file
             file.rollback()
@@ -145,7 +152,10 @@ def _rolled_back(backend: str, shared: dict[str, str]) -> Iterator[Connection]:
             conn.rollback()
 
 
-@pytest.fixture(params=[*NAMES, "sqlite"])
+ASYNCHRONOUS = [f"asynchronous-{name}" for name in (*NAMES, "sqlite")]
+
+
+@pytest.fixture(params=[*NAMES, "sqlite", *ASYNCHRONOUS])
 def conn(request: pytest.FixtureRequest, _shared: dict[str, str]) -> Iterator[Connection]:
     """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back."""
     with _rolled_back(request.param, _shared) as conn:

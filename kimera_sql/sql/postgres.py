@@ -108,6 +108,21 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 
 @contextmanager
+def pipeline(conn: Connection) -> Iterator[None]:
+    """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
+
+    Statements have been sent by then whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    """
+    try:
+        with conn.pipeline():
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            conn.close()
+        raise
+
+
+@contextmanager
 def snapshot(conn: Connection) -> Iterator[None]:
     """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     before = conn.isolation_level

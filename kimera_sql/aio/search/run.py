@@ -100,7 +100,7 @@ async def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[M
         given = {}
         change, undo = _queries.set_hnsw.statement(conn), _queries.put_back_hnsw.statement(conn)
     generic = "plan_cache_mode" in chosen.settings
-    async with conn.pipeline():
+    async with postgres.pipeline(conn):
         if names:
             await postgres.run(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
         cursors = [

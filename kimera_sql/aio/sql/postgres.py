@@ -109,6 +109,21 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
 
 
 @asynccontextmanager
+async def pipeline(conn: Connection) -> AsyncIterator[None]:
+    """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
+
+    Statements have been sent by then whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    """
+    try:
+        async with conn.pipeline():
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            await conn.close()
+        raise
+
+
+@asynccontextmanager
 async def snapshot(conn: Connection) -> AsyncIterator[None]:
     """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     before = conn.isolation_level
