@@ -35,8 +35,10 @@ from kimera_sql import (
     transitions,
 )
 from kimera_sql.errors import BackupError, KimeraError
-from kimera_sql.ops.backup import dumps as backup
+from kimera_sql.ops import backup
 from kimera_sql.ops.backup import tools
+from kimera_sql.ops.backup.contents import differences, read_contents, settle
+from kimera_sql.ops.backup.dumps import describe_dump
 from kimera_sql.ops.backup.files import locked
 from kimera_sql.sql import Connection
 
@@ -102,7 +104,7 @@ def sample(newest: Server, tmp_path_factory: pytest.TempPathFactory) -> backup.D
         add_adapters(conn)
         fill(conn, 3)
         conn.commit()
-        made = backup.dump(conn, tmp_path_factory.mktemp("sample"))
+        made = backup.make_dump(conn, tmp_path_factory.mktemp("sample"))
     newest.drop(database)
     return made
 
@@ -129,12 +131,12 @@ def flip(path: Path, at: float) -> None:
 
 def test_a_dump_is_proven_and_closed_to_others(conn: psycopg.Connection, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "backups"
-    made = backup.dump(conn, folder)
+    made = backup.make_dump(conn, folder)
     assert made.path.parent == folder / "dumps"
     assert names(folder) == [made.path.with_suffix(suffix).name for suffix in (".dump", ".globals.sql", ".json")]
     assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o600}
     assert {path.stat().st_mode & 0o777 for path in (folder, folder / "dumps")} == {0o700}
-    assert backup.verify(made.path) == backup.manifest(made.path) == made
+    assert backup.verify_backup(made.path) == describe_dump(made.path) == made
     assert (made.origin.database, made.origin.server_version) == (conn.info.dbname, conn.info.server_version)
     rows = {table.table: table.rows for table in made.contents.tables}
     assert rows["public.geoid_states"] == 40
@@ -143,7 +145,7 @@ def test_a_dump_is_proven_and_closed_to_others(conn: psycopg.Connection, tmp_pat
     assert len(made.contents.searches) == 6
     assert all(search.found[0] == search.sample for search in made.contents.searches)
     assert {len(search.found) for search in made.contents.searches} == {5, 10}
-    (listed,) = backup.existing(folder)
+    (listed,) = backup.list_backups(folder)
     assert (listed.kind, listed.name, listed.complete, listed.rows) == (
         "dump",
         made.path.name,
@@ -154,9 +156,9 @@ def test_a_dump_is_proven_and_closed_to_others(conn: psycopg.Connection, tmp_pat
 
 
 def test_two_dumps_have_two_names(conn: psycopg.Connection, tmp_path: Path) -> None:
-    first, second = backup.dump(conn, tmp_path), backup.dump(conn, tmp_path)
+    first, second = backup.make_dump(conn, tmp_path), backup.make_dump(conn, tmp_path)
     assert first.made_at < second.made_at
-    assert [one.path for one in backup.existing(tmp_path)] == [second.path, first.path]
+    assert [one.path for one in backup.list_backups(tmp_path)] == [second.path, first.path]
     assert backup.newest_dump(tmp_path) == second.path
     assert first.contents == second.contents
 
@@ -164,7 +166,7 @@ def test_two_dumps_have_two_names(conn: psycopg.Connection, tmp_path: Path) -> N
 def test_what_is_written_after_the_snapshot_is_not_in_the_manifest(filled: str, tmp_path: Path) -> None:
     with psycopg.connect(filled) as conn, psycopg.connect(filled, autocommit=True) as other, held_up(filled):
         dumped: list[backup.Dump] = []
-        dumping = threading.Thread(target=lambda: dumped.append(backup.dump(conn, tmp_path)))
+        dumping = threading.Thread(target=lambda: dumped.append(backup.make_dump(conn, tmp_path)))
         dumping.start()
         wait_for_pg_dump(other)
         other.execute("DELETE FROM system_metrics")
@@ -234,7 +236,7 @@ def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
 
         def dump() -> None:
             try:
-                backup.dump(conn, tmp_path)
+                backup.make_dump(conn, tmp_path)
             except KimeraError as error:
                 failures.append(error)
 
@@ -251,7 +253,7 @@ def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
     assert [str(error) for error in failures] == ["pg_dump was ended by signal 9"]
     assert names(tmp_path) == before
     # Both are older than 30 days, but the older one is not 30 days older than the newest good one.
-    assert backup.prune(tmp_path, keep_days=30, keep=1) == []
+    assert backup.prune_backups(tmp_path, keep_days=30, keep=1) == []
 
 
 def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(filled: str, tmp_path: Path) -> None:
@@ -281,9 +283,9 @@ def test_a_second_dump_at_the_same_time_is_refused(filled: str, tmp_path: Path) 
 def test_what_a_killed_run_left_is_removed(conn: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "dumps").mkdir()
     (tmp_path / "dumps" / ".kimera_full_20200101_010000.dump.partial").write_text("half")
-    made = backup.dump(conn, tmp_path)
+    made = backup.make_dump(conn, tmp_path)
     assert len(names(tmp_path)) == 3
-    assert backup.existing(tmp_path)[0].path == made.path
+    assert backup.list_backups(tmp_path)[0].path == made.path
 
 
 def test_a_full_disk_leaves_nothing(conn: psycopg.Connection, tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_a_full_disk_leaves_nothing(conn: psycopg.Connection, tmp_path: Path) ->
         pytest.skip("no permission to mount a small disk")
     try:
         with pytest.raises(BackupError, match="No space left on device"):
-            backup.dump(conn, tmp_path)
+            backup.make_dump(conn, tmp_path)
         assert names(tmp_path) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -301,20 +303,20 @@ def test_a_full_disk_leaves_nothing(conn: psycopg.Connection, tmp_path: Path) ->
 @pytest.mark.parametrize("at", [0, 0.01, 0.3, 0.7, 1])
 def test_a_flipped_bit_is_found(sample: backup.Dump, tmp_path: Path, at: float) -> None:
     path = copied(sample, tmp_path, sample.made_at)
-    backup.verify(path)
+    backup.verify_backup(path)
     flip(path, at)
     with pytest.raises(BackupError, match="is damaged: its sha256 is not the manifest's"):
-        backup.verify(path)
+        backup.verify_backup(path)
 
 
 @pytest.mark.parametrize("at", [0.6, 0.75, 0.9])  # past the table of contents, whose texts have no checksum
 def test_a_flipped_bit_is_found_without_a_manifest(sample: backup.Dump, tmp_path: Path, at: float) -> None:
     path = copied(sample, tmp_path, sample.made_at)
     path.with_suffix(".json").unlink()
-    assert backup.verify(path) is None
+    assert backup.verify_backup(path) is None
     flip(path, at)
     with pytest.raises(BackupError, match=r"cannot be decoded: pg_restore (failed|was ended)"):
-        backup.verify(path)
+        backup.verify_backup(path)
 
 
 def test_what_is_short_empty_or_something_else_is_found(sample: backup.Dump, tmp_path: Path) -> None:
@@ -323,8 +325,8 @@ def test_what_is_short_empty_or_something_else_is_found(sample: backup.Dump, tmp
     for content, said in ((whole[:-100], "bytes, and its manifest says"), (b"", "is empty")):
         path.write_bytes(content)
         with pytest.raises(BackupError, match=said):
-            backup.verify(path)
-        assert not backup.existing(tmp_path)[0].complete
+            backup.verify_backup(path)
+        assert not backup.list_backups(tmp_path)[0].complete
     path.with_suffix(".json").unlink()
     for content, said in (
         (whole[:-100], "cannot be decoded"),
@@ -333,9 +335,9 @@ def test_what_is_short_empty_or_something_else_is_found(sample: backup.Dump, tmp
     ):
         path.write_bytes(content)
         with pytest.raises(BackupError, match=said):
-            backup.verify(path)
+            backup.verify_backup(path)
     with pytest.raises(BackupError, match="No such file"):
-        backup.verify(path.with_name("missing"))
+        backup.verify_backup(path.with_name("missing"))
 
 
 @pytest.mark.parametrize(
@@ -345,29 +347,29 @@ def test_a_manifest_that_is_none_is_an_error(sample: backup.Dump, tmp_path: Path
     path = copied(sample, tmp_path, sample.made_at)
     path.with_suffix(".json").write_text(content)
     with pytest.raises(BackupError, match="is no manifest"):
-        backup.verify(path)
-    assert not backup.existing(tmp_path)[0].complete
+        backup.verify_backup(path)
+    assert not backup.list_backups(tmp_path)[0].complete
 
 
 def test_damaged_globals_are_found(sample: backup.Dump, tmp_path: Path) -> None:
     path = copied(sample, tmp_path, sample.made_at)
     flip(path.with_suffix(".globals.sql"), 0.5)
     with pytest.raises(BackupError, match=r"globals.sql is damaged"):
-        backup.verify(path)
+        backup.verify_backup(path)
     path.with_suffix(".globals.sql").unlink()
     with pytest.raises(BackupError, match=r"globals.sql: No such file"):
-        backup.verify(path)
+        backup.verify_backup(path)
 
 
 def test_prune_counts_from_the_newest_good_dump(sample: backup.Dump, tmp_path: Path) -> None:
     last = datetime(2026, 3, 1, 1, tzinfo=UTC)
     paths = [copied(sample, tmp_path, last - timedelta(days=age)) for age in range(40)]
-    planned = backup.prune(tmp_path, dry_run=True)
+    planned = backup.prune_backups(tmp_path, dry_run=True)
     assert all(path.exists() for path in paths)
-    assert backup.prune(tmp_path) == planned
+    assert backup.prune_backups(tmp_path) == planned
     assert sorted(one.name for one in planned) == sorted(path.name for path in paths[31:])
     assert len(names(tmp_path)) == 3 * 31
-    assert backup.prune(tmp_path) == []
+    assert backup.prune_backups(tmp_path) == []
 
 
 def test_forty_days_of_failing_backups_keep_the_last_good_ones(sample: backup.Dump, tmp_path: Path) -> None:
@@ -382,11 +384,11 @@ def test_forty_days_of_failing_backups_keep_the_last_good_ones(sample: backup.Du
                 failed.with_suffix(".json").unlink()
             case _:
                 flip(failed, 0.5)
-        backup.prune(tmp_path, keep_days=1, keep=3)
+        backup.prune_backups(tmp_path, keep_days=1, keep=3)
         assert all(path.exists() for path in good)
     newest = copied(sample, tmp_path, last + timedelta(days=41))
-    backup.prune(tmp_path, keep_days=1, keep=1)
-    left = [one.path for one in backup.existing(tmp_path)]
+    backup.prune_backups(tmp_path, keep_days=1, keep=1)
+    left = [one.path for one in backup.list_backups(tmp_path)]
     assert left == [newest, failed]
 
 
@@ -396,7 +398,7 @@ def test_prune_without_a_good_backup_removes_nothing(sample: backup.Dump, tmp_pa
         flip(path, 0.5)
     before = names(tmp_path)
     with pytest.raises(BackupError, match=r"nothing was removed, as no dump is known to be good:\n.*is damaged"):
-        backup.prune(tmp_path)
+        backup.prune_backups(tmp_path)
     assert names(tmp_path) == before
 
 
@@ -406,14 +408,14 @@ def test_prune_leaves_what_is_not_its_own(sample: backup.Dump, tmp_path: Path) -
     foreign = [tmp_path / "dumps" / name for name in ("notes.txt", "kimera_full_99999999_999999.dump", "old.dump")]
     for path in foreign:
         path.write_text("mine")
-    assert len(backup.prune(tmp_path, keep=1)) == 1
+    assert len(backup.prune_backups(tmp_path, keep=1)) == 1
     assert all(path.read_text() == "mine" for path in foreign)
 
 
 @pytest.mark.parametrize("options", [{"keep_days": 0}, {"keep_days": -1}, {"keep": 0}, {"keep_days": 10**9}])
 def test_prune_refuses_to_keep_nothing(tmp_path: Path, options: dict[str, int]) -> None:
     with pytest.raises(InvalidValue):
-        backup.prune(tmp_path, **options)  # type: ignore[arg-type]
+        backup.prune_backups(tmp_path, **options)  # type: ignore[arg-type]
 
 
 def base_backup(server: Server, folder: Path, moment: datetime) -> Path:
@@ -450,42 +452,42 @@ def test_base_backups_are_listed_verified_and_pruned_with_their_wal(server: Serv
     for number in range(first, int(segments[-1], 16) + 1):
         (archive / f"{number:024X}").write_bytes(b"")
         os.truncate(archive / f"{number:024X}", 2**24)
-    listed = backup.existing(tmp_path)
+    listed = backup.list_backups(tmp_path)
     assert [one.path for one in listed] == bases[::-1]
     major = {"postgres18": "18", "postgres15": "15"}.get(server.name)
     assert {(one.kind, one.complete) for one in listed} == {("base", True)}
     assert major is None or {one.server_version for one in listed} == {major}
     for base in bases:
-        assert backup.verify(base) is None
+        assert backup.verify_backup(base) is None
 
-    planned = backup.prune(tmp_path, keep_days=30, dry_run=True)
+    planned = backup.prune_backups(tmp_path, keep_days=30, dry_run=True)
     assert all(base.exists() for base in bases)
-    removed = backup.prune(tmp_path, keep_days=30)
+    removed = backup.prune_backups(tmp_path, keep_days=30)
     assert removed == planned
     # The newest that had ended before the 30 days began stays: recovery to their first moment starts from it.
     assert [one.name for one in removed if one.kind == "base"] == [bases[1].name, bases[0].name]
-    assert [one.path for one in backup.existing(tmp_path)] == bases[:1:-1]
+    assert [one.path for one in backup.list_backups(tmp_path)] == bases[:1:-1]
     left = sorted(path.name for path in archive.iterdir())
     assert left[0] == start(bases[2])
     assert [one.name for one in removed if one.kind == "wal"] == [
         f"{number:024X}" for number in range(first, int(start(bases[2]), 16))
     ]
-    assert backup.prune(tmp_path, keep_days=30) == []
+    assert backup.prune_backups(tmp_path, keep_days=30) == []
 
     flip(bases[-1] / "PG_VERSION", 0)
     with pytest.raises(BackupError):
-        backup.verify(bases[-1])
+        backup.verify_backup(bases[-1])
     (bases[-2] / "global" / "pg_control").unlink()
     with pytest.raises(BackupError, match=r"(?s)is damaged: .*global/pg_control"):
-        backup.verify(bases[-2])
+        backup.verify_backup(bases[-2])
     # The last good one stays, however old, and so does its WAL.
-    assert backup.prune(tmp_path, keep_days=1) == []
+    assert backup.prune_backups(tmp_path, keep_days=1) == []
     (archive / left[1]).unlink()
     with pytest.raises(BackupError, match=f"lacks the WAL segment {left[1]}"):
-        backup.verify(bases[2])
+        backup.verify_backup(bases[2])
     with pytest.raises(BackupError, match="nothing was removed, as no base is known to be good"):
-        backup.prune(tmp_path, keep_days=1)
-    assert [one.path for one in backup.existing(tmp_path)] == bases[:1:-1]
+        backup.prune_backups(tmp_path, keep_days=1)
+    assert [one.path for one in backup.list_backups(tmp_path)] == bases[:1:-1]
 
 
 def test_the_password_is_nowhere(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +555,7 @@ def test_a_folder_that_cannot_be_used_is_an_error(conn: psycopg.Connection, tmp_
     if bad == "a file in its place":
         folder.write_text("a file")
     with pytest.raises(BackupError, match=str(folder)):
-        backup.dump(conn, folder)
+        backup.make_dump(conn, folder)
 
 
 def test_no_server_is_an_error(tmp_path: Path) -> None:
@@ -566,7 +568,7 @@ def test_no_server_is_an_error(tmp_path: Path) -> None:
 
 def test_sqlite_is_an_error(tmp_path: Path) -> None:
     with SqlitePool(tmp_path / "kimera.db") as pool, pool.connection() as conn, pytest.raises(UnsupportedByServer):
-        backup.dump(conn, tmp_path / "b")
+        backup.make_dump(conn, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -601,7 +603,7 @@ def test_a_tool_older_than_its_server_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_the_servers_own_tools_come_first(pg_conn: psycopg.Connection) -> None:
     tool = tools.find("pg_dump", pg_conn)
-    assert tools.version(tool) == pg_conn.info.server_version
+    assert tools.program_version(tool) == pg_conn.info.server_version
 
 
 def test_a_failing_tool_is_an_error_without_secrets(tmp_path: Path) -> None:
@@ -640,14 +642,14 @@ def test_a_tool_ends_with_what_started_it(tmp_path: Path) -> None:
 
 def test_differences_are_told(sample: backup.Dump) -> None:
     held = sample.contents
-    assert backup.differences(held, held) == []
+    assert differences(held, held) == []
     first, second, *others = held.tables
     changed = replace(
         held,
         tables=(replace(first, rows=7), replace(second, checksum="0"), *others[1:], replace(first, table="public.new")),
         searches=(replace(held.searches[0], found=()), *held.searches[1:]),
     )
-    assert backup.differences(held, changed) == [
+    assert differences(held, changed) == [
         f"{first.table} has 7 rows instead of {first.rows}",
         f"{second.table} has other values: checksum 0 instead of {second.checksum}",
         f"{others[0].table} is missing",
@@ -667,11 +669,11 @@ def test_differences_are_told(sample: backup.Dump) -> None:
     ],
 )
 def test_the_smallest_change_changes_a_checksum(conn: psycopg.Connection, change: str) -> None:
-    backup.settle(conn)
-    before = backup.contents(conn)
-    assert backup.contents(conn) == before
+    settle(conn)
+    before = read_contents(conn)
+    assert read_contents(conn) == before
     assert conn.execute(change.encode()).rowcount
-    (told,) = backup.differences(before, backup.contents(conn))
+    (told,) = differences(before, read_contents(conn))
     assert "has other values" in told
 
 
@@ -701,7 +703,7 @@ def test_the_commands_list_verify_and_prune(sample: backup.Dump, tmp_path: Path)
 
 
 def test_the_schedule_is_daily_at_one_and_quotes_its_folder(tmp_path: Path) -> None:
-    printed = backup.schedule(tmp_path / "it's 100% here")
+    printed = backup.daily_schedule(tmp_path / "it's 100% here")
     assert "OnCalendar=*-*-* 01:00:00 UTC\n" in printed
     assert "\n0 1 * * * root " in printed
     assert "100\\% here" in printed
@@ -719,6 +721,6 @@ def test_the_schedule_is_daily_at_one_and_quotes_its_folder(tmp_path: Path) -> N
 
 
 def test_a_manifest_holds_no_connection(conn: psycopg.Connection, tmp_path: Path) -> None:
-    made = backup.dump(conn, tmp_path)
+    made = backup.make_dump(conn, tmp_path)
     assert "password" not in json.dumps(asdict(made), default=str)
     assert conn.info.host not in made.path.with_suffix(".json").read_text()
