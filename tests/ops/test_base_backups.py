@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from archiving import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
-from test_cli import COMMAND, environment, run
+from commands import COMMAND, environment, run
+from fix_clusters import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
 
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
 from kimera_sql.ops import backup
