@@ -1,4 +1,4 @@
-"""What the asynchronous modules and their synchronous twins each need in a form of their own; .ci/twins.py swaps them."""
+"""What asynchronous modules and their synchronous twins need in a form of their own; .ci/twins.py swaps them."""
 
 from __future__ import annotations
 

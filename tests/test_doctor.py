@@ -12,17 +12,15 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
 from psycopg.conninfo import make_conninfo
-from test_cli import run
 from test_monitoring import conn, connected, fill, grant, only, own_server, role, until
 
 from kimera_sql import SqlitePool, metrics
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
-from kimera_sql.ops import doctor, monitoring, tuning
-from kimera_sql.ops.backup import dumps as backup
-from kimera_sql.ops.backup import tools
-from kimera_sql.ops.backup.dumps import Backup
+from kimera_sql.ops import backup, doctor, monitoring, tuning
+from kimera_sql.ops.backup import Backup, tools
 from kimera_sql.ops.doctor import Extension, Facts, Finding, Session, Transport
 from kimera_sql.ops.monitoring import (
     Archiver,
@@ -397,7 +395,7 @@ def test_a_backup_of_today_is_recent_and_tomorrow_it_is_not(conn: Connection, tm
     assert (none.severity, none.found) == ("error", "no verified one of the last day: there is none")
     missing = only(doctor.examine(conn, backups=tmp_path / "nowhere"), subject="backups")
     assert missing.found == f"there is no folder {tmp_path / 'nowhere'}"
-    backup.dump(conn, tmp_path)
+    backup.make_dump(conn, tmp_path)
     facts = doctor.gather(conn, backups=tmp_path)
     assert "backups" not in {one.subject for one in doctor.diagnose(facts)}
     tomorrow = replace(facts, now=facts.now + timedelta(hours=27))

@@ -15,8 +15,7 @@ from ..search import indexes
 from ..sql import Connection
 from ..tables import VECTOR_TABLES
 from . import monitoring, tuning
-from .backup import dumps as backup
-from .backup.dumps import Backup
+from .backup import Backup, list_backups
 from .monitoring import Archiver, Bloat, Blocked, Database, IndexUse, Server, Slot, TableUse, Transaction, Unavailable
 
 _queries = sql.Queries("doctor")
@@ -224,10 +223,10 @@ def examine(
 ) -> list[Finding]:
     """Return what is wrong with the database and its server, the gravest first.
 
-    backups: the folder of kimera_sql.backup, whose newest backup is to be of the last 26 hours. pool_connections: the
-    most that the pool of one process opens, of which there are *processes*. memory: bytes of the server's machine,
-    which is known without it where that is this one. Raises InvalidValue for a number that cannot be, and
-    UnsupportedByServer on SQLite.
+    backups: the folder of backups, whose newest is to be of the last 26 hours. pool_connections: the most that the
+    pool of one process opens, of which there are *processes*. memory: bytes of the server's machine, which is known
+    without it where that is this one. Raises InvalidValue for a number that cannot be, and UnsupportedByServer on
+    SQLite.
     """
     return diagnose(
         gather(conn, backups=backups, pool_connections=pool_connections, processes=processes, memory=memory)
@@ -304,7 +303,7 @@ def _backups(folder: Path | None) -> tuple[tuple[Backup, ...] | None, str | None
     if not folder.is_dir():
         return None, f"there is no folder {folder}"
     try:
-        return tuple(backup.existing(folder)), None
+        return tuple(list_backups(folder)), None
     except BackupError as error:
         return None, str(error)
 

@@ -111,7 +111,7 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 def pipeline(conn: Connection) -> Iterator[None]:
     """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
 
-    Statements have been sent by then whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
     """
     try:
         with conn.pipeline():

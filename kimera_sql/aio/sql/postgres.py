@@ -112,7 +112,7 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
 async def pipeline(conn: Connection) -> AsyncIterator[None]:
     """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
 
-    Statements have been sent by then whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
     """
     try:
         async with conn.pipeline():

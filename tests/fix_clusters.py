@@ -18,7 +18,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import add_adapters
-from kimera_sql.ops.backup import basebackup, tools
+from kimera_sql.ops.backup import archive_settings, postgresql_conf, tools
 
 PASSWORD = "planted-secret"
 
@@ -104,7 +104,7 @@ def cluster(name: str) -> Iterator[Cluster]:
         tools.run(binaries / "initdb", [*initdb, f"--wal-segsize={_SEGMENT_MB[name]}", f"--pgdata={data}"], user=user)
         (data / "pg_hba.conf").write_text(_HBA)
         with (data / "postgresql.conf").open("a") as conf:
-            conf.write(_CONF.format(folder=data) + basebackup.conf(basebackup.archive_settings(backups)))
+            conf.write(_CONF.format(folder=data) + postgresql_conf(archive_settings(backups)))
         start(binaries, data, folder / "log")
         try:
             yield Cluster(

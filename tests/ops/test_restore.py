@@ -17,19 +17,18 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from archiving import arguments_of_all
+from commands import COMMAND, environment, run
 from conftest import Server
+from fix_backups import SECRET, copied, fill, flip
+from fix_clusters import arguments_of_all
 from psycopg import sql as composed
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from test_backup import SECRET, copied, fill, flip
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids
 from kimera_sql.errors import BackupError, KimeraError
-from kimera_sql.ops.backup import dumps as backup
-from kimera_sql.ops.backup import tools
-from kimera_sql.ops.backup.dumps import Dump
-from kimera_sql.ops.backup.restore import drill, restore
+from kimera_sql.ops import backup
+from kimera_sql.ops.backup import Dump, restore_dump, run_drill, tools
+from kimera_sql.ops.backup.contents import read_contents, settle
 from kimera_sql.search import indexes
 
 TABLES = ("geoid_states", "cognitive_transitions", "semantic_embeddings", "portal_configurations", "system_metrics")
@@ -43,7 +42,7 @@ def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Du
         add_adapters(conn)
         fill(conn)
         indexes.build(conn, "geoid_states")
-        made, rows = backup.dump(conn, tmp_path_factory.mktemp("source")), binary(conn)
+        made, rows = backup.make_dump(conn, tmp_path_factory.mktemp("source")), binary(conn)
     server.drop(database)
     return made, rows
 
@@ -104,7 +103,7 @@ def test_restored_is_what_was_dumped(
     made, rows = source
     assert made.origin.database not in databases(admin)
     before = databases(admin)
-    done = restore(admin, made.path, into=name)
+    done = restore_dump(admin, made.path, into=name)
     assert (done.database, done.tables, done.rows, done.compared, done.kept) == (
         name,
         len(made.contents.tables),
@@ -122,7 +121,7 @@ def test_restored_is_what_was_dumped(
         state = next(iter(geoids.stream(conn)))
         assert geoids.similar_to(conn, state.id, k=5, exact=True)[0].similarity <= 1
         with backup_settled(conn):
-            assert backup.contents(conn) == made.contents
+            assert read_contents(conn) == made.contents
 
 
 @pytest.mark.parametrize(
@@ -146,13 +145,13 @@ def test_a_database_without_tables_need_not_be_empty(
         conn.execute("CREATE EXTENSION vector")
         conn.execute(made.encode())
     with pytest.raises(BackupError, match="is there and not empty"):
-        restore(admin, source[0].path, into=str(conninfo_to_dict(empty_database)["dbname"]))
+        restore_dump(admin, source[0].path, into=str(conninfo_to_dict(empty_database)["dbname"]))
 
 
 @contextlib.contextmanager
 def backup_settled(conn: psycopg.Connection) -> Iterator[None]:
     with conn.transaction():
-        backup.settle(conn)
+        settle(conn)
         yield
 
 
@@ -162,7 +161,7 @@ def test_a_database_with_tables_is_refused_and_untouched(
     make_old(server, admin, name)
     before = databases(admin)
     with pytest.raises(BackupError, match="is there and not empty; choose another name, or --replace it"):
-        restore(admin, source[0].path, into=name)
+        restore_dump(admin, source[0].path, into=name)
     assert databases(admin) == before
     assert precious(server, name) == 42
 
@@ -174,7 +173,7 @@ def test_an_empty_database_is_filled(
     with inside(server, name) as conn:
         conn.execute("CREATE EXTENSION vector")
     before = databases(admin)
-    assert restore(admin, source[0].path, into=name).kept is None
+    assert restore_dump(admin, source[0].path, into=name).kept is None
     assert databases(admin) == before
     with inside(server, name) as conn:
         assert binary(conn) == source[1]
@@ -210,7 +209,7 @@ def test_replace_changes_places_and_keeps_what_the_old_one_had(
 
         before = properties(name)
         assert len(before[2]) == 2
-        done = restore(admin, source[0].path, into=name, replace=True)
+        done = restore_dump(admin, source[0].path, into=name, replace=True)
         assert done.kept is not None
         assert done.kept.startswith(f"{name[:39]}_before_20")
         assert precious(server, done.kept) == 42
@@ -231,7 +230,7 @@ def test_the_old_one_is_dropped_when_asked(
 ) -> None:
     make_old(server, admin, name)
     before = databases(admin)
-    assert restore(admin, source[0].path, into=name, replace=True, drop_old=True).kept is None
+    assert restore_dump(admin, source[0].path, into=name, replace=True, drop_old=True).kept is None
     assert databases(admin) == before
     with inside(server, name) as conn:
         assert binary(conn) == source[1]
@@ -246,7 +245,7 @@ def test_a_live_database_is_not_replaced(
         inside(server, name) as client,
         pytest.raises(BackupError, match=r"has 1 client\(s\) connected; stop them first; nothing was changed"),
     ):
-        restore(admin, source[0].path, into=name, replace=True)
+        restore_dump(admin, source[0].path, into=name, replace=True)
     client.close()
     assert databases(admin) == before
     assert precious(server, name) == 42
@@ -261,7 +260,7 @@ def test_a_client_that_comes_meanwhile_stops_the_swap(
 
     def replace_it() -> None:
         try:
-            restore(admin, source[0].path, into=name, replace=True)
+            restore_dump(admin, source[0].path, into=name, replace=True)
         except KimeraError as error:
             failures.append(error)
 
@@ -314,9 +313,9 @@ def test_a_damaged_dump_is_refused_before_anything_is_touched(
     # What verify says, not what a restore ends with.
     told = "is empty|cannot be decoded|is damaged: its sha256|is no manifest|there is no dump|is no dump"
     with pytest.raises(BackupError, match=told):
-        restore(admin, path, into=name, replace=True)
+        restore_dump(admin, path, into=name, replace=True)
     with pytest.raises(BackupError, match=told):
-        drill(path)
+        run_drill(path)
     assert databases(admin) == before
     assert precious(server, name) == 42
 
@@ -332,10 +331,10 @@ def test_a_dump_that_is_not_what_its_manifest_says_is_not_kept(
     make_old(server, admin, name)
     before = databases(admin)
     with pytest.raises(BackupError, match=r"is not what was dumped:\n  public.geoid_states has 40 rows instead of 41"):
-        restore(admin, path, into=name, replace=True)
+        restore_dump(admin, path, into=name, replace=True)
     assert databases(admin) == before
     assert precious(server, name) == 42
-    done = drill(path, conn=admin)
+    done = run_drill(path, conn=admin)
     assert done.differences == ("public.geoid_states has 40 rows instead of 41",)
     assert databases(admin) == before
 
@@ -346,18 +345,18 @@ def test_a_failing_restore_leaves_nothing(server: Server, admin: psycopg.Connect
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute(f"CREATE ROLE {role}".encode())
         conn.execute(f"ALTER TABLE portal_configurations OWNER TO {role}".encode())
-        made = backup.dump(conn, tmp_path)
+        made = backup.make_dump(conn, tmp_path)
     server.drop(database)
     admin.execute(f"DROP ROLE {role}".encode())
     make_old(server, admin, name)
     before = databases(admin)
     with pytest.raises(BackupError, match=rf'role "{role}" does not exist') as caught:
-        restore(admin, made.path, into=name, replace=True)
+        restore_dump(admin, made.path, into=name, replace=True)
     assert "globals.sql" in "".join(caught.value.__notes__)
     assert databases(admin) == before
     assert precious(server, name) == 42
     # A server of the drill's own gets the roles from the dump.
-    assert drill(made.path).differences == ()
+    assert run_drill(made.path).differences == ()
 
 
 def test_a_dump_without_a_manifest_is_restored_and_not_compared(
@@ -365,12 +364,12 @@ def test_a_dump_without_a_manifest_is_restored_and_not_compared(
 ) -> None:
     path = copied(source[0], tmp_path, source[0].made_at)
     path.with_suffix(".json").unlink()
-    done = restore(admin, path, into=name)
+    done = restore_dump(admin, path, into=name)
     assert (done.compared, done.rows) == (False, source[0].contents.rows)
     with inside(server, name) as conn:
         assert binary(conn) == source[1]
     with pytest.raises(BackupError, match="has no manifest to compare with"):
-        drill(path)
+        run_drill(path)
 
 
 def test_bad_names_and_connections_are_refused(
@@ -379,21 +378,21 @@ def test_bad_names_and_connections_are_refused(
     path = source[0].path
     for into in ("", "x" * 64, "ä" * 32):
         with pytest.raises(InvalidValue, match="into: expected a name of 1 to 63 bytes"):
-            restore(admin, path, into=into)
+            restore_dump(admin, path, into=into)
     with pytest.raises(InvalidValue, match="into"):
-        restore(admin, path, into=7)  # type: ignore[arg-type]
+        restore_dump(admin, path, into=7)  # type: ignore[arg-type]
     with pytest.raises(BackupError, match="is the database of this connection; connect to another one"):
-        restore(admin, path, into=admin.info.dbname, replace=True)
+        restore_dump(admin, path, into=admin.info.dbname, replace=True)
     with psycopg.connect(server.conninfo) as conn:
         with pytest.raises(InvalidValue, match="autocommit"):
-            restore(conn, path, into="new")
+            restore_dump(conn, path, into="new")
         with pytest.raises(InvalidValue, match="autocommit"):
-            drill(path, conn=conn)
+            run_drill(path, conn=conn)
     with SqlitePool(tmp_path / "kimera.db") as pool, pool.connection() as file:
         with pytest.raises(UnsupportedByServer):
-            restore(file, path, into="new")
+            restore_dump(file, path, into="new")
         with pytest.raises(UnsupportedByServer):
-            drill(path, conn=file)
+            run_drill(path, conn=file)
 
 
 def test_a_role_that_may_not_make_databases_is_told_so(
@@ -407,7 +406,7 @@ def test_a_role_that_may_not_make_databases_is_told_so(
             psycopg.connect(make_conninfo(server.conninfo, user=role), autocommit=True) as conn,
             pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied to create database"),
         ):
-            restore(conn, source[0].path, into="new")
+            restore_dump(conn, source[0].path, into="new")
         assert databases(admin) == before
     finally:
         admin.execute(f"DROP ROLE {role}".encode())
@@ -419,7 +418,7 @@ def test_a_drill_proves_a_dump_on_a_server_of_its_own(
     made = source[0]
     open_folder.chmod(0o755)
     monkeypatch.setattr("tempfile.tempdir", str(open_folder))
-    done = drill(made.path)
+    done = run_drill(made.path)
     assert done.differences == ()
     assert (done.tables, done.rows, done.searches) == (len(made.contents.tables), made.contents.rows, 6)
     # Of the dump's version, or a later one where only that has pgvector.
@@ -435,13 +434,13 @@ def test_a_drill_runs_no_commands_of_the_globals(source: tuple[Dump, dict[str, b
     globals_.write_text(f"{globals_.read_text()}\n\\! touch {tmp_path}/ran\nCREATE ROLE {role};\n")
     values["globals_sha256"] = hashlib.sha256(globals_.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(values))
-    assert drill(path).differences == ()
+    assert run_drill(path).differences == ()
     assert not (tmp_path / "ran").exists()
     globals_.write_text(f"{globals_.read_text()}CREATE ROLE {role};\n")
     values["globals_sha256"] = hashlib.sha256(globals_.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(values))
     with pytest.raises(BackupError, match=f'globals.sql cannot be run: role "{role}" already exists'):
-        drill(path)
+        run_drill(path)
 
 
 def servers(folder: Path) -> list[str]:
@@ -464,7 +463,7 @@ def test_a_drill_that_cannot_start_a_server_says_why(
         folder.chmod(0o755)
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     with pytest.raises(BackupError, match=r"the throwaway server did not start: (.|\n)*too long"):
-        drill(source[0].path)
+        run_drill(source[0].path)
     assert list(deep.iterdir()) == []
 
 
@@ -573,11 +572,11 @@ def test_a_database_gets_its_locale_back(server: Server, admin: psycopg.Connecti
     with inside(server, name) as conn:
         conn.execute("CREATE TABLE words (word TEXT)")
         conn.execute("INSERT INTO words VALUES ('ä')")
-        made = backup.dump(conn, tmp_path)
+        made = backup.make_dump(conn, tmp_path)
     admin.execute(composed.SQL("DROP DATABASE {}").format(database))
-    restore(admin, made.path, into=name)
+    restore_dump(admin, made.path, into=name)
     shown = "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = %s"
     assert admin.execute(shown, [name]).fetchone() == ("LATIN1", "C", "C")
     with inside(server, name) as conn:
         assert conn.execute("SELECT word FROM words").fetchone() == ("ä",)
-    assert drill(made.path, conn=admin).differences == ()
+    assert run_drill(made.path, conn=admin).differences == ()

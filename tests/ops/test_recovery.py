@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from archiving import NAMES, PASSWORD, Cluster, cluster, files_with, start, stop
+from commands import COMMAND, environment, run
+from fix_clusters import NAMES, PASSWORD, Cluster, cluster, files_with, start, stop
 from psycopg.conninfo import make_conninfo
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import geoids, migrate
 from kimera_sql.errors import BackupError, InvalidValue
-from kimera_sql.ops.backup import basebackup, recovery, tools
-from kimera_sql.ops.backup.recovery import Target
+from kimera_sql.ops import backup
+from kimera_sql.ops.backup import Target, tools
+from kimera_sql.ops.backup.base_backups import describe_base
 
 Rows = list[tuple[Any, ...]]
 
@@ -59,7 +60,7 @@ def history(request: pytest.FixtureRequest) -> Iterator[History]:
             insert(anew, "old")
             before = now(anew)
             time.sleep(1)  # the time in a manifest is to the second
-            base = basebackup.make(anew, made.backups).path
+            base = backup.make_base(anew, made.backups).path
             time.sleep(1)
             segments = []
             xid = insert(anew, "first")
@@ -136,7 +137,7 @@ def test_between_two_commits_the_first_is_kept_and_the_second_is_not(history: Hi
         "lsn": Target(lsn=history.lsn),
         "xid": Target(xid=history.xid),
     }[kind]
-    recovered = recovery.recover(history.base, history.wal, data, target, keep_running=True)
+    recovered = backup.recover(history.base, history.wal, data, target, keep_running=True)
     found = contents(data)
     assert [row[1] for row in found] == ["old", "first"]
     assert found == history.rows[:2]
@@ -148,7 +149,7 @@ def test_between_two_commits_the_first_is_kept_and_the_second_is_not(history: Hi
 
 
 def test_to_the_end_everything_is_there_to_the_bit(history: History, data: Path) -> None:
-    recovered = recovery.recover(history.base, history.wal, data, Target(), keep_running=True)
+    recovered = backup.recover(history.base, history.wal, data, Target(), keep_running=True)
     found = contents(data)
     assert [row[1] for row in found] == ["old", "first", "second", "third", "fourth"]
     assert found == history.rows
@@ -156,7 +157,7 @@ def test_to_the_end_everything_is_there_to_the_bit(history: History, data: Path)
 
 
 def test_it_is_stopped_and_starts_again_as_a_server_of_its_own(history: History, data: Path) -> None:
-    recovered = recovery.recover(history.base, history.wal, data, Target(name="between"))
+    recovered = backup.recover(history.base, history.wal, data, Target(name="between"))
     assert not recovered.running
     assert not (data / "postmaster.pid").exists()
     assert not (data / "recovery.signal").exists()
@@ -164,7 +165,7 @@ def test_it_is_stopped_and_starts_again_as_a_server_of_its_own(history: History,
     before = listed(history.wal)
     # As somebody would who knows nothing of its history: with the settings that it has itself.
     conf = (data / "postgresql.conf").read_text()
-    (data / "postgresql.conf").write_text(conf + basebackup.conf({"unix_socket_directories": str(data)}))
+    (data / "postgresql.conf").write_text(conf + backup.postgresql_conf({"unix_socket_directories": str(data)}))
     start(history.cluster.binaries, data, history.cluster.folder / "again.log")
     with psycopg.connect(
         make_conninfo("", host=str(data), user="postgres", dbname="postgres"), autocommit=True
@@ -182,7 +183,7 @@ def test_it_is_stopped_and_starts_again_as_a_server_of_its_own(history: History,
 
 def test_the_clone_does_not_archive_while_it_runs(history: History, data: Path) -> None:
     before = listed(history.wal)
-    recovery.recover(history.base, history.wal, data, Target(name="between"), keep_running=True)
+    backup.recover(history.base, history.wal, data, Target(name="between"), keep_running=True)
     with psycopg.connect(
         make_conninfo("", host=str(data), user="postgres", dbname="postgres"), autocommit=True
     ) as conn:
@@ -207,7 +208,7 @@ def test_a_tampered_base_backup_is_found_before_anything_is_made(history: Histor
         else:
             (base / "backup_manifest").write_text((base / "backup_manifest").read_text().replace("SHA256", "NONE", 1))
         with pytest.raises(BackupError, match=f"{base} is damaged: "):
-            recovery.recover(base, history.wal, data, Target())
+            backup.recover(base, history.wal, data, Target())
     finally:
         shutil.rmtree(base)
     assert not data.exists()
@@ -217,17 +218,17 @@ def test_a_gap_is_named(history: History, data: Path, archive: Path) -> None:
     missing = history.segments[2]
     (archive / missing).unlink()
     with pytest.raises(BackupError, match=f"{archive} lacks the WAL segment {missing}: the end of the archive cannot"):
-        recovery.recover(history.base, archive, data, Target())
+        backup.recover(history.base, archive, data, Target())
     assert not data.exists()
     last = history.rows[-1]
     with history.cluster.connect() as conn:
         row = conn.execute("SELECT timestamp FROM geoid_states WHERE id = %s", [last[0]]).fetchone()
     assert row is not None
     with pytest.raises(BackupError, match=f"was not found .* the archive lacks the WAL segment {missing}$"):
-        recovery.recover(history.base, archive, data, Target(time=row[0] - timedelta(milliseconds=1)))
+        backup.recover(history.base, archive, data, Target(time=row[0] - timedelta(milliseconds=1)))
     assert not data.exists()
     # What lies before the gap can still be had.
-    recovery.recover(history.base, archive, data, Target(time=history.between), keep_running=True)
+    backup.recover(history.base, archive, data, Target(time=history.between), keep_running=True)
     assert contents(data) == history.rows[:2]
 
 
@@ -237,9 +238,9 @@ def test_a_gap_before_a_position_is_named_and_one_after_it_does_not_matter(
     (archive / history.segments[1]).unlink()
     late = f"0/{int(history.segments[2][16:], 16) * segment_size(history) + 40:X}"
     with pytest.raises(BackupError, match=f"lacks the WAL segment {history.segments[1]}: the position {late} cannot"):
-        recovery.recover(history.base, archive, data, Target(lsn=late))
+        backup.recover(history.base, archive, data, Target(lsn=late))
     assert not data.exists()
-    recovery.recover(history.base, archive, data, Target(lsn=history.lsn), keep_running=True)
+    backup.recover(history.base, archive, data, Target(lsn=history.lsn), keep_running=True)
     assert contents(data) == history.rows[:2]
 
 
@@ -251,10 +252,10 @@ def test_a_segment_that_is_cut_off_is_named(history: History, data: Path, archiv
     path = archive / history.segments[1]
     os.truncate(path, 4096)
     with pytest.raises(BackupError, match=f"{path} is damaged: it has 4,096 bytes"):
-        recovery.recover(history.base, archive, data, Target())
+        backup.recover(history.base, archive, data, Target())
     path.write_bytes(bytes(segment_size(history)))
     with pytest.raises(BackupError, match=f"{path} is damaged: it is no segment of WAL"):
-        recovery.recover(history.base, archive, data, Target())
+        backup.recover(history.base, archive, data, Target())
     assert not data.exists()
 
 
@@ -266,7 +267,7 @@ def test_a_segment_that_is_damaged_inside_does_not_pass_for_the_end(
     content[40:2000] = bytes(1960)
     path.write_bytes(content)
     with pytest.raises(BackupError, match=r"is damaged: nothing after \S+ can be read"):
-        recovery.recover(history.base, archive, data, Target())
+        backup.recover(history.base, archive, data, Target())
     assert not data.exists()
 
 
@@ -276,7 +277,7 @@ def test_the_archive_of_another_server_is_told(history: History, data: Path, arc
         content[24] ^= 1
         path.write_bytes(content)
     with pytest.raises(BackupError, match="is of another server than"):
-        recovery.recover(history.base, archive, data, Target())
+        backup.recover(history.base, archive, data, Target())
     assert not data.exists()
 
 
@@ -284,7 +285,7 @@ def test_the_archive_of_another_server_is_told(history: History, data: Path, arc
 def test_a_target_before_the_backups_end_is_told(history: History, data: Path, existed: bool) -> None:
     if existed:
         data.mkdir(0o755)
-    made = basebackup.describe(history.base)
+    made = describe_base(history.base)
     for target, told in (
         (Target(time=history.before), "begun at "),
         (Target(time=made.started_at), "begun at "),
@@ -292,7 +293,7 @@ def test_a_target_before_the_backups_end_is_told(history: History, data: Path, e
         (Target(lsn="0/1"), f"ends at {made.end_lsn}"),
     ):
         with pytest.raises(BackupError, match=r"is before the end of the base backup .* take an older") as failed:
-            recovery.recover(history.base, history.wal, data, target)
+            backup.recover(history.base, history.wal, data, target)
         assert told in str(failed.value)
     assert data.exists() == existed
     assert not existed or not list(data.iterdir())
@@ -303,16 +304,16 @@ def test_a_target_past_the_archives_end_is_told_with_its_last_commit(history: Hi
     with pytest.raises(
         BackupError, match=r"the time .* was not found .*; the last commit there is of 20\d\d-"
     ) as failed:
-        recovery.recover(history.base, history.wal, data, Target(time=datetime.now(UTC)))
+        backup.recover(history.base, history.wal, data, Target(time=datetime.now(UTC)))
     last = datetime.fromisoformat(str(failed.value).rpartition(" of ")[2])
     assert history.between < last < datetime.now(UTC)
     assert list(data.iterdir()) == []
     assert (data.stat().st_mode & 0o777, data.stat().st_uid) == (0o750, os.geteuid())
     for target in (Target(name="never made"), Target(xid=history.xid + 1000)):
         with pytest.raises(BackupError, match="was not found between the end of the base backup"):
-            recovery.recover(history.base, history.wal, data, target)
+            backup.recover(history.base, history.wal, data, target)
     with pytest.raises(BackupError, match="the position FF/0 is past the end of the archive"):
-        recovery.recover(history.base, history.wal, data, Target(lsn="FF/0"))
+        backup.recover(history.base, history.wal, data, Target(lsn="FF/0"))
     assert list(data.iterdir()) == []
     assert processes(data) == ""
 
@@ -327,7 +328,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(history: History, 
     (data / "note").write_text("kept")
     for path in (data, data / "note"):
         with pytest.raises(BackupError, match=f"{path} is not empty; name a new folder; nothing was changed"):
-            recovery.recover(history.base, history.wal, path, Target())
+            backup.recover(history.base, history.wal, path, Target())
     assert (data / "note").read_text() == "kept"
     assert data.stat().st_mode & 0o777 == 0o755
 
@@ -345,17 +346,17 @@ def test_folders_that_cannot_be_are_told(history: History, data: Path) -> None:
         (history.base, history.base / "global", data, "cannot read|cannot be reached|has no WAL|past"),
     ):
         with pytest.raises(BackupError, match=told):
-            recovery.recover(base, wal, target, Target(name="between"))
+            backup.recover(base, wal, target, Target(name="between"))
     assert not data.exists()
 
 
 def test_a_user_that_cannot_run_a_server_is_told(history: History, data: Path) -> None:
     for user in ("no-such-user", "root"):
         with pytest.raises(BackupError, match=r"there is no user no-such-user|does not run as root|only root can"):
-            recovery.recover(history.base, history.wal, data, Target(), os_user=user)
+            backup.recover(history.base, history.wal, data, Target(), os_user=user)
     if os.geteuid() == 0:
         with pytest.raises(BackupError, match=r"as the user nobody, cannot read .* --os-user"):
-            recovery.recover(history.base, history.wal, data, Target(), os_user="nobody")
+            backup.recover(history.base, history.wal, data, Target(), os_user="nobody")
     assert not data.exists()
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kimera_sql.ops.backup import archiving as archive
+from kimera_sql.ops.backup import copy_wal
 
 NAME = "000000010000000000000002"
-PROGRAM = [sys.executable, "-I", "-S", archive.__file__]
+PROGRAM = [sys.executable, "-I", "-S", copy_wal.__file__]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_segment_that_is_missing_is_an_error(segment: Path, wal: Path) -> None
 
 
 def test_get_brings_a_segment_back(segment: Path, wal: Path, tmp_path: Path) -> None:
-    archive.put(str(segment), str(wal / NAME))
+    copy_wal.put(str(segment), str(wal / NAME))
     ran = run("get", wal / NAME, tmp_path / "RECOVERYXLOG")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert (tmp_path / "RECOVERYXLOG").read_bytes() == segment.read_bytes()
@@ -140,7 +140,7 @@ def test_get_takes_what_was_still_being_received(segment: Path, wal: Path, tmp_p
     (wal / f"{NAME}.partial").write_bytes(b"the first half")
     assert run("get", wal / NAME, tmp_path / "RECOVERYXLOG").returncode == 0
     assert (tmp_path / "RECOVERYXLOG").read_bytes() == b"the first half"
-    archive.put(str(segment), str(wal / NAME))
+    copy_wal.put(str(segment), str(wal / NAME))
     assert run("get", wal / NAME, tmp_path / "RECOVERYXLOG").returncode == 0
     assert (tmp_path / "RECOVERYXLOG").read_bytes() == segment.read_bytes()
 
@@ -161,7 +161,7 @@ def test_the_end_of_the_archive_is_told_from_an_archive_that_cannot_be_read(wal:
 def test_wrong_usage_is_not_taken_for_the_end_of_the_archive() -> None:
     for arguments in ((), ("get",), ("take", "a", "b")):
         ran = run(*arguments)
-        assert (ran.returncode, ran.stderr) == (200, "usage: archive.py put|get SOURCE TARGET\n")
+        assert (ran.returncode, ran.stderr) == (200, "usage: copy_wal.py put|get SOURCE TARGET\n")
 
 
 def test_it_imports_nothing_that_takes_long(wal: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..ops.backup import basebackup
+from ..ops import backup
 from .arguments import add_folder
 from .connection import autocommit
 from .output import add_json, print_json
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 def _base(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
-        made = basebackup.make(conn, arguments.folder)
+        made = backup.make_base(conn, arguments.folder)
     if arguments.json:
         print_json(asdict(made))
     else:
@@ -48,7 +48,7 @@ def _base(arguments: argparse.Namespace) -> None:
 
 
 def _archive_command(arguments: argparse.Namespace) -> None:
-    settings = basebackup.archive_settings(arguments.folder, timeout=arguments.timeout)
+    settings = backup.archive_settings(arguments.folder, timeout=arguments.timeout)
     if arguments.json:
         print_json(settings)
     else:
@@ -56,12 +56,12 @@ def _archive_command(arguments: argparse.Namespace) -> None:
         print(
             f"# For postgresql.conf; then restart the server. Where wal_level is logical, leave it so.\n"
             f"# {wal} must be there, and belong to the server's user with mode 0700,\n"
-            f"# who must be able to read {basebackup.PROGRAM[-1]}.\n"
-            f"{basebackup.conf(settings)}",
+            f"# who must be able to read {backup.ARCHIVE_PROGRAM[-1]}.\n"
+            f"{backup.postgresql_conf(settings)}",
             end="",
         )
 
 
 def _receive_wal(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
-        basebackup.receive_wal(conn, arguments.folder, slot=arguments.slot)
+        backup.receive_wal(conn, arguments.folder, slot=arguments.slot)

@@ -14,11 +14,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from archiving import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
-from test_cli import COMMAND, environment, run
+from commands import COMMAND, environment, run
+from fix_clusters import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
 
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
-from kimera_sql.ops.backup import basebackup, files, tools
+from kimera_sql.ops import backup
+from kimera_sql.ops.backup import files, tools
+from kimera_sql.ops.backup.base_backups import describe_base, verify_base
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -41,7 +43,7 @@ def folder(archiving: Cluster, tmp_path: Path) -> Path:
 
 def test_a_base_backup_is_made_and_verified(archiving: Cluster, folder: Path) -> None:
     with archiving.connect() as conn:
-        made = basebackup.make(conn, folder)
+        made = backup.make_base(conn, folder)
         assert made.major == conn.info.server_version // 10000
     assert made.path.parent == folder / "base"
     assert made.path.name.startswith("kimera_base_")
@@ -49,69 +51,69 @@ def test_a_base_backup_is_made_and_verified(archiving: Cluster, folder: Path) ->
     assert (made.path / "backup_manifest").is_file()
     assert made.path.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in made.path.rglob("*"))
-    assert basebackup.describe(made.path) == made
+    assert describe_base(made.path) == made
     assert made.timeline == 1
     assert int(made.end_lsn.partition("/")[2], 16) > int(made.start_lsn.partition("/")[2], 16)
-    basebackup.verify(made.path)
+    verify_base(made.path)
 
 
 def test_two_in_a_row_have_names_of_their_own(archiving: Cluster, folder: Path) -> None:
     with archiving.connect() as conn:
-        made = [basebackup.make(conn, folder) for _ in range(2)]
+        made = [backup.make_base(conn, folder) for _ in range(2)]
     assert len({one.path for one in made}) == 2
     assert all(one.path.is_dir() for one in made)
 
 
 def test_a_changed_bit_or_a_missing_file_is_found(archiving: Cluster, folder: Path) -> None:
     with archiving.connect() as conn:
-        path = basebackup.make(conn, folder).path
+        path = backup.make_base(conn, folder).path
     largest = max((path / "base").rglob("*"), key=lambda one: one.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     with pytest.raises(BackupError, match="checksum mismatch for file") as failed:
-        basebackup.verify(path)
+        verify_base(path)
     assert str(failed.value).startswith(f"{path} is damaged: ")
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    basebackup.verify(path)
+    verify_base(path)
     (path / "base" / "foreign").touch()
     with pytest.raises(BackupError, match="is present on disk but not in the manifest"):
-        basebackup.verify(path)
+        verify_base(path)
     (path / "base" / "foreign").unlink()
     largest.unlink()
     with pytest.raises(BackupError, match="is present in the manifest but not on disk"):
-        basebackup.verify(path)
+        verify_base(path)
 
 
 def test_damaged_wal_of_its_own_is_found(archiving: Cluster, folder: Path) -> None:
     with archiving.connect() as conn:
-        path = basebackup.make(conn, folder).path
+        path = backup.make_base(conn, folder).path
     for segment in (path / "pg_wal").glob("0*"):
         segment.write_bytes(bytes(segment.stat().st_size))
     with pytest.raises(BackupError, match="WAL parsing failed"):
-        basebackup.verify(path)
+        verify_base(path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"WAL-Ranges": [], "Files": []}', "\0", "nonsense"])
 def test_what_is_no_manifest_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "backup_manifest").write_text(text)
     with pytest.raises(BackupError, match="its manifest or PG_VERSION cannot be read"):
-        basebackup.describe(tmp_path)
+        describe_base(tmp_path)
 
 
 def test_what_is_no_base_backup_is_told(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(BackupError, match="is no base backup: it has no backup_manifest"):
-            basebackup.verify(path)
+            verify_base(path)
 
 
 def test_a_role_that_may_not_is_told_so(archiving: Cluster, folder: Path) -> None:
     with archiving.connect(user="modest") as conn:
         with pytest.raises(BackupError, match=r'the role modest may not .* ALTER ROLE "modest" REPLICATION'):
-            basebackup.make(conn, folder)
+            backup.make_base(conn, folder)
         with pytest.raises(BackupError, match="the role modest may not"):
-            basebackup.receive_wal(conn, folder)
+            backup.receive_wal(conn, folder)
     assert not folder.exists()
 
 
@@ -120,7 +122,7 @@ def test_what_pg_basebackup_is_refused_leaves_nothing(archiving: Cluster, folder
         archiving.connect(user="refused") as conn,
         pytest.raises(BackupError, match=r"pg_basebackup failed .*\n.*pg_hba.conf rejects replication connection"),
     ):
-        basebackup.make(conn, folder)
+        backup.make_base(conn, folder)
     assert list(folder.rglob("*")) == [folder / "base"]
 
 
@@ -140,7 +142,7 @@ def test_killed_half_way_leaves_no_final_name_and_the_next_one_cleans_up(archivi
         # pg_basebackup outlives its parent for as long as it has something to receive.
         while conn.execute("SELECT FROM pg_stat_replication").rowcount:
             time.sleep(0.05)
-        made = basebackup.make(conn, folder)
+        made = backup.make_base(conn, folder)
     assert [path.name for path in (folder / "base").iterdir()] == [made.path.name]
 
 
@@ -164,7 +166,7 @@ def test_two_at_once_are_refused(archiving: Cluster, folder: Path) -> None:
         files.locked(folder / "base"),
         pytest.raises(BackupError, match="another backup or pruning is at work"),
     ):
-        basebackup.make(conn, folder)
+        backup.make_base(conn, folder)
     assert list(folder.rglob("*")) == [folder / "base"]
 
 
@@ -177,7 +179,7 @@ def test_tablespaces_elsewhere_are_refused_by_name(archiving: Cluster, folder: P
         conn.execute(f"CREATE TABLESPACE elsewhere LOCATION '{place}'".encode())
         try:
             with pytest.raises(BackupError, match=r"tablespaces outside its data folder \(elsewhere\)"):
-                basebackup.make(conn, folder)
+                backup.make_base(conn, folder)
         finally:
             conn.execute("DROP TABLESPACE elsewhere")
     assert not folder.exists()
@@ -187,19 +189,19 @@ def test_a_connection_in_a_transaction_and_sqlite_are_refused(archiving: Cluster
     with archiving.connect() as conn:
         conn.autocommit = False
         with pytest.raises(InvalidValue, match="conn: expected an autocommit connection"):
-            basebackup.make(conn, folder)
+            backup.make_base(conn, folder)
     with (
         closing(sqlite3.connect(":memory:")) as file,
         pytest.raises(UnsupportedByServer, match="an SQLite database has no base backups"),
     ):
-        basebackup.make(file, folder)
+        backup.make_base(file, folder)
     assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told(archiving: Cluster, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with archiving.connect() as conn, pytest.raises(BackupError, match="file"):
-        basebackup.make(conn, tmp_path / "file")
+        backup.make_base(conn, tmp_path / "file")
 
 
 def test_the_command_shows_no_password(archiving: Cluster, folder: Path) -> None:
@@ -248,11 +250,11 @@ def test_settings_for_a_folder_with_every_kind_of_character(archiving: Cluster, 
     (folder / "wal").mkdir(parents=True)
     segment = open_folder / "segment"
     segment.write_bytes(b"content")
-    settings = basebackup.archive_settings(folder)
+    settings = backup.archive_settings(folder)
     with archiving.connect() as conn:
         before = (archiving.folder / "data/postgresql.auto.conf").read_text()
         try:
-            (archiving.folder / "data/postgresql.auto.conf").write_text(before + basebackup.conf(settings))
+            (archiving.folder / "data/postgresql.auto.conf").write_text(before + backup.postgresql_conf(settings))
             row = conn.execute(
                 "SELECT setting FROM pg_file_settings WHERE name = 'archive_command' ORDER BY seqno DESC"
             ).fetchone()
@@ -267,12 +269,12 @@ def test_settings_for_a_folder_with_every_kind_of_character(archiving: Cluster, 
 @pytest.mark.parametrize("timeout", [0, -1, 86401, True, "300", 1.5])
 def test_a_timeout_that_cannot_be_is_refused(tmp_path: Path, timeout: int) -> None:
     with pytest.raises(InvalidValue, match="timeout"):
-        basebackup.archive_settings(tmp_path, timeout=timeout)
+        backup.archive_settings(tmp_path, timeout=timeout)
 
 
 def test_a_folder_with_a_line_break_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="control characters"):
-        basebackup.archive_settings(tmp_path / "a\nb")
+        backup.archive_settings(tmp_path / "a\nb")
 
 
 def test_the_command_prints_the_settings(tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_the_command_prints_the_settings(tmp_path: Path) -> None:
     assert f'put "%p" {shlex.quote(str(tmp_path))}/wal/%f\'\n' in ran.stdout
     assert ran.stdout.endswith("\narchive_timeout = '60s'\n")
     told = run("backup", "archive-command", "--dir", str(tmp_path), "--json")
-    assert json.loads(told.stdout) == basebackup.archive_settings(tmp_path)
+    assert json.loads(told.stdout) == backup.archive_settings(tmp_path)
     refused = run("backup", "archive-command", "--dir", str(tmp_path), "--timeout", "0")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "timeout: 0 is not within 1 to 86400" in refused.stderr
@@ -343,5 +345,5 @@ def test_a_receiver_whose_server_ends_the_connection_is_an_error(archiving: Clus
 @pytest.mark.parametrize("slot", ["", "Upper", "with space", "x" * 64, "a;b"])
 def test_a_slot_name_that_cannot_be_is_refused(archiving: Cluster, folder: Path, slot: str) -> None:
     with archiving.connect() as conn, pytest.raises(InvalidValue, match="slot: expected up to 63 of"):
-        basebackup.receive_wal(conn, folder, slot=slot)
+        backup.receive_wal(conn, folder, slot=slot)
     assert not folder.exists()
