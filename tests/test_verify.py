@@ -18,8 +18,8 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
-from test_cli import run
 
 from kimera_sql import add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import QueryError, SchemaError, UnsupportedByServer

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
+from fix_monitoring import connected, fill, grant, only, own_server, until
 from psycopg.conninfo import make_conninfo
-from test_cli import run
-from test_monitoring import conn, connected, fill, grant, only, own_server, role, until
 
 from kimera_sql import SqlitePool, metrics
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
@@ -39,8 +39,6 @@ from kimera_sql.ops.monitoring import (
 from kimera_sql.ops.tuning import Check
 from kimera_sql.search import indexes
 from kimera_sql.sql.postgres import Connection
-
-__all__ = ["conn", "role"]
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -265,6 +263,11 @@ def test_an_invalid_vector_index_is_an_error_and_does_not_count() -> None:
         ("error", "index idx"),
         ("warning", "table geoid_states"),
     ]
+
+
+@pytest.fixture
+def conn(own_conn: Connection) -> Connection:
+    return own_conn
 
 
 def subjects(findings: list[Finding], severity: str) -> set[str]:
