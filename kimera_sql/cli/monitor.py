@@ -106,7 +106,7 @@ def _look(conn: Connection, arguments: argparse.Namespace) -> None:
     else:
         _print_tables(reports)
     if arguments.record:
-        recorded = monitoring.record(conn, monitoring.samples(reports))
+        recorded = monitoring.store_samples(conn, monitoring.samples(reports))
         print(f"kimera-sql: {recorded:,} numbers recorded", file=sys.stderr)
     sys.stdout.flush()
 

@@ -17,7 +17,18 @@ from ..tables import VECTOR_TABLES
 from . import monitoring, tuning
 from .backup import dumps as backup
 from .backup.dumps import Backup
-from .monitoring import Archiver, Bloat, Blocked, Database, IndexUse, Server, Slot, TableUse, Transaction, Unavailable
+from .monitoring import (
+    Archiver,
+    Bloat,
+    Blocked,
+    Database,
+    IndexUse,
+    ServerState,
+    Slot,
+    TableUse,
+    Transaction,
+    Unavailable,
+)
 
 _queries = sql.Queries("doctor")
 
@@ -135,7 +146,7 @@ class Facts:
     """
 
     now: datetime
-    server: Server
+    server: ServerState
     server_version: int
     session: Session
     transport: Transport

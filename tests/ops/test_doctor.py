@@ -33,6 +33,7 @@ from kimera_sql.ops.monitoring import (
     Slot,
     TableUse,
     Transaction,
+    VectorFault,
     VectorHealth,
     Wraparound,
 )
@@ -44,7 +45,7 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 HEALTHY = Facts(
     now=NOW,
-    server=monitoring.Server("18.6", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
+    server=monitoring.ServerState("18.6", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
     server_version=180006,
     session=Session("kimera", False, -1, -1),
     transport=Transport("db.example.org", True, True),
@@ -85,7 +86,7 @@ def index(**values: Any) -> dict[str, Any]:
     return {"indexes": (replace(HEALTHY.indexes[0], **values),)}
 
 
-def vector(*faults: str) -> dict[str, Any]:
+def vector(*faults: VectorFault) -> dict[str, Any]:
     return {"vectors": (replace(HEALTHY.vectors[0], faults=faults),)}
 
 

@@ -638,7 +638,7 @@ def test_rows_with_the_same_labels_make_one_sample() -> None:
 
 def test_numbers_are_recorded(conn: Connection) -> None:
     samples = monitoring.samples(monitoring.collect(conn, ["sizes", "tables"]))
-    assert monitoring.record(conn, samples) == len(samples) > 0
+    assert monitoring.store_samples(conn, samples) == len(samples) > 0
     (size,) = metrics.latest(conn, "kimera_table_size_bytes", component="database")
     stored = metrics.latest(conn, "kimera_table_size_bytes", component="database", limit=100)
     assert {one.timestamp for one in stored} == {size.timestamp}
