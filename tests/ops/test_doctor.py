@@ -24,6 +24,7 @@ from kimera_sql.ops.backup import dumps as backup
 from kimera_sql.ops.backup import tools
 from kimera_sql.ops.backup.dumps import Backup
 from kimera_sql.ops.doctor import Extension, Facts, Finding, Session, Transport
+from kimera_sql.ops.doctor.known_faults import PGVECTOR_FAULTS, SERVER_FAULTS
 from kimera_sql.ops.monitoring import (
     Archiver,
     Bloat,
@@ -213,6 +214,12 @@ def test_a_fault_is_found_and_says_what_to_do(facts: dict[str, Any], severity: s
     assert one.severity == severity
     assert one.advice
     assert "{" not in one.found + one.advice
+
+
+def test_known_faults_say_where_they_are_described_and_which_releases_have_them() -> None:
+    assert all(fault.source.startswith("https://") for fault in (*SERVER_FAULTS, *PGVECTOR_FAULTS))
+    assert all(first < fixed for fault in SERVER_FAULTS for first, fixed in fault.releases.values())
+    assert all(fault.since < fault.fixed for fault in PGVECTOR_FAULTS)
 
 
 def test_what_is_just_below_a_limit_is_no_fault() -> None:
