@@ -30,6 +30,8 @@ from kimera_sql.strategies import parse
 
 pytest_plugins = ["fix_backups", "fix_clusters", "fix_twins"]
 
+pytest_plugins = ["fix_monitoring"]
+
 hypothesis.settings.register_profile(
     "kimera",
     deadline=None,

@@ -14,14 +14,15 @@ import psycopg
 import pytest
 from commands import run
 from conftest import Server
+from fix_monitoring import connected, fill, grant, only, own_server, until
 from psycopg.conninfo import make_conninfo
-from test_monitoring import conn, connected, fill, grant, only, own_server, role, until
 
 from kimera_sql import SqlitePool, metrics
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
 from kimera_sql.ops import backup, doctor, monitoring, tuning
 from kimera_sql.ops.backup import Backup, tools
 from kimera_sql.ops.doctor import Extension, Facts, Finding, Session, Transport
+from kimera_sql.ops.doctor.known_faults import PGVECTOR_FAULTS, SERVER_FAULTS
 from kimera_sql.ops.monitoring import (
     Archiver,
     Bloat,
@@ -31,6 +32,7 @@ from kimera_sql.ops.monitoring import (
     Slot,
     TableUse,
     Transaction,
+    VectorFault,
     VectorHealth,
     Wraparound,
 )
@@ -38,13 +40,11 @@ from kimera_sql.ops.tuning import Check
 from kimera_sql.search import indexes
 from kimera_sql.sql.postgres import Connection
 
-__all__ = ["conn", "role"]
-
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 HEALTHY = Facts(
     now=NOW,
-    server=monitoring.Server("18.6", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
+    server=monitoring.ServerState("18.6", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
     server_version=180006,
     session=Session("kimera", False, -1, -1),
     transport=Transport("db.example.org", True, True),
@@ -85,7 +85,7 @@ def index(**values: Any) -> dict[str, Any]:
     return {"indexes": (replace(HEALTHY.indexes[0], **values),)}
 
 
-def vector(*faults: str) -> dict[str, Any]:
+def vector(*faults: VectorFault) -> dict[str, Any]:
     return {"vectors": (replace(HEALTHY.vectors[0], faults=faults),)}
 
 
@@ -214,6 +214,12 @@ def test_a_fault_is_found_and_says_what_to_do(facts: dict[str, Any], severity: s
     assert "{" not in one.found + one.advice
 
 
+def test_known_faults_say_where_they_are_described_and_which_releases_have_them() -> None:
+    assert all(fault.source.startswith("https://") for fault in (*SERVER_FAULTS, *PGVECTOR_FAULTS))
+    assert all(first < fixed for fault in SERVER_FAULTS for first, fixed in fault.releases.values())
+    assert all(fault.since < fault.fixed for fault in PGVECTOR_FAULTS)
+
+
 def test_what_is_just_below_a_limit_is_no_fault() -> None:
     fine: list[dict[str, Any]] = [
         {"checked": (replace(SMALL, serious=False),)},
@@ -263,6 +269,11 @@ def test_an_invalid_vector_index_is_an_error_and_does_not_count() -> None:
         ("error", "index idx"),
         ("warning", "table geoid_states"),
     ]
+
+
+@pytest.fixture
+def conn(own_conn: Connection) -> Connection:
+    return own_conn
 
 
 def subjects(findings: list[Finding], severity: str) -> set[str]:

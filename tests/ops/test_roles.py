@@ -20,7 +20,7 @@ from strategies import unit
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, tables, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
 from kimera_sql.migrations import pending
-from kimera_sql.ops import maintenance, monitoring
+from kimera_sql.ops import maintenance, monitoring, roles
 from kimera_sql.ops.backup import tools
 from kimera_sql.search import indexes, recall
 
@@ -51,20 +51,20 @@ def _no_roles_left(server: Server) -> Iterator[None]:
 
 
 @pytest.fixture
-def roles(server: Server, database: str) -> Iterator[Callable[..., str]]:
+def login(server: Server, database: str) -> Iterator[Callable[..., str]]:
     """A function that makes a login in a group, and returns its conninfo."""
     made: list[str] = []
     with psycopg.connect(database, autocommit=True) as conn:
-        maintenance.create_roles(conn)
+        roles.create(conn)
 
-    def login(group: str, attributes: str = "") -> str:
+    def make(group: str, attributes: str = "") -> str:
         name = f"kimera_test_{uuid4().hex}"
         with psycopg.connect(database, autocommit=True) as conn:
             conn.execute(f"CREATE ROLE {name} LOGIN {attributes} IN ROLE {group}".encode())
         made.append(name)
         return make_conninfo(database, user=name)
 
-    yield login
+    yield make
     with psycopg.connect(server.conninfo, autocommit=True) as conn:
         for name in made:
             conn.execute(f"DROP ROLE {name}".encode())
@@ -89,12 +89,12 @@ def fill(conn: Connection) -> None:
     )
 
 
-def test_the_app_role_can_run_every_entity_function(database: str, roles: Callable[..., str]) -> None:
+def test_the_app_role_can_run_every_entity_function(database: str, login: Callable[..., str]) -> None:
     with connected(database) as conn:
         fill(conn)
         indexes.build(conn, "geoid_states")
         recall.tune(conn, "geoid_states", target=0.5, sample=5)
-    with connected(roles("kimera_app")) as conn:
+    with connected(login("kimera_app")) as conn:
         assert pending(conn) == []
         vec, now = unit(100), datetime.now(UTC)
         fill(conn)
@@ -201,17 +201,17 @@ def refused(conn: Connection, statement: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup"])
-def test_no_group_but_the_owner_changes_the_schema(group: str, roles: Callable[..., str]) -> None:
-    with connected(roles(group)) as conn:
+def test_no_group_but_the_owner_changes_the_schema(group: str, login: Callable[..., str]) -> None:
+    with connected(login(group)) as conn:
         for statement in FORBIDDEN:
             refused(conn, statement)
 
 
-def test_the_app_role_does_not_tune_or_build(database: str, roles: Callable[..., str]) -> None:
+def test_the_app_role_does_not_tune_or_build(database: str, login: Callable[..., str]) -> None:
     with connected(database) as conn:
         fill(conn)
         indexes.build(conn, "geoid_states")
-    with connected(roles("kimera_app"), autocommit=True) as conn:
+    with connected(login("kimera_app"), autocommit=True) as conn:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             recall.tune(conn, "geoid_states", sample=5)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -219,12 +219,12 @@ def test_the_app_role_does_not_tune_or_build(database: str, roles: Callable[...,
         assert len(indexes.existing(conn)) == 1
 
 
-def test_the_readonly_role_reads_and_searches_and_does_not_write(database: str, roles: Callable[..., str]) -> None:
+def test_the_readonly_role_reads_and_searches_and_does_not_write(database: str, login: Callable[..., str]) -> None:
     with connected(database) as conn:
         fill(conn)
         indexes.build(conn, "geoid_states")
         metrics.record(conn, "m", 1, component="c")
-    with connected(roles("kimera_readonly")) as conn:
+    with connected(login("kimera_readonly")) as conn:
         assert geoids.count(conn) == 20
         assert len(geoids.similar(conn, unit(0), 3)) == 3
         assert geoids.explain(conn, unit(0)).index is not None
@@ -237,11 +237,11 @@ def test_the_readonly_role_reads_and_searches_and_does_not_write(database: str, 
         refused(conn, "SELECT nextval('system_metrics_id_seq')")
 
 
-def test_the_monitor_role_sees_the_server_and_no_row(database: str, roles: Callable[..., str]) -> None:
+def test_the_monitor_role_sees_the_server_and_no_row(database: str, login: Callable[..., str]) -> None:
     with connected(database) as conn:
         fill(conn)
         indexes.build(conn, "geoid_states")
-    with connected(roles("kimera_monitor"), autocommit=True) as conn:
+    with connected(login("kimera_monitor"), autocommit=True) as conn:
         assert monitoring.visibility(conn).sees_all
         assert len(indexes.existing(conn)) == 1
         with connected(database) as other:
@@ -253,12 +253,12 @@ def test_the_monitor_role_sees_the_server_and_no_row(database: str, roles: Calla
 
 
 def test_the_backup_role_dumps_everything_and_writes_nothing(
-    database: str, roles: Callable[..., str], tmp_path: Path
+    database: str, login: Callable[..., str], tmp_path: Path
 ) -> None:
     with connected(database) as conn:
         fill(conn)
         metrics.record(conn, "m", 1, component="c")
-    conninfo = roles("kimera_backup")
+    conninfo = login("kimera_backup")
     with connected(conninfo) as conn:
         for table in ENTITY_TABLES:
             for statement in WRITES:
@@ -270,9 +270,9 @@ def test_the_backup_role_dumps_everything_and_writes_nothing(
     assert {f"TABLE DATA public {table} " in listed.stdout for table in (*ENTITY_TABLES, *BOOKS)} == {True}
 
 
-def test_replication_is_the_logins_own_and_not_inherited(roles: Callable[..., str]) -> None:
+def test_replication_is_the_logins_own_and_not_inherited(login: Callable[..., str]) -> None:
     for attributes, may in (("", False), ("REPLICATION", True)):
-        conninfo = make_conninfo(roles("kimera_backup", attributes), replication="true")
+        conninfo = make_conninfo(login("kimera_backup", attributes), replication="true")
         with ExitStack() as stack:
             if not may:
                 stack.enter_context(pytest.raises(psycopg.OperationalError, match=r"REPLICATION|replication"))
@@ -283,8 +283,8 @@ def test_replication_is_the_logins_own_and_not_inherited(roles: Callable[..., st
             assert pg.exec_(b"IDENTIFY_SYSTEM").status == psycopg.pq.ExecStatus.TUPLES_OK
 
 
-def test_the_owner_role_migrates_builds_tunes_and_keeps_up(database: str, roles: Callable[..., str]) -> None:
-    with connected(roles("kimera_owner"), autocommit=True) as conn:
+def test_the_owner_role_migrates_builds_tunes_and_keeps_up(database: str, login: Callable[..., str]) -> None:
+    with connected(login("kimera_owner"), autocommit=True) as conn:
         assert migrate(conn) == []
         fill(conn)
         indexes.build(conn, "geoid_states", method="ivfflat", lists=2, concurrently=True)
@@ -294,23 +294,23 @@ def test_the_owner_role_migrates_builds_tunes_and_keeps_up(database: str, roles:
         indexes.drop(conn, indexes.existing(conn)[0].name)
 
 
-def test_tables_of_later_migrations_have_the_same_rights(database: str, roles: Callable[..., str]) -> None:
-    with connected(roles("kimera_owner")) as conn:
+def test_tables_of_later_migrations_have_the_same_rights(database: str, login: Callable[..., str]) -> None:
+    with connected(login("kimera_owner")) as conn:
         conn.execute("SET ROLE kimera_owner")
         conn.execute("CREATE TABLE later (id BIGSERIAL PRIMARY KEY)")
-    with connected(roles("kimera_app")) as conn:
+    with connected(login("kimera_app")) as conn:
         conn.execute("INSERT INTO later DEFAULT VALUES")
         refused(conn, "TRUNCATE later")
-    with connected(roles("kimera_readonly")) as conn:
+    with connected(login("kimera_readonly")) as conn:
         assert conn.execute("SELECT id FROM later").fetchall() == [(1,)]
         refused(conn, "DELETE FROM later")
-    with connected(roles("kimera_monitor")) as conn:
+    with connected(login("kimera_monitor")) as conn:
         refused(conn, "SELECT id FROM later")
 
 
-def test_a_role_of_no_group_is_not_let_in(database: str, roles: Callable[..., str]) -> None:
+def test_a_role_of_no_group_is_not_let_in(database: str, login: Callable[..., str]) -> None:
     with connected(database, autocommit=True) as conn:
-        name = conninfo_to_dict(roles("kimera_app"))["user"]
+        name = conninfo_to_dict(login("kimera_app"))["user"]
         conn.execute(f"REVOKE kimera_app FROM {name}".encode())
     with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
         psycopg.connect(make_conninfo(database, user=name))
@@ -328,12 +328,12 @@ def acl(conn: Connection) -> list[Any]:
 
 def test_applied_again_it_changes_nothing_and_takes_back_what_was_given_since(database: str) -> None:
     with connected(database, autocommit=True) as conn:
-        maintenance.create_roles(conn)
+        roles.create(conn)
         before = acl(conn)
         conn.execute("GRANT ALL ON geoid_states TO kimera_app")
         conn.execute("GRANT SELECT ON geoid_states TO PUBLIC")
         assert acl(conn) != before
-        maintenance.create_roles(conn)
+        roles.create(conn)
         assert sorted(map(str, acl(conn))) == sorted(map(str, before))
         logins = conn.execute("SELECT rolname FROM pg_roles WHERE rolcanlogin AND rolname = ANY(%s)", [list(GROUPS)])
         assert logins.fetchall() == []
@@ -356,7 +356,7 @@ def test_who_owned_the_tables_can_still_do_everything(database: str, server: Ser
         conn.execute(f"CREATE ROLE {name} LOGIN".encode())
         for table in (*ENTITY_TABLES, *BOOKS):
             conn.execute(f"ALTER TABLE {table} OWNER TO {name}".encode())
-        maintenance.create_roles(conn)
+        roles.create(conn)
     try:
         with connected(make_conninfo(database, user=name), autocommit=True) as conn:
             fill(conn)
@@ -373,14 +373,14 @@ def test_a_group_that_may_too_much_already_is_refused(database: str, attribute: 
     with connected(database, autocommit=True) as conn:
         conn.execute(f"CREATE ROLE kimera_app {attribute}".encode())
         with pytest.raises(MaintenanceError, match=r"^roles\.sql: role kimera_app may do more than a group should"):
-            maintenance.create_roles(conn)
+            roles.create(conn)
         rows = conn.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)]).fetchall()
         assert rows == [("kimera_app",)]
 
 
-def test_only_a_superuser_makes_them(database: str, roles: Callable[..., str]) -> None:
+def test_only_a_superuser_makes_them(database: str, login: Callable[..., str]) -> None:
     for group in ("kimera_owner", "kimera_app"):
-        ran = run("roles", DATABASE_URL=roles(group))
+        ran = run("roles", DATABASE_URL=login(group))
         assert ran.returncode == 1
         assert ran.stderr.startswith("kimera-sql: roles.sql: ")
         assert ran.stderr.endswith("; run this as a superuser; nothing was changed\n")
@@ -400,7 +400,7 @@ def test_without_the_tables_nothing_is_made(empty_database: str) -> None:
         with pytest.raises(
             SchemaError, match=r"^there is no table geoid_states, .+; kimera-sql init makes the schema$"
         ):
-            maintenance.create_roles(conn)
+            roles.create(conn)
         rows = conn.execute("SELECT FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)])
         assert rows.rowcount == 0
 
@@ -411,7 +411,7 @@ def test_sqlite_has_no_roles() -> None:
         pool.connection() as conn,
         pytest.raises(UnsupportedByServer, match=r"^SQLite has no roles"),
     ):
-        maintenance.create_roles(conn)
+        roles.create(conn)
 
 
 def test_no_password_is_in_the_file() -> None:

@@ -34,10 +34,8 @@ SHORT = timedelta(milliseconds=300)
 
 
 @pytest.fixture
-def conn(database: str) -> Iterator[Connection]:
-    with psycopg.connect(database, autocommit=True) as conn:
-        add_adapters(conn)
-        yield conn
+def conn(own_conn: Connection) -> Connection:
+    return own_conn
 
 
 @pytest.fixture
