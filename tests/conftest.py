@@ -28,6 +28,8 @@ from kimera_sql import SqlitePool, add_adapters, migrate
 from kimera_sql.connect import parse
 from kimera_sql.sql import Connection
 
+pytest_plugins = ["fix_verify"]
+
 hypothesis.settings.register_profile(
     "kimera",
     deadline=None,

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from commands import COMMAND, environment, run
 from conftest import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import (
     InvalidValue,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from archiving import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, files_with
-from test_cli import COMMAND, environment, run
+from commands import COMMAND, environment, run
 
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
 from kimera_sql.ops.backup import basebackup, files, tools

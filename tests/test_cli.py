@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psycopg
 import pytest
-
-COMMAND = [sys.executable, "-c", "import sys; from kimera_sql.cli import main; sys.exit(main())"]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KIMERA_", "DATABASE_", "PG"))}
-    return {**kept, "PYTHONWARNINGS": "error", **variables}
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment(**variables), capture_output=True, text=True, check=False
-    )
+from commands import COMMAND, environment, run
 
 
 def test_init_creates_the_schema_once(empty_database: str) -> None:

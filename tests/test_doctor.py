@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
 from psycopg.conninfo import make_conninfo
-from test_cli import run
 from test_monitoring import conn, connected, fill, grant, only, own_server, role, until
 
 from kimera_sql import SqlitePool, metrics

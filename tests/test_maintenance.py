@@ -17,10 +17,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from commands import COMMAND, environment, run
 from conftest import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql, tables
 from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer

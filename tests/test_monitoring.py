@@ -19,12 +19,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 from archiving import NAMES, cluster, standby
+from commands import COMMAND, environment, run
 from conftest import Server
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import PoolTimeout
 from strategies import unit
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import Settings, SqlitePool, add_adapters, geoids, metrics, open_pool
 from kimera_sql.errors import InvalidValue, UnsupportedByServer

@@ -18,8 +18,8 @@ import numpy as np
 import psycopg
 import pytest
 from archiving import NAMES, PASSWORD, Cluster, cluster, files_with, start, stop
+from commands import COMMAND, environment, run
 from psycopg.conninfo import make_conninfo
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import geoids, migrate
 from kimera_sql.errors import BackupError, InvalidValue

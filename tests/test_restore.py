@@ -18,11 +18,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 from archiving import arguments_of_all
+from commands import COMMAND, environment, run
 from conftest import Server
 from psycopg import sql as composed
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from test_backup import SECRET, copied, fill, flip
-from test_cli import COMMAND, environment, run
 
 from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids
 from kimera_sql.errors import BackupError, KimeraError

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
-from test_cli import run
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, tables, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from commands import run
 from conftest import Server
 from psycopg.conninfo import make_conninfo
-from test_cli import run
 
 from kimera_sql import SqlitePool
 from kimera_sql.errors import InvalidValue, UnsupportedByServer

@@ -1,0 +1,20 @@
+"""Running a command as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+COMMAND = [sys.executable, "-c", "import sys; from kimera_sql.cli import main; sys.exit(main())"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KIMERA_", "DATABASE_", "PG"))}
+    return {**kept, "PYTHONWARNINGS": "error", **variables}
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment(**variables), capture_output=True, text=True, check=False
+    )
