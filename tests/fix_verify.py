@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ import psycopg
 import pytest
 from conftest import Server
 
-from kimera_sql import add_adapters, geoids
+from kimera_sql import add_adapters, geoids, sql
 from kimera_sql.vectors import Vector
 from kimera_sql.verify import verify_queries
 
@@ -121,3 +123,14 @@ def kept(conn_newest: psycopg.Connection, tmp_path: Path) -> Path:
     report = verify_queries(conn_newest, folder, RECORDS, update=True)
     assert (report.faults, report.written) == ((), (str(folder / "snapshot.txt"),))
     return folder
+
+
+@pytest.fixture
+def shipped_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the folder of shipped queries that verify takes for the folder itself."""
+    shutil.copytree(sql.shipped("queries"), tmp_path / "queries")
+    shipped: Callable[[str], Path] = sql.shipped
+    moved = lambda folder: tmp_path / folder if folder == "queries" else shipped(folder)  # noqa: E731
+    monkeypatch.setattr("kimera_sql.sql.files.shipped", moved)
+    monkeypatch.setattr(sql, "shipped", moved)
+    return tmp_path / "queries"

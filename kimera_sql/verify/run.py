@@ -15,7 +15,7 @@ from .. import sql
 from ..errors import QueryError, UnsupportedByServer
 from ..sql import Connection
 from ..sql.files import entities, statements
-from . import calls, checks, describe, plans, snapshot
+from . import alike, calls, checks, describe, plans, snapshot
 from . import queries as files
 from . import stub as stubs
 from .interfaces import Interface, Listed, Report, Skipped
@@ -39,10 +39,10 @@ def verify_queries(
     for plans; queries of a *folder* of yours meet the tables that the database has. SQLite's are prepared in memory.
     Without *conn* the queries and the code are compared with the snapshot that stands beside the queries.
     Checked are: the text, for what the loader would misread; the notes (see kimera_sql.sql); names, parameters and
-    columns of the two dialects; names, types and nullability of columns against the dataclasses of *records*, or of
-    kimera_sql.<entity>; the calls in this package; the indexes that plans use; the snapshot, and *stub*, a .pyi file
-    for the module of yours that holds `queries = sql.load(...)`. With *update* these two are written instead, unless
-    there is a fault.
+    columns of the two dialects; parameters and conditions of queries that find the same another way; names, types and
+    nullability of columns against the dataclasses of *records*, or of kimera_sql.<entity>; the calls in this package;
+    the indexes that plans use; the snapshot, and *stub*, a .pyi file for the module of yours that holds
+    `queries = sql.load(...)`. With *update* these two are written instead, unless there is a fault.
     Raises QueryError for a folder without queries, and offline without a snapshot; UnsupportedByServer for an SQLite
     connection; SchemaError where the role may make no schema.
     """
@@ -67,7 +67,7 @@ def verify_queries(
     for query in queries:
         if query.interface.prepared:
             faults += [*checks.check_notes(query), *checks.check_result(query), *checks.check_parameters(query)]
-    faults += checks.check_parity(queries)
+    faults += [*checks.check_parity(queries), *alike.check(queries)]
     if folder is None:
         # Of a name that both dialects have PostgreSQL's, which come first
         faults += calls.check(files.PACKAGE, {query.statement.name: query.statement for query in reversed(queries)})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +102,8 @@ def test_the_shipped_schema_has_files_for_both_dialects() -> None:
         assert list((sql.shipped("schema") / dialect).glob("0001_*.sql"))
 
 
-def test_a_shipped_index_that_cannot_serve_is_found(
-    monkeypatch: pytest.MonkeyPatch, conn_newest: psycopg.Connection, tmp_path: Path
-) -> None:
-    shutil.copytree(sql.shipped("queries"), tmp_path / "queries")
+def test_a_shipped_index_that_cannot_serve_is_found(conn_newest: psycopg.Connection, shipped_copy: Path) -> None:
     order = "geoid_states.state_vector::halfvec(1024) <=> :vector::halfvec(1024)"
-    change(tmp_path / "queries/postgres/geoids.sql", f"ORDER BY {order}", f"ORDER BY 1 - ({order}) DESC")
-    shipped: Callable[[str], Path] = sql.shipped
-    moved = lambda folder: tmp_path / folder if folder == "queries" else shipped(folder)  # noqa: E731
-    monkeypatch.setattr("kimera_sql.sql.files.shipped", moved)
-    monkeypatch.setattr(sql, "shipped", moved)
+    change(shipped_copy / "postgres/geoids.sql", f"ORDER BY {order}", f"ORDER BY 1 - ({order}) DESC")
     faults = [str(fault) for fault in verify_queries(conn_newest).faults]
     assert any("similar_half: its plan does not use idx_geoid_vector_hnsw_half" in fault for fault in faults)
