@@ -20,8 +20,8 @@ and others are for kimera_sql.verify, and for calling a query as a function:
     -- needs: postgres 16       the least version of the server, or `vector 0.7`, or an extension's mere name;
                                 `postgres below 17` is the other way round
     -- only: postgres           SQLite has no query of that name
-    -- like: similar_exact      it finds the rows of that query another way: parameters, conditions and columns are the same
-    -- like: find, +bucket, -limit                      except for what only this query has (+) or only that one (-):
+    -- like: similar_exact      it finds the rows of that query another way, by the same parameters and conditions
+    -- like: find, +bucket, -limit                      but for what only this query has (+) or only that one (-):
                                 parameters of these names, and conditions that mention them
 
 A note can be repeated, which joins its lines with commas.

@@ -19,14 +19,12 @@ from ..sql.files import literal
 from ..vectors import DIMENSIONS
 from . import nulls
 from .nulls import Catalogue, Column
-from .text import Fault, Source
+from .text import COPY, Fault, Source
 
 _queries = sql.Queries("verify")
 
 _PLANNED: Final = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|TABLE|MERGE|\()", re.IGNORECASE)
 """How a statement begins that is no utility statement."""
-
-_COPY: Final = re.compile(r"COPY\s+([\w.]+)\s*\(([^)]*)\)\s*FROM\s+STDIN\b", re.IGNORECASE)
 
 _USED: Final = re.compile(r"(?:Index (?:Only )?Scan(?: Backward)? using|Bitmap Index Scan on) (\S+)")
 
@@ -99,7 +97,7 @@ class Preparer:
 
     def describe(self, source: Source, types: Sequence[str]) -> Described | Fault:
         """Have the server prepare a query; a COPY's parameters are its columns, whose *types* the file notes."""
-        if copy := _COPY.match(source.text):
+        if copy := COPY.match(source.text):
             return self._describe_copy(source, copy, types)
         with self._undone():
             prepared = self._conn.pgconn.prepare(b"", source.text.encode())
@@ -119,8 +117,8 @@ class Preparer:
         return Described(parameters, tuple(columns))
 
     def _describe_copy(self, source: Source, copy: re.Match[str], types: Sequence[str]) -> Described | Fault:
-        names = [name.strip() for name in copy[2].split(",")]
-        table = composed.SQL(".").join(map(composed.Identifier, copy[1].split(".")))
+        names = [name.strip() for name in copy["columns"].split(",")]
+        table = composed.SQL(".").join(map(composed.Identifier, copy["table"].split(".")))
         listed = composed.SQL(", ").join(map(composed.Identifier, names))
         select = composed.SQL("SELECT {} FROM {}").format(listed, table).as_bytes(self._conn)
         with self._undone():

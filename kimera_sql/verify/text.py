@@ -16,6 +16,8 @@ from typing import Final
 
 from ..sql.files import NOTES
 
+COPY: Final = re.compile(r"COPY\s+(?P<table>[\w.]+)\s*\((?P<columns>[^)]*)\)\s*FROM\s+STDIN\b", re.IGNORECASE)
+
 _NAME: Final = re.compile(r"--\s*name\s*:\s*")
 _NAME_LINE: Final = re.compile(r"^[ \t]*--\s*name\s*:[ \t]*(?P<rest>.*?)[ \t]*\r?$", re.MULTILINE)
 _HEADER: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)\((?P<parameters>[\w\s,]*)\)(?P<suffix>[\^$!#]?)")

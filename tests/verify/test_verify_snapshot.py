@@ -71,6 +71,18 @@ def test_a_damaged_snapshot_is_a_query_error(kept: Path) -> None:
         verify_queries(None, kept, RECORDS)
 
 
+def test_a_damaged_column_in_a_snapshot_is_a_query_error(kept: Path) -> None:
+    change(kept / "snapshot.txt", "    gives id uuid", "    gives id")
+    with pytest.raises(QueryError, match=r"snapshot\.txt:7: '    gives id' is not as"):
+        verify_queries(None, kept, RECORDS)
+
+
+def test_offline_a_note_of_no_column_is_found(kept: Path) -> None:
+    change(kept / "dreams.sql", "-- returns: Dream\n", "-- returns: Dream\n-- not null: ident\n")
+    (fault,) = found(None, kept)
+    assert fault.endswith("not null: there is no column ident (expected id, timestamp, entropy, found ident)")
+
+
 def test_with_a_fault_nothing_is_written(kept: Path, conn_newest: psycopg.Connection) -> None:
     before = (kept / "snapshot.txt").read_text()
     change(kept / "dreams.sql", "geoid_states", "geoids")
