@@ -24,7 +24,7 @@ class Verify(Protocol):
 
 @pytest.fixture
 def kimera_verify() -> Verify:
-    """A function that fails the test with all that is wrong with the queries of a folder; see verify.verify.
+    """A function that fails the test with all that is wrong with the queries of a folder; see verify.verify_queries.
 
     They are prepared on the database of *conninfo*, and without one compared with the folder's snapshot.
     """
@@ -32,7 +32,7 @@ def kimera_verify() -> Verify:
     import psycopg
 
     from .connect import add_adapters
-    from .verify.run import verify
+    from .verify import verify_queries
 
     def check(
         folder: Path | str,
@@ -42,11 +42,11 @@ def kimera_verify() -> Verify:
         stub: Path | str | None = None,
     ) -> None:
         if conninfo is None:
-            report = verify(None, folder, records, stub=stub)
+            report = verify_queries(None, folder, records, stub=stub)
         else:
             with psycopg.connect(conninfo) as conn:
                 add_adapters(conn)
-                report = verify(conn, folder, records, stub=stub)
+                report = verify_queries(conn, folder, records, stub=stub)
         if report.faults:
             pytest.fail("\n".join(map(str, report.faults)), pytrace=False)
 

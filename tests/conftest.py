@@ -30,6 +30,8 @@ from kimera_sql.strategies import parse
 
 pytest_plugins = ["fix_backups", "fix_clusters", "fix_monitoring", "fix_twins"]
 
+pytest_plugins = ["fix_verify"]
+
 hypothesis.settings.register_profile(
     "kimera",
     deadline=None,

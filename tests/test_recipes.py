@@ -126,6 +126,17 @@ def test_a_filter(copy: Copy) -> None:
     assert copy.touched == {"kimera_sql/model/geoids.py", "queries/postgres/geoids.sql", "queries/sqlite/geoids.sql"}
 
 
+def test_a_filter_that_one_statement_forgets(copy: Copy) -> None:
+    add_filter(copy)
+    file = copy.folder / "queries/postgres/geoids.sql"
+    text = file.read_text(encoding="utf-8")
+    begin = text.index("-- name: similar_half")
+    end = text.index("-- name: similar_binary")
+    half = re.sub(r" +AND \(:energy_\w+.*\n", "", text[begin:end].replace("energy_min, energy_max, ", ""))
+    file.write_text(text[:begin] + half + text[end:], encoding="utf-8")
+    assert "similar_half" in copy.verify("--update")
+
+
 def add_column(copy: Copy) -> None:
     for dialect in ("postgres", "sqlite"):
         number = 1 + max(int(path.name[:4]) for path in (copy.folder / "schema" / dialect).glob("[0-9]*.sql"))

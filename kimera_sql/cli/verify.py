@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import SettingsError
-from ..verify import run as verify
+from ..verify import Report, listed, verify_queries
 from .connection import pool
 from .output import add_json, print_json
 
@@ -47,10 +47,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             raise SettingsError(f"--records {arguments.records}: {error}") from error
     options = {"stub": arguments.stub, "update": arguments.update}
     if arguments.offline:
-        report = verify.verify(None, arguments.folder, records, **options)
+        report = verify_queries(None, arguments.folder, records, **options)
     else:
         with pool(arguments, sqlite_fallback="never") as opened, opened.connection() as conn:
-            report = verify.verify(conn, arguments.folder, records, **options)
+            report = verify_queries(conn, arguments.folder, records, **options)
     if arguments.json:
         print_json(asdict(report))
     else:
@@ -58,7 +58,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
-def _print(report: verify.Report, against: str) -> None:
+def _print(report: Report, against: str) -> None:
     for fault in report.faults:
         print(fault)
     for skipped in report.skipped:
@@ -70,7 +70,7 @@ def _print(report: verify.Report, against: str) -> None:
 
 
 def _queries(arguments: argparse.Namespace) -> None:
-    found = verify.listed(arguments.folder)
+    found = listed(arguments.folder)
     if arguments.json:
         print_json([asdict(query) for query in found])
         return

@@ -20,7 +20,9 @@ and others are for kimera_sql.verify, and for calling a query as a function:
     -- needs: postgres 16       the oldest server it runs on; or `vector 0.7`; or an extension's name alone;
                                 `postgres below 17` sets an upper limit
     -- only: postgres           SQLite has no query of that name
-    -- like: similar_exact      it finds the same rows as that query by another method: same filters, same columns
+    -- like: similar_exact      it finds the rows of that query another way, by the same parameters and conditions
+    -- like: find, +bucket, -limit                      but for what only this query has (+) or only that one (-):
+                                parameters of these names, and conditions that mention them
 
 A note can be repeated: its lines are joined with commas.
 """

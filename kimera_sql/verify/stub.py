@@ -1,13 +1,16 @@
-"""Writes a .pyi file that gives editors and type checkers the functions of loaded queries."""
+"""A .pyi file that gives editors and type checkers the functions of loaded queries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from ..sql import Statement, shapes
 from ..sql.shapes import Kind
+from .text import Fault
 
 _HEADER: Final = """\
 # Written by `kimera-sql verify --update`, which keeps it as the queries are; do not edit.
@@ -50,7 +53,7 @@ _PARAMETERS: Final = {
 """What is passed for a parameter of each type."""
 
 
-def write(
+def text(
     queries: Sequence[tuple[str, Statement, str | None, Sequence[tuple[str, str]]]], records: ModuleType | None
 ) -> str:
     """Return the stub of a module that has `queries = sql.load(...)`.
@@ -138,3 +141,17 @@ def _read(kind: Kind) -> str:
         if text.partition(" ")[0] == plain:
             text = text.replace(plain, whole, 1)
     return text
+
+
+def compare(path: Path, wanted: str) -> Iterator[Fault]:
+    """Compare the stub at *path* with what is *wanted*."""
+    try:
+        there = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        yield Fault(str(path), 1, 1, None, f"the stub cannot be read ({error.strerror}); --update writes it")
+        return
+    for number, (one, other) in enumerate(zip_longest(wanted.splitlines(), there, fillvalue="nothing"), start=1):
+        if one != other:
+            message = "the stub is not what the queries give; --update writes it anew"
+            yield Fault(str(path), number, 1, None, message, one.strip(), other.strip())
+            return
