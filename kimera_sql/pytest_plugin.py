@@ -19,6 +19,7 @@ class Verify(Protocol):
         *,
         conninfo: str | None = None,
         stub: Path | str | None = None,
+        async_stub: Path | str | None = None,
     ) -> None: ...
 
 
@@ -40,13 +41,14 @@ def kimera_verify() -> Verify:
         *,
         conninfo: str | None = None,
         stub: Path | str | None = None,
+        async_stub: Path | str | None = None,
     ) -> None:
         if conninfo is None:
-            report = verify_queries(None, folder, records, stub=stub)
+            report = verify_queries(None, folder, records, stub=stub, async_stub=async_stub)
         else:
             with psycopg.connect(conninfo) as conn:
                 add_adapters(conn)
-                report = verify_queries(conn, folder, records, stub=stub)
+                report = verify_queries(conn, folder, records, stub=stub, async_stub=async_stub)
         if report.faults:
             pytest.fail("\n".join(map(str, report.faults)), pytrace=False)
 

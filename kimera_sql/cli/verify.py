@@ -26,6 +26,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checks.add_argument("--records", metavar="MODULE", help="the module of DIR's dataclasses, as package.module")
     checks.add_argument("--stub", metavar="FILE", type=Path, help="the .pyi of the module that loads DIR as `queries`")
     checks.add_argument(
+        "--async-stub", metavar="FILE", type=Path, help="the same, for a module that uses kimera_sql.aio"
+    )
+    checks.add_argument(
         "--update", action="store_true", help="write the snapshot, and the stub, unless there is a fault"
     )
     checks.add_argument("--offline", action="store_true", help="compare with the snapshot instead of a server")
@@ -45,7 +48,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             records = importlib.import_module(arguments.records)
         except (ImportError, SyntaxError) as error:
             raise SettingsError(f"--records {arguments.records}: {error}") from error
-    options = {"stub": arguments.stub, "update": arguments.update}
+    options = {"stub": arguments.stub, "async_stub": arguments.async_stub, "update": arguments.update}
     if arguments.offline:
         report = verify_queries(None, arguments.folder, records, **options)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from .. import sql
-from ..errors import QueryError, UnsupportedByServer
+from ..errors import QueryError
 from ..sql import Connection
 from ..sql.files import entities, statements
 from . import alike, calls, checks, describe, plans, snapshot
@@ -30,6 +30,7 @@ def verify_queries(
     records: ModuleType | str | None = None,
     *,
     stub: Path | str | None = None,
+    async_stub: Path | str | None = None,
     update: bool = False,
 ) -> Report:
     """Check every query of *folder*, or every one that is shipped, and return all faults at once.
@@ -41,24 +42,27 @@ def verify_queries(
     Checked are: the text, for what the loader would misread; the notes (see kimera_sql.sql); names, parameters and
     columns of the two dialects; parameters and conditions of queries that find the same another way; names, types and
     nullability of columns against the dataclasses of *records*, or of kimera_sql.<entity>; the calls in this package;
-    the indexes that plans use; the snapshot, and *stub*, a .pyi file for the module of yours that holds
-    `queries = sql.load(...)`. With *update* these two are written instead, unless there is a fault.
+    the indexes that plans use; the snapshot; and *stub*, a .pyi file for the module of yours that holds
+    `queries = sql.load(...)`, or *async_stub*, for one that uses the sql of kimera_sql.aio. With *update* the snapshot
+    and the stubs are written instead, unless there is a fault.
     Raises QueryError for a folder without queries, and offline without a snapshot; UnsupportedByServer for an SQLite
     connection; SchemaError where the role may make no schema.
     """
-    if conn is not None and not isinstance(conn, psycopg.Connection):
-        raise UnsupportedByServer("verify prepares queries on PostgreSQL, and SQLite's in memory: connect to a server")
+    server = None
+    if conn is not None:
+        why = "verify prepares queries on PostgreSQL, and SQLite's in memory: connect to a server"
+        server = sql.require_postgres(conn, why)
     if conn is None and update:
         raise QueryError("the snapshot is written from what a server says; update it with one")
-    if stub is not None and folder is None:
+    if (stub is not None or async_stub is not None) and folder is None:
         raise QueryError("a stub is for a folder of queries of your own: name it")
     folder = None if folder is None else Path(folder)
     module = importlib.import_module(records) if isinstance(records, str) else records
     queries, faults = files.read(folder, module)
     beside = (folder or sql.shipped("queries")) / snapshot.NAME
     kept = snapshot.read(beside)
-    if conn is not None:
-        faults += _prepare(conn, queries, kept, own=folder is None)
+    if server is not None:
+        faults += _prepare(server, queries, kept, own=folder is None)
     elif beside.exists():
         for query in queries:
             query.interface = snapshot.remembered(query, kept)
@@ -72,10 +76,10 @@ def verify_queries(
         # Of a name that both dialects have PostgreSQL's, which come first
         faults += calls.check(files.PACKAGE, {query.statement.name: query.statement for query in reversed(queries)})
     texts = {beside: snapshot.text(query.interface for query in queries)}
-    if stub is not None and not faults:
-        texts[Path(stub)] = stubs.text(
-            [(query.entity, query.statement, query.note, query.interface.parameters) for query in queries], module
-        )
+    for path, asynchronous in ((stub, False), (async_stub, True)):
+        if path is not None and not faults:
+            told = [(query.entity, query.statement, query.note, query.interface.parameters) for query in queries]
+            texts[Path(path)] = stubs.text(told, module, asynchronous=asynchronous)
     written = []
     if not update:
         faults += snapshot.compare(queries, kept, beside) if beside.exists() else []

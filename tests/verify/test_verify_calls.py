@@ -42,20 +42,23 @@ CALLS: Final = {
 }
 
 
-def called(folder: Path, call: str) -> list[str]:
+def called(folder: Path, call: str, *, awaited: bool = False) -> list[str]:
+    prefix, waiting = ("async ", "await ") if awaited and "getattr" not in call else ("", "")
     (folder / "code.py").write_text(
         "from kimera_sql import sql\n_queries = sql.Queries('geoids')\n\n\n"
         "def given():\n    return {'ident': 1}\n\n\n"
-        f"def run(conn, id, where):\n    rows = {call}\n    return rows\n\n\n"
-        "def _all(conn, record, query, **parameters):\n    return query.fetchall(conn, record, **parameters)\n"
+        f"{prefix}def run(conn, id, where):\n    rows = {waiting}{call}\n    return rows\n\n\n"
+        f"{prefix}def _all(conn, record, query, **parameters):\n"
+        f"    return {waiting}query.fetchall(conn, record, **parameters)\n"
     )
     statements = {one.name: one for one in sql.statements("postgres", "geoids").values()}
     return [str(fault) for fault in calls.check(folder, statements)]
 
 
+@pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_passes_what_the_file_declares(tmp_path: Path, call: str) -> None:
-    fault, *_ = called(tmp_path, call)
+def test_a_call_passes_what_the_file_declares(tmp_path: Path, call: str, awaited: bool) -> None:
+    fault, *_ = called(tmp_path, call, awaited=awaited)
     assert fault.startswith(f"{tmp_path}/code.py:10:")
     assert CALLS[call] in fault
 

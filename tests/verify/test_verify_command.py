@@ -96,6 +96,22 @@ def test_the_stub_gives_a_type_checker_the_functions(app: Path, database: str) -
     assert "the stub is not what the queries give" in stale.stdout
 
 
+def test_the_stub_of_asynchronous_queries(app: Path, database: str) -> None:
+    (app / "queries.py").write_text(GUIDE_QUERIES.replace("kimera_sql import", "kimera_sql.aio import"))
+    (app / "use.py").write_text(
+        "from kimera_sql.aio.sql import Connection\nfrom queries import queries\nfrom records import Dream\n\n\n"
+        "async def first(conn: Connection) -> Dream:\n"
+        "    return (await queries.dreams.by_phase(conn, phase='rem', limit=10))[0]\n"
+    )
+    arguments = (*CLI, "verify", "sql", "--records", "records", "--async-stub", "queries.pyi")
+    assert command(app, *arguments, "--update", DATABASE_URL=database).returncode == 0
+    assert "    async def by_phase(self, conn: Connection, /, *, phase: str" in (app / "queries.pyi").read_text()
+    checked = command(app, "-m", "mypy", "--strict", "use.py", "queries.pyi")
+    assert checked.returncode == 0, checked.stdout
+    change(app / "use.py", "(await queries", "(queries")
+    assert "not indexable" in command(app, "-m", "mypy", "--strict", "use.py").stdout
+
+
 def test_every_kind_of_result_has_a_type_in_the_stub(conn_newest: psycopg.Connection, tmp_path: Path) -> None:
     folder = tmp_path / "sql"
     folder.mkdir()
