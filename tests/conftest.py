@@ -28,9 +28,8 @@ from kimera_sql import SqlitePool, add_adapters, migrate
 from kimera_sql.sql import Connection
 from kimera_sql.strategies import parse
 
-pytest_plugins = ["fix_backups", "fix_clusters", "fix_monitoring", "fix_twins"]
+pytest_plugins = ["fix_backups", "fix_clusters", "fix_monitoring", "fix_twins", "fix_verify"]
 
-pytest_plugins = ["fix_verify"]
 
 hypothesis.settings.register_profile(
     "kimera",
