@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import new_embeddings, new_geoids, new_metrics, new_portals, unit
-from test_cli import run
 
 from kimera_sql import CopyError, SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, transitions
 from kimera_sql.sql import Connection
