@@ -25,6 +25,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kimera_sql import migrate
 from kimera_sql.connect import parse
+from kimera_sql.search import Precision
 
 if "KIMERA_TEST_DATABASE_URL" in os.environ:
     NAMES = ["url"]
@@ -32,6 +33,11 @@ elif importlib.util.find_spec("pgserver"):
     NAMES = ["postgres18", "postgres15"]
 else:  # Python 3.13, for which the old pair has no wheel
     NAMES = ["postgres18"]
+
+
+def precisions(name: str) -> tuple[Precision, ...]:
+    """The precisions of vector indexes that the pgvector of the server of a name knows."""
+    return ("full",) if name == "postgres15" else ("full", "half", "binary")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 import pytest
-from fix_servers import NAMES, Server
+from fix_servers import NAMES, Server, precisions
 from numpy.typing import NDArray
 from reference import clustered, cosines
 
@@ -27,7 +27,7 @@ KINDS: Final = [
     (server, method, precision)
     for server in NAMES
     for method, precision in (("hnsw", "full"), ("hnsw", "half"), ("hnsw", "binary"), ("ivfflat", "full"))
-    if server != "postgres15" or precision == "full"
+    if precision in precisions(server)
 ]
 
 

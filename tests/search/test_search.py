@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from fix_servers import NAMES, Server
+from fix_servers import NAMES, Server, precisions
 from numpy.typing import NDArray
 from reference import clustered, cosines, seconds
 from strategies import unit
@@ -34,7 +34,7 @@ KINDS: Final = [
     (server, method, precision)
     for server in NAMES
     for method in ("hnsw", "ivfflat")
-    for precision in (("full",) if server == "postgres15" else ("full", "half", "binary"))
+    for precision in precisions(server)
 ]
 
 
