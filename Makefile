@@ -1,13 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint verify check clean
+.PHONY: demo test quick lint verify check clean
 
 demo: .venv/demo
 	$(BIN)/kimera-sql demo
 
 test: .venv/dev
 	$(BIN)/pytest
+
+# What a developer wants after each change: nothing slow, the newest server and SQLite alone.
+quick: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/python .ci/twins.py --check
+	$(BIN)/pytest -m "not slow" -k "not postgres15 and not asynchronous"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Server
+from fix_servers import Server
 from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from conftest import Server
+from fix_servers import Server
 
 from kimera_sql import add_adapters, geoids, sql
 from kimera_sql.vectors import Vector

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 import hypothesis
 import psycopg
 import pytest
-from conftest import Server
+from fix_servers import Server
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from conftest import Server
+from fix_servers import Server
 
 from kimera_sql import sql
 
 PROJECT: Final = sql.shipped("queries").parent
 FOLDERS: Final = ("kimera_sql", "queries", "schema")
+
+pytestmark = pytest.mark.slow
 
 
 class Copy:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import seconds
 from strategies import new_embeddings, new_geoids, new_metrics, new_portals, unit
 
 from kimera_sql import CopyError, SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, transitions
@@ -45,22 +47,34 @@ def server_conn(database: str) -> Iterator[Connection]:
 
 def fill(conn: Connection) -> None:
     states = [
-        geoids.insert(
-            conn,
-            geoids.NewGeoid(
-                state_vector=unit(number),
-                entropy=number / 7,
-                coherence_factor=-0.0,
-                energy_level=1e300,
-                metadata={"number": number, "float": 1e22, "deep": [{"text": "ä"}, None, True]},
-                creation_context="" if number % 2 else None,
-                tags=["a", "b"][: number % 3],
-            ),
+        geoids.NewGeoid(
+            state_vector=unit(number),
+            entropy=number / 7,
+            coherence_factor=-0.0,
+            energy_level=1e300,
+            metadata={"number": number, "float": 1e22, "deep": [{"text": "ä"}, None, True]},
+            creation_context="" if number % 2 else None,
+            tags=["a", "b"][: number % 3],
+            timestamp=seconds(number / 7),
+            id=UUID(int=number),
         )
         for number in range(1500)
     ]
-    for one, other in itertools.pairwise(states):
-        transitions.record(conn, one.id, other.id, "next", energy=0.1, error=1e-17)
+    geoids.insert_many(conn, states)
+    transitions.insert_many(
+        conn,
+        [
+            transitions.NewTransition(
+                source_id=UUID(int=number),
+                target_id=UUID(int=number + 1),
+                transition_energy=0.1,
+                conservation_error=1e-17,
+                transition_type="next",
+                timestamp=seconds(number / 3),
+            )
+            for number in range(1499)
+        ],
+    )
     embeddings.insert(conn, embeddings.NewEmbedding(text_content="a\nb", embedding=unit(7), source="s"))
     portals.insert(
         conn,
@@ -140,6 +154,44 @@ def test_a_row_that_arrives_otherwise_is_an_error(file: Connection, server_conn:
     assert geoids.count(server_conn) == 0
 
 
+@pytest.fixture(params=["to PostgreSQL", "to SQLite"])
+def ends(request: pytest.FixtureRequest, file: Connection, server_conn: Connection) -> tuple[Connection, Connection]:
+    """A source that has a metric and a table of its user, and a target; in both directions."""
+    source, target = (file, server_conn) if request.param == "to PostgreSQL" else (server_conn, file)
+    metrics.record(source, "number", 1, component="test")
+    source.execute("CREATE TABLE dreams (id INTEGER)")
+    source.commit()
+    return source, target
+
+
+def test_an_unknown_table_is_refused_by_name_and_nothing_is_copied(ends: tuple[Connection, Connection]) -> None:
+    source, target = ends
+    with pytest.raises(CopyError, match=r"^dreams: not known to .*\(--leave-out TABLE\); nothing was copied$"):
+        copy(source, target)
+    assert everything(target) == [[]] * 5
+
+
+def test_all_unknown_tables_are_named_but_those_left_out(ends: tuple[Connection, Connection]) -> None:
+    source, target = ends
+    source.execute("CREATE TABLE moods (id INTEGER)")
+    source.execute("CREATE TABLE words (id INTEGER)")
+    source.commit()
+    with pytest.raises(CopyError, match=r"^dreams, moods, words: "):
+        copy(source, target)
+    with pytest.raises(CopyError, match=r"^dreams, words: "):
+        copy(source, target, leave_out=["moods"])
+    assert everything(target) == [[]] * 5
+
+
+def test_a_table_that_is_left_out_lets_the_rest_go(ends: tuple[Connection, Connection]) -> None:
+    source, target = ends
+    copied = copy(source, target, leave_out=["dreams"])
+    assert [table.rows for table in copied] == [0, 0, 0, 0, 1]
+    assert everything(target) == everything(source)
+    with pytest.raises((psycopg.errors.UndefinedTable, sqlite3.OperationalError), match="dreams"):
+        target.execute("SELECT id FROM dreams")
+
+
 @settings(max_examples=10)
 @given(data=st.data())
 def test_whatever_a_database_holds_arrives_as_it_is(
@@ -181,6 +233,20 @@ def test_the_command_moves_a_development_database(path: Path, file: Connection, 
     assert "the target has the id" in again.stderr
     skipped = command(path, empty_database, "--from", "sqlite", "--to", "postgres", "--skip-existing")
     assert skipped.returncode == 0
+
+
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "postgres"), ("postgres", "sqlite")])
+def test_the_command_leaves_out_what_it_is_told_to(path: Path, database: str, source: str, target: str) -> None:
+    arguments = ("--from", source, "--to", target)
+    with sqlite3.connect(path) as file, psycopg.connect(database) as server:
+        (file if source == "sqlite" else server).execute("CREATE TABLE dreams (id INTEGER)")
+    file.close()
+    refused = command(path, database, *arguments)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("kimera-sql: dreams: not known to kimera_sql")
+    moved = command(path, database, *arguments, "--leave-out", "dreams")
+    assert (moved.returncode, moved.stderr) == (0, "")
+    assert "geoid_states                    0 copied          0 skipped" in moved.stdout
 
 
 @pytest.mark.parametrize(

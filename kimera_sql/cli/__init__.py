@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     signal.signal(signal.SIGTERM, _terminate)
     warnings.formatwarning = lambda message, *_, **__: f"kimera-sql: {message}\n"
-    parser, commands = _parser()
-    arguments = parser.parse_args(_name_folder(list(sys.argv[1:] if argv is None else argv), commands))
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = arguments.run(arguments) or 0
     except BrokenPipeError:
@@ -48,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kimera-sql: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return a command line as its options and the function that runs it. A wrong usage exits with 2."""
+    parser, commands = _parser()
+    return parser.parse_args(_name_folder(list(argv), commands))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

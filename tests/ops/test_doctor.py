@@ -13,8 +13,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import run
-from conftest import Server
 from fix_monitoring import connected, fill, grant, only, own_server, until
+from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import SqlitePool, metrics

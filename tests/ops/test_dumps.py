@@ -17,8 +17,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from conftest import Server
 from fix_backups import SECRET, children, copied, flip, names
+from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import SqlitePool, UnsupportedByServer

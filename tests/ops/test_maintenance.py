@@ -18,7 +18,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from conftest import Server
+from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
 

@@ -15,9 +15,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from conftest import Server
 from fix_clusters import NAMES, cluster, standby
 from fix_monitoring import connected, fill, grant, only, own_server, until
+from fix_servers import Server
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import PoolTimeout

@@ -18,9 +18,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from conftest import Server
 from fix_backups import SECRET, copied, fill, flip
 from fix_clusters import arguments_of_all
+from fix_servers import Server
 from psycopg import sql as composed
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import run
-from conftest import Server
 from fix_backups import copied, flip, names
+from fix_servers import Server
 
 from kimera_sql import InvalidValue
 from kimera_sql.errors import BackupError

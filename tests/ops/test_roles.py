@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import run
-from conftest import Server
+from fix_servers import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from commands import run
-from conftest import Server
+from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import SqlitePool

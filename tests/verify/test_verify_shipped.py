@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Server
+from fix_servers import Server
 from fix_verify import GOOD, RECORDS, STATE, change, found, query
 
 from kimera_sql import add_adapters, geoids, sql

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 import pytest
-from conftest import NAMES, Server
+from fix_servers import NAMES, Server, precisions
 from numpy.typing import NDArray
 from reference import clustered, cosines
 
@@ -26,7 +27,7 @@ KINDS: Final = [
     (server, method, precision)
     for server in NAMES
     for method, precision in (("hnsw", "full"), ("hnsw", "half"), ("hnsw", "binary"), ("ivfflat", "full"))
-    if server != "postgres15" or precision == "full"
+    if precision in precisions(server)
 ]
 
 
@@ -54,12 +55,12 @@ def found(conn: Connection, queries: NDArray[np.float32], stored: int, k: int, *
 
 @pytest.mark.parametrize(("server", "method", "precision"), KINDS)
 def test_what_tune_promises_is_met_on_fresh_queries_before_and_after_inserts(
-    _servers: dict[str, Server],  # noqa: PT019 - which of them is a parameter
+    start: Callable[[str], Server],
     server: str,
     method: Method,
     precision: Precision,
 ) -> None:
-    conninfo = _servers[server].create(template=_servers[server].template)
+    conninfo = start(server).create(template=start(server).template)
     with closing(psycopg.connect(conninfo, autocommit=True)) as conn:
         add_adapters(conn)
         fill(conn, VECTORS[:ROWS])
@@ -77,7 +78,7 @@ def test_what_tune_promises_is_met_on_fresh_queries_before_and_after_inserts(
         fill(conn, VECTORS[ROWS:])
         assert found(conn, FRESH, ROWS + MORE, 10) >= 0.95
         assert found(conn, FRESH, ROWS + MORE, 100) >= 0.95
-    _servers[server].drop(conninfo)
+    start(server).drop(conninfo)
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -13,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from conftest import NAMES, Server
+from fix_servers import NAMES, Server, precisions
 from numpy.typing import NDArray
 from reference import clustered, cosines, seconds
 from strategies import unit
@@ -33,7 +34,7 @@ KINDS: Final = [
     (server, method, precision)
     for server in NAMES
     for method in ("hnsw", "ivfflat")
-    for precision in (("full",) if server == "postgres15" else ("full", "half", "binary"))
+    for precision in precisions(server)
 ]
 
 
@@ -68,23 +69,27 @@ def new_geoid(number: int, vector: NDArray[np.float32]) -> geoids.NewGeoid:
 
 
 @pytest.fixture(scope="module")
-def filled(_servers: dict[str, Server]) -> Iterator[dict[str, str]]:
-    """The conninfo of a database on each server with ROWS states."""
+def filled(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
+    """A function that returns the conninfo of a database with ROWS states on the server of a name."""
     with ExitStack() as stack:
-        made = {}
-        for name, server in _servers.items():
-            made[name] = server.create(template=server.template)
-            stack.callback(server.drop, made[name])
-            with connected(made[name]) as conn:
+
+        @cache
+        def made(name: str) -> str:
+            server = start(name)
+            conninfo = server.create(template=server.template)
+            stack.callback(server.drop, conninfo)
+            with connected(conninfo) as conn:
                 geoids.insert_many(conn, map(new_geoid, range(ROWS), VECTORS))
+            return conninfo
+
         yield made
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
-def searched(request: pytest.FixtureRequest, filled: dict[str, str]) -> Iterator[Searched]:
+def searched(request: pytest.FixtureRequest, filled: Callable[[str], str]) -> Iterator[Searched]:
     """Each server with each kind of index in turn, tuned."""
     server, method, precision = request.param
-    with connected(filled[server]) as conn:
+    with connected(filled(server)) as conn:
         index = indexes.build(conn, "geoid_states", method=method, precision=precision)
         recall.tune(conn, "geoid_states", target=0.95, sample=100)
         yield Searched(conn, index)
@@ -342,7 +347,7 @@ def test_no_diversity_is_a_plain_search(searched: Searched) -> None:
     assert geoids.similar(searched.conn, QUERIES[0], 8, diversity=0) == expected
 
 
-def test_two_connections_search_at_once(searched: Searched, filled: dict[str, str], request: Any) -> None:
+def test_two_connections_search_at_once(searched: Searched) -> None:
     expected = [geoids.similar(searched.conn, query, 10) for query in QUERIES]
 
     def search_all(_: int) -> list[list[geoids.Hit]]:

@@ -1,0 +1,86 @@
+"""Databases of the tests' own, and connections to databases that tests share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+
+import psycopg
+import pytest
+from fix_servers import NAMES, Server
+from fix_twins import asynchronous
+
+from kimera_sql import SqlitePool, add_adapters, migrate
+from kimera_sql.sql import Connection
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The conninfo of a database of the test's own, with the schema."""
+    conninfo = server.create(template=server.template)
+    yield conninfo
+    server.drop(conninfo)
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    """The conninfo of a database of the test's own, with nothing in it."""
+    conninfo = server.create()
+    yield conninfo
+    server.drop(conninfo)
+
+
+@pytest.fixture(scope="session")
+def shared(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
+    """A function that returns the conninfo of a server's database with the schema, or the path of SQLite's file."""
+    with ExitStack() as stack:
+
+        @cache
+        def made(name: str) -> str:
+            if name == "sqlite":
+                path = stack.enter_context(tempfile.TemporaryDirectory(prefix="kimera_test_")) + "/shared.db"
+                with SqlitePool(path) as pool, pool.connection() as conn:
+                    migrate(conn)
+                return path
+            server = start(name)
+            conninfo = server.create(template=server.template)
+            stack.callback(server.drop, conninfo)
+            return conninfo
+
+        yield made
+
+
+@contextmanager
+def _rolled_back(name: str, where: str) -> Iterator[Connection]:
+    if name.startswith("asynchronous-"):
+        with asynchronous(where) as conn:
+            yield conn
+    elif name == "sqlite":
+        with SqlitePool(where) as pool, pool.connection() as file:
+            yield file
+            file.rollback()
+    else:
+        with psycopg.connect(where) as conn:
+            add_adapters(conn)
+            yield conn
+            conn.rollback()
+
+
+@pytest.fixture(params=[*NAMES, "sqlite", *(f"asynchronous-{name}" for name in (*NAMES, "sqlite"))])
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Connection]:
+    """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back.
+
+    In the same turn then to an asynchronous one that looks synchronous; see fix_twins.
+    """
+    with _rolled_back(request.param, shared(request.param.removeprefix("asynchronous-"))) as conn:
+        yield conn
+
+
+@pytest.fixture(params=NAMES)
+def pg_conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[psycopg.Connection]:
+    """The same on each server alone."""
+    with _rolled_back(request.param, shared(request.param)) as conn:
+        assert isinstance(conn, psycopg.Connection)
+        yield conn
