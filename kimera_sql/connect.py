@@ -10,6 +10,7 @@ otherwise, only where no server is configured at all.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
@@ -29,7 +30,7 @@ from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
 from .strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
 from .strategies import conninfo as complete
-from .twins import Lock, call
+from .twins import Lock, call, check_process
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class Pool(ConnectionPool[PooledConnection]):
         self._recycle = settings.pool_recycle
         self._cleared_at = 0.0
         self._clearing = Lock()
+        self._process = os.getpid()
         super().__init__(
             conninfo,
             connection_class=PooledConnection,
@@ -171,7 +173,11 @@ class Pool(ConnectionPool[PooledConnection]):
         )
 
     def getconn(self, timeout: float | None = None) -> PooledConnection:
-        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed."""
+        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed.
+
+        Raises PoolClosed in a process that was forked since the pool was opened.
+        """
+        check_process(self._process)
         try:
             return super().getconn(timeout)
         except PoolTimeout as error:
@@ -182,6 +188,11 @@ class Pool(ConnectionPool[PooledConnection]):
                 ) from None
             cause = self._failures[-1]
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
+        if os.getpid() == self._process:
+            super().close(timeout)
 
     def _vet(self, connection: PooledConnection) -> None:
         try:

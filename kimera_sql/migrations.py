@@ -29,6 +29,10 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     done = []
     if not known:
         raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
+    # With nothing to do it changes nothing, so that whoever may read the database can ask.
+    if not pending(conn, folder=folder):
+        connect.add_adapters(conn)
+        return []
     for path in known:
         with sql.transaction(conn):
             _queries.lock.execute(conn)
@@ -47,9 +51,9 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     return done
 
 
-def pending(conn: Connection) -> list[str]:
+def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     """Return the names of the schema files that *conn*'s database does not have yet. Raises SchemaError as migrate."""
-    known = files(sql.dialect(conn))
+    known = files(sql.dialect(conn), folder)
     applied: dict[str, str] = {}
     if _queries.exists.fetchval(conn, bool):
         applied = dict(_queries.applied.fetchall(conn))

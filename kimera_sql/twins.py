@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar, cast
+
+from psycopg_pool import PoolClosed
 
 T = TypeVar("T")
 
@@ -45,6 +48,15 @@ def call(function: Callable[..., T], *arguments: object) -> T:
 async def acall(function: Callable[..., T], *arguments: object) -> T:
     """Call *function*, which blocks, in a thread."""
     return await asyncio.to_thread(function, *arguments)
+
+
+def check_process(opened_in: int) -> None:
+    """Raise PoolClosed in a process other than the one, *opened_in*, that has opened a pool."""
+    if os.getpid() != opened_in:
+        raise PoolClosed(
+            "this pool was opened by the parent process, and two processes cannot share a connection: open a pool in "
+            "the child"
+        )
 
 
 Lock = threading.Lock

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 DIMENSIONS = 1024
 """Dimensions of every stored vector."""
 
+MAX_DIMENSIONS = 16_000
+"""pgvector's limit of a VECTOR (VECTOR_MAX_DIM in its vector.h)."""
+
 MIN_NORM, MAX_NORM = 1e-15, 1e18
 """Euclidean norms between which cosine distance is exact to single precision.
 
@@ -47,8 +50,8 @@ VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | pgvector.V
 def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIMENSIONS) -> Vector:
     """Check *value* and return it as a read-only float32 array of shape (dimensions,).
 
-    A float32 array that is already read-only is returned as it is; anything else is copied, so that later
-    changes to *value* do not reach the result. float64 is rounded to the nearest float32.
+    A float32 array that nobody can change is returned as it is. Anything else is copied, a read-only view of an array
+    that can change too, so that later changes to *value* do not reach the result. float64 is rounded to float32.
 
     Raises VectorError, whose message begins with *field*, for a wrong type or shape, NaN, infinity, a number
     beyond float32, the zero vector, or a norm outside [MIN_NORM, MAX_NORM].
@@ -72,7 +75,7 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
     if array.dtype.kind not in "fiu":
         raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
-        if array.dtype == np.float32 and not array.flags.writeable:
+        if _is_settled(array):
             checked: Vector = cast(Vector, array)
         else:
             checked = array.astype(np.float32)
@@ -82,6 +85,12 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
         if not MIN_NORM**2 <= squared <= MAX_NORM**2:
             _refuse(array, field)
     return checked
+
+
+def _is_settled(array: NDArray[Any]) -> bool:
+    """Return whether *array* is a float32 array in one piece that nobody can change: it, or the bytes that it views."""
+    owned = array.base is None or isinstance(array.base, bytes)
+    return array.dtype == np.float32 and not array.flags.writeable and array.flags.c_contiguous and owned
 
 
 def _refuse(array: NDArray[Any], field: str) -> None:
@@ -111,15 +120,24 @@ def same(self: DataclassInstance, other: object) -> bool:
     return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
 
-def _binary(array: NDArray[Any], component: str) -> bytes:
+def _check_sent(array: NDArray[Any]) -> None:
+    """Raise VectorError for an array that would lose a part of it on the way to the server."""
     if array.ndim != 1:
         raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    if array.dtype.kind not in "fiu" or isinstance(array, np.ma.MaskedArray):
+        kind = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise VectorError(f"vector: expected real numbers, got {kind}")
+    if array.size > MAX_DIMENSIONS:
+        raise VectorError(f"vector: {array.size:,} dimensions; pgvector's VECTOR has at most {MAX_DIMENSIONS:,}")
+
+
+def _binary(array: NDArray[Any], component: str) -> bytes:
+    _check_sent(array)
     return struct.pack(">HH", array.size, 0) + array.astype(component).tobytes()
 
 
 def _text(array: NDArray[Any]) -> bytes:
-    if array.ndim != 1:
-        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    _check_sent(array)
     # repr of a Python float is exact, and exact decimals survive the server's rounding to float32.
     return str(array.tolist()).encode()
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psycopg
 
-from kimera_sql import aio
+from kimera_sql import aio, sql
 from kimera_sql.aio.sqlite import connect as open_file
 
 TWINS: Final = (
@@ -122,6 +122,20 @@ def _dispatch() -> None:
                 setattr(ours, function, dispatching(value, getattr(theirs, function)))
 
 
+def _dispatch_queries() -> None:
+    for name in ("__call__", "fetchall", "fetchone", "fetchval", "execute", "copy", "stream"):
+        ours, theirs = getattr(sql.Query, name), getattr(aio.sql.Query, name)
+
+        def called(query: Any, conn: Any, *given: Any, _ours: Any = ours, _theirs: Any = theirs, **named: Any) -> Any:
+            if not isinstance(conn, Blocking):
+                return _ours(query, conn, *given, **named)
+            twin = aio.sql.Query(query.entity, query.name, query.folder, query.records)
+            return blocking(functools.partial(_theirs, twin)(conn._target, *given, **named), conn._runner)
+
+        setattr(sql.Query, name, functools.wraps(ours)(called))
+
+
+_dispatch_queries()
 _dispatch()  # before any test module takes a function by its name
 
 

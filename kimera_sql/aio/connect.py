@@ -9,6 +9,7 @@ otherwise, only where no server is configured at all.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
@@ -26,7 +27,7 @@ from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
 from ..strategies import conninfo as complete
-from ..twins import ALock, acall
+from ..twins import ALock, acall, check_process
 from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
 
@@ -156,6 +157,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         self._recycle = settings.pool_recycle
         self._cleared_at = 0.0
         self._clearing = ALock()
+        self._process = os.getpid()
         super().__init__(
             conninfo,
             connection_class=AsyncPooledConnection,
@@ -172,7 +174,11 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         )
 
     async def getconn(self, timeout: float | None = None) -> AsyncPooledConnection:
-        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed."""
+        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed.
+
+        Raises PoolClosed in a process that was forked since the pool was opened.
+        """
+        check_process(self._process)
         try:
             return await super().getconn(timeout)
         except PoolTimeout as error:
@@ -183,6 +189,11 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 ) from None
             cause = self._failures[-1]
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
+        if os.getpid() == self._process:
+            await super().close(timeout)
 
     async def _vet(self, connection: AsyncPooledConnection) -> None:
         try:

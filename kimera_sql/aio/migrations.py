@@ -28,6 +28,10 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     done = []
     if not known:
         raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
+    # With nothing to do it changes nothing, so that whoever may read the database can ask.
+    if not await pending(conn, folder=folder):
+        await connect.add_adapters(conn)
+        return []
     for path in known:
         async with sql.transaction(conn):
             await _queries.lock.execute(conn)
@@ -46,9 +50,9 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     return done
 
 
-async def pending(conn: Connection) -> list[str]:
+async def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     """Return the names of the schema files that *conn*'s database does not have yet. Raises SchemaError as migrate."""
-    known = files(sql.dialect(conn))
+    known = files(sql.dialect(conn), folder)
     applied: dict[str, str] = {}
     if await _queries.exists.fetchval(conn, bool):
         applied = dict(await _queries.applied.fetchall(conn))

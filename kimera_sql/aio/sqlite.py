@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import aiosqlite
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from .. import sqlite
+from ..twins import check_process
 
 
 class Connection(aiosqlite.Connection):
@@ -41,12 +43,13 @@ class SqlitePool:
     """
 
     def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0) -> None:
-        self.path = Path(path)
+        self.path = sqlite.named(path)
         self._timeout = timeout
         self._size = size
         self._free = asyncio.BoundedSemaphore(size)
         self._idle: deque[Connection] = deque()
         self._closed = False
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"SqlitePool({str(self.path)!r})"
@@ -66,7 +69,7 @@ class SqlitePool:
     async def close(self) -> None:
         """Close the idle connections; one that is in use is closed when it comes back."""
         self._closed = True
-        while self._idle:
+        while self._idle and os.getpid() == self._process:
             await self._idle.popleft().close()
 
     @asynccontextmanager
@@ -74,6 +77,7 @@ class SqlitePool:
         """Lend a connection; raises PoolTimeout when none is free for *timeout* seconds, PoolClosed after close."""
         if self._closed:
             raise PoolClosed("the pool is closed")
+        check_process(self._process)
         seconds = self._timeout if timeout is None else timeout
         try:
             await asyncio.wait_for(self._free.acquire(), seconds)

@@ -6,23 +6,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from ..errors import InvalidValue
 from ..sql.files import Statement
 from ..sql.rows import Row, to_postgres
+from ..twins import Lock
 from ..vectors import keep_loaders
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
 _cursor_numbers = itertools.count(1)
 
+_copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
+"""The connections, by id, whose COPY the code that runs now is giving rows to."""
 
-def _bind(statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+_pipelines: WeakKeyDictionary[Connection, Lock] = WeakKeyDictionary()
+
+
+def _check_free(conn: Connection, what: str) -> None:
+    """Raise InvalidValue where *what* would wait for ever: for the end of a COPY that waits for it."""
+    if id(conn) in _copying.get():
+        raise InvalidValue(
+            f"conn: it is sending items and can run {what} only once they are sent; take what the items are made from "
+            "through another connection"
+        )
+
+
+def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
     statement.check(parameters)
+    _check_free(conn, statement.name)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
@@ -39,7 +58,7 @@ def run(
     keep_loaders(cursor)
     return cursor.execute(
         statement.text,
-        _bind(statement, parameters),
+        _bind(conn, statement, parameters),
         prepare=False if statement.custom_plan and not generic_plan else None,
         binary=True,
     )
@@ -70,6 +89,7 @@ def script(conn: Connection, text: str) -> None:
 
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+    given = _bind(conn, statement, parameters)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
     # No savepoint: closing the iterator early would roll back what the caller has written since.
@@ -79,7 +99,7 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
     ):
         keep_loaders(cursor)
         cursor.itersize = chunk
-        cursor.execute(statement.text, _bind(statement, parameters), binary=True)
+        cursor.execute(statement.text, given, binary=True)
         with suppress(GeneratorExit):
             for row in cursor:
                 yield row
@@ -96,8 +116,12 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
         with atomic(conn), psycopg.Cursor(conn) as cursor:
             with cursor.copy(statement.text) as copy:
                 copy.set_types(statement.types)
-                for row in rows:
-                    copy.write_row([to_postgres(value) for value in row.values()])
+                before = _copying.set(_copying.get() | {id(conn)})
+                try:
+                    for row in rows:
+                        copy.write_row([to_postgres(value) for value in row.values()])
+                finally:
+                    _copying.reset(before)
             return cursor.rowcount
     except psycopg.Error as error:
         _, found, line = (error.diag.context or "").partition(", line ")
@@ -109,12 +133,13 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 @contextmanager
 def pipeline(conn: Connection) -> Iterator[None]:
-    """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
+    """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
 
     By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
     """
     try:
-        with conn.pipeline():
+        # Whoever shares the connection cannot enter the mode while another is in it.
+        with _pipelines.setdefault(conn, Lock()), conn.pipeline():
             yield
     except BaseException as error:
         if not isinstance(error, Exception):
@@ -137,6 +162,7 @@ def snapshot(conn: Connection) -> Iterator[None]:
 @contextmanager
 def atomic(conn: Connection) -> Iterator[None]:
     """Make the block atomic without ending the caller's transaction; see sql.atomic."""
+    _check_free(conn, "a transaction")
     if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         # conn.transaction() would commit at its end. An empty query makes psycopg send the caller's BEGIN first.
         conn.execute("")

@@ -254,7 +254,7 @@ UPDATE geoid_states
 SET tags = COALESCE(tags, '{}') || ARRAY(
     SELECT tag
     FROM unnest(:tags::text[]) WITH ORDINALITY AS new (tag, position)
-    WHERE tag <> ALL (COALESCE(tags, '{}'))
+    WHERE array_position(tags, tag) IS NULL
     GROUP BY tag
     ORDER BY min(position)
 )

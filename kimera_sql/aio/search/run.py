@@ -27,7 +27,7 @@ _queries = Queries("search")
 _VARIED: Final = 5
 """A search with diversity chooses from this many times k rows."""
 
-_HNSW_ALONE: Final = ["hnsw.ef_search", "enable_sort", "plan_cache_mode"]
+_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
 """The settings of an hnsw search without filters."""
 
 

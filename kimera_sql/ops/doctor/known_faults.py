@@ -96,13 +96,4 @@ PGVECTOR_FAULTS: Final = (
         source="https://github.com/pgvector/pgvector/blob/master/CHANGELOG.md#083-2026-06-17",
         checked=date(2026, 11, 27),
     ),
-    PgvectorFault(
-        severity="warning",
-        since=(0,),
-        fixed=(0, 8, 7),
-        found="builds of ivfflat indexes can write past a buffer (fixed in 0.8.7)",
-        advice="update pgvector",
-        source="https://github.com/pgvector/pgvector/issues/1036",
-        checked=date(2026, 11, 27),
-    ),
 )
