@@ -15,15 +15,16 @@ from weakref import WeakKeyDictionary, WeakSet
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from .plan import VectorIndex
+from ..tables import Table
+from .plan import Options, Plan, VectorIndex, decide
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 _FRESH: Final = 30.0
 """Seconds for which a look is valid."""
 
-_MOST_ESTIMATES: Final = 1000
-"""The most filters whose estimates a look keeps."""
+_MOST_REMEMBERED: Final = 1000
+"""The most filters whose estimates a look keeps, and the most plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,16 @@ class Look:
     indexes: tuple[VectorIndex, ...]
     at: float
     changes: int
+    _plans: dict[tuple[int, Options], Plan] = field(default_factory=dict)
     _estimates: dict[str, int] = field(default_factory=dict)
+
+    def plan(self, table: Table, k: int, options: Options) -> Plan:
+        """Return how to search *table* for *k* rows without filters, decided once."""
+        if (k, options) not in self._plans:
+            if len(self._plans) >= _MOST_REMEMBERED:
+                self._plans.clear()
+            self._plans[k, options] = decide(table, self.indexes, k, options, None)
+        return self._plans[k, options]
 
     def estimate(self, filters: str) -> int | None:
         """Return the planner's estimate of how many rows pass *filters*, None if it is not known yet."""
@@ -41,7 +51,7 @@ class Look:
 
     def remember(self, filters: str, rows: int) -> None:
         """Store the estimate *rows* for *filters*."""
-        if len(self._estimates) >= _MOST_ESTIMATES:
+        if len(self._estimates) >= _MOST_REMEMBERED:
             self._estimates.clear()
         self._estimates[filters] = rows
 

@@ -45,10 +45,10 @@ def plan(
         return exactly("SQLite's searches are exact")
     if options.exact:
         return decide(table, (), k, options, None)
-    indexes = (catalogue.look(conn, table)).indexes
-    filtered = any(value is not None for value in where.values()) and any(index.usable for index in indexes)
-    matching = catalogue.matching(conn, table, where, besides or {}) if filtered else None
-    return decide(table, indexes, k, options, matching)
+    seen = catalogue.look(conn, table)
+    if all(value is None for value in where.values()) or not any(index.usable for index in seen.indexes):
+        return seen.plan(table, k, options)
+    return decide(table, seen.indexes, k, options, catalogue.matching(conn, table, where, besides or {}))
 
 
 def rows(

@@ -235,7 +235,7 @@ def test_filters_of_which_one_is_remembered_are_told_apart(searched: Searched) -
 
 
 def test_only_so_many_filters_are_remembered(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "_MOST_ESTIMATES", 2)
+    monkeypatch.setattr(looks, "_MOST_REMEMBERED", 2)
     for most in (0.2, 0.4, 0.6, 0.8, 0.2):
         hits = geoids.similar(searched.conn, QUERIES[0], 5, entropy=(None, most))
         assert len(hits) == 5
