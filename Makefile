@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint verify check clean
+.PHONY: demo test quick lint verify check clean
 
 demo: .venv/demo
 	$(BIN)/kimera-sql demo
@@ -9,8 +9,15 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/pytest
 
+# What a developer wants after each change: nothing slow, the newest server and SQLite alone.
+quick: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/python .ci/twins.py --check
+	$(BIN)/pytest -m "not slow" -k "not postgres15 and not asynchronous"
+
 lint: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/twins.py --check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright

@@ -1,55 +1,84 @@
-"""SQL-first data layer for 1024-dimensional cognitive states in PostgreSQL with pgvector."""
+"""SQL-first data layer for 1024-dimensional cognitive states in PostgreSQL with pgvector.
 
+What is named here is imported when it is first used, so that the pytest plug-in, which every run of pytest loads, needs
+neither numpy nor a database driver.
+"""
+
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any, Final
 
-from . import embeddings, geoids, metrics, portals, transitions
-from .connect import Pool, add_adapters, open_pool
-from .errors import (
-    BackupError,
-    ConnectionFailed,
-    CopyError,
-    FallbackWarning,
-    InvalidValue,
-    KimeraError,
-    NotFound,
-    QueryError,
-    SchemaError,
-    SettingsError,
-    UnsupportedByServer,
-    VectorError,
-)
-from .migrations import migrate
-from .search import indexes, recall
-from .settings import Settings
-from .sqlite import SqlitePool
+if TYPE_CHECKING:
+    from . import embeddings as embeddings
+    from . import geoids as geoids
+    from . import metrics as metrics
+    from . import portals as portals
+    from . import transitions as transitions
+    from .connect import Pool as Pool
+    from .connect import add_adapters as add_adapters
+    from .connect import open_pool as open_pool
+    from .errors import BackupError as BackupError
+    from .errors import ConnectionFailed as ConnectionFailed
+    from .errors import CopyError as CopyError
+    from .errors import FallbackWarning as FallbackWarning
+    from .errors import InvalidValue as InvalidValue
+    from .errors import KimeraError as KimeraError
+    from .errors import MaintenanceError as MaintenanceError
+    from .errors import NotFound as NotFound
+    from .errors import QueryError as QueryError
+    from .errors import SchemaError as SchemaError
+    from .errors import SettingsError as SettingsError
+    from .errors import UnsupportedByServer as UnsupportedByServer
+    from .errors import VectorError as VectorError
+    from .migrations import migrate as migrate
+    from .search import indexes as indexes
+    from .search import recall as recall
+    from .settings import Settings as Settings
+    from .sqlite import SqlitePool as SqlitePool
+
+_PLACES: Final = {
+    "embeddings": "embeddings",
+    "geoids": "geoids",
+    "metrics": "metrics",
+    "portals": "portals",
+    "transitions": "transitions",
+    "Pool": "connect",
+    "add_adapters": "connect",
+    "open_pool": "connect",
+    "BackupError": "errors",
+    "ConnectionFailed": "errors",
+    "CopyError": "errors",
+    "FallbackWarning": "errors",
+    "InvalidValue": "errors",
+    "KimeraError": "errors",
+    "MaintenanceError": "errors",
+    "NotFound": "errors",
+    "QueryError": "errors",
+    "SchemaError": "errors",
+    "SettingsError": "errors",
+    "UnsupportedByServer": "errors",
+    "VectorError": "errors",
+    "migrate": "migrations",
+    "indexes": "search.indexes",
+    "recall": "search.recall",
+    "Settings": "settings",
+    "SqlitePool": "sqlite",
+}
+"""Where each name is: the module that it is, or the one that has it."""
 
 # An application that sets up no logging is told by exceptions alone.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-__all__ = [
-    "BackupError",
-    "ConnectionFailed",
-    "CopyError",
-    "FallbackWarning",
-    "InvalidValue",
-    "KimeraError",
-    "NotFound",
-    "Pool",
-    "QueryError",
-    "SchemaError",
-    "Settings",
-    "SettingsError",
-    "SqlitePool",
-    "UnsupportedByServer",
-    "VectorError",
-    "add_adapters",
-    "embeddings",
-    "geoids",
-    "indexes",
-    "metrics",
-    "migrate",
-    "open_pool",
-    "portals",
-    "recall",
-    "transitions",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = _PLACES[name]
+    module = importlib.import_module(f".{place}", __name__)
+    value = module if place.rpartition(".")[2] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

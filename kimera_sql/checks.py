@@ -83,6 +83,7 @@ def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
     result = dict(value)
+    _check_keys(field, result)
     try:
         dumped = json.dumps(result, allow_nan=False)
         json.dumps(result, ensure_ascii=False).encode()
@@ -93,10 +94,25 @@ def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _check_keys(field: str, value: Any) -> None:
+    """Refuse keys that are not str: json would make 1 and "1" the same, and keep one of the two."""
+    match value:
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise InvalidValue(f"{field}: a key of a JSON object is a str, got {key!r}")
+                _check_keys(field, item)
+        case list() | tuple():
+            for item in value:
+                _check_keys(field, item)
+
+
 def moment(field: str, value: datetime) -> datetime:
     """A TIMESTAMP WITH TIME ZONE."""
     if not isinstance(value, datetime):
         raise InvalidValue(f"{field}: expected a datetime, got {type(value).__name__}")
+    if value != value:  # pandas' NaT, which is a datetime
+        raise InvalidValue(f"{field}: {value} is no moment; give None for none")
     if value.utcoffset() is None:
         raise InvalidValue(f"{field}: {value.isoformat()} has no time zone; give it one, such as datetime.UTC")
     try:

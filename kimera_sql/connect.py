@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/connect.py by .ci/twins.py: change that one.
 """Finding the database, and the pool of connections to it.
 
 open_pool() asks the strategies in order. One that is not configured, or whose server does not answer, is passed
@@ -8,20 +9,14 @@ otherwise, only where no server is configured at all.
 
 from __future__ import annotations
 
-import functools
 import logging
-import sqlite3
-import threading
-import warnings
+import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final, overload
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
@@ -29,86 +24,18 @@ from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from . import vectors
-from .errors import ConnectionFailed, FallbackWarning, SettingsError
+from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
-from .sql.functions import add_functions
-from .sqlite import SqlitePool
+from .sql import Connection, is_postgres, is_sqlite
+from .sqlite import SqlitePool, add_functions
+from .strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
+from .strategies import conninfo as complete
+from .twins import Lock, call, check_process
 
 logger = logging.getLogger(__name__)
 
-_KIMERA_DEFAULTS: Final = {"host": "localhost", "port": "5432", "dbname": "kimera_swm", "user": "kimera"}
-
-_CONNECTION_DEFAULTS: Final = {
-    "application_name": "Kimera SWM",
-    "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "5",
-    # Keepalives see only idle peers. This bounds, in milliseconds, how long sent data may stay unacknowledged;
-    # it equals idle + interval x count, as TCP_USER_TIMEOUT takes over from the count where both are set.
-    "tcp_user_timeout": "80000",
-}
-
-
 # A server that takes connections, though not this one; and parameters that libpq refuses before it tries
 _ANSWERS: Final = (Ping.OK, Ping.NO_ATTEMPT)
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """One way to the database: a name for messages, and its libpq parameters if it is configured."""
-
-    name: str
-    parameters: Callable[[Settings], Mapping[str, str] | None]
-
-
-def _kimera_credentials(settings: Settings) -> Mapping[str, str] | None:
-    if settings.credentials is None:
-        return None
-    return {**_KIMERA_DEFAULTS, **settings.credentials}
-
-
-def _database_url(settings: Settings) -> Mapping[str, str] | None:
-    if settings.database_url is None:
-        return None
-    return parse(settings.database_url, source="DATABASE_URL")
-
-
-STRATEGIES: Final = (
-    Strategy("KIMERA_DB_*", _kimera_credentials),
-    Strategy("DATABASE_URL", _database_url),
-)
-
-
-def parse(conninfo: str, *, source: str = "conninfo") -> dict[str, str]:
-    """Return the libpq parameters of *conninfo*: a URL, SQLAlchemy's form of one, or keyword=value pairs.
-
-    Raises SettingsError, which names *source* and never repeats *conninfo*: it can hold a password.
-    """
-    scheme, separator, rest = conninfo.strip().partition("://")
-    if separator and "=" not in scheme:
-        if scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError(f"{source}: expected a URL that begins with postgresql://")
-        conninfo = f"postgresql://{rest}"
-    try:
-        parameters = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-    except psycopg.Error:
-        raise SettingsError(f"{source}: neither a postgresql:// URL nor keyword=value pairs") from None
-    if not parameters:
-        raise SettingsError(f"{source}: empty; give a postgresql:// URL or leave it out")
-    # An @ or / that was not escaped leaves a part of the password in one of these, so they are not repeated.
-    if "@" in parameters.get("host", "") or "@" in parameters.get("dbname", ""):
-        raise SettingsError(f"{source}: write special characters of the password as %XX (@ is %40, / is %2F)")
-    _check_port(parameters, source)
-    return parameters
-
-
-def _check_port(parameters: Mapping[str, str], source: str) -> None:
-    ports = parameters.get("port", "").split(",")
-    if not all(not port or (port.isdecimal() and 0 < int(port) < 2**16) for port in ports):
-        raise SettingsError(
-            f"{source}: the port is not a number from 1 to 65535; in a URL, write special characters as %XX"
-        )
 
 
 @overload
@@ -138,13 +65,15 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
             attempts.append(f"{strategy.name}: not set")
             continue
         configured = True
-        full = _conninfo(parameters, settings, strategy.name)
+        full = complete(parameters, settings, strategy.name)
         if cause := _try(full, parameters):
-            attempts.append(f"{strategy.name} ({_target(parameters)}): {cause}")
+            attempts.append(f"{strategy.name} ({target(parameters)}): {cause}")
             logger.warning("%s", attempts[-1])
             continue
-        logger.info("%s (%s): connected", strategy.name, _target(parameters))
-        return Pool(full, settings)
+        logger.info("%s (%s): connected", strategy.name, target(parameters))
+        pool = Pool(full, settings)
+        pool.open()
+        return pool
     if conninfo is None:
         if settings.sqlite_fallback == "always" or (settings.sqlite_fallback == "unconfigured" and not configured):
             return _sqlite_pool(settings)
@@ -155,33 +84,25 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
     )
 
 
-def _conninfo(parameters: Mapping[str, str], settings: Settings, source: str) -> str:
-    _check_port(parameters, source)
-    return make_conninfo("", **{**_CONNECTION_DEFAULTS, "connect_timeout": str(settings.connect_timeout), **parameters})
-
-
-def _target(parameters: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={parameters[key]}" for key in ("host", "port", "dbname", "user") if key in parameters)
-
-
 def _try(conninfo: str, parameters: Mapping[str, str]) -> str | None:
     """Connect once, and return why the server could not be reached, None if it could.
 
     Raises ConnectionFailed if it answered and refused.
     """
     try:
-        psycopg.connect(conninfo).close()
+        tried = psycopg.Connection.connect(conninfo)
+        tried.close()
     except psycopg.OperationalError as error:
-        cause = _redact(str(error).strip(), parameters)
+        cause = redact(str(error).strip(), parameters)
         # libpq tells no error code of a failed connection; a ping tells whether there is a server.
-        unreachable = isinstance(error, ConnectionTimeout) or PGconn.ping(conninfo.encode()) not in _ANSWERS
+        unreachable = isinstance(error, ConnectionTimeout) or call(PGconn.ping, conninfo.encode()) not in _ANSWERS
         if not unreachable:
             raise ConnectionFailed(
-                f"the server answered and refused, so nothing else was tried:\n  {_target(parameters)}: {cause}"
+                f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
         return cause
     except psycopg.ProgrammingError as error:
-        raise SettingsError(_redact(str(error), parameters)) from None
+        raise SettingsError(redact(str(error), parameters)) from None
     return None
 
 
@@ -189,24 +110,10 @@ def _sqlite_pool(settings: Settings) -> SqlitePool:
     pool = SqlitePool(
         settings.sqlite_path, size=settings.pool_size + settings.pool_overflow, timeout=settings.pool_timeout
     )
+    pool.open()
     logger.info("SQLite (%s): opened", pool.path)
-    _warn_of_fallback(pool.path.absolute())
+    warn_of_fallback(pool.path.absolute())
     return pool
-
-
-@functools.cache  # once for each file
-def _warn_of_fallback(path: Path) -> None:
-    warnings.warn(
-        f"no PostgreSQL server serves: using the SQLite file {path}. Set KIMERA_DB_HOST and its companions or "
-        "DATABASE_URL for a server, or KIMERA_SQLITE_FALLBACK=never to get an error instead",
-        FallbackWarning,
-        stacklevel=4,
-    )
-
-
-def _redact(message: str, parameters: Mapping[str, str]) -> str:
-    password = parameters.get("password")
-    return message.replace(password, "***") if password else message
 
 
 class PooledConnection(psycopg.Connection[TupleRow]):
@@ -248,7 +155,8 @@ class Pool(ConnectionPool[PooledConnection]):
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
         self._cleared_at = 0.0
-        self._clearing = threading.Lock()
+        self._clearing = Lock()
+        self._process = os.getpid()
         super().__init__(
             conninfo,
             connection_class=PooledConnection,
@@ -261,11 +169,15 @@ class Pool(ConnectionPool[PooledConnection]):
             configure=add_adapters,
             check=self._vet,
             name="kimera_sql",
-            open=True,
+            open=False,
         )
 
     def getconn(self, timeout: float | None = None) -> PooledConnection:
-        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed."""
+        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed.
+
+        Raises PoolClosed in a process that was forked since the pool was opened.
+        """
+        check_process(self._process)
         try:
             return super().getconn(timeout)
         except PoolTimeout as error:
@@ -276,6 +188,11 @@ class Pool(ConnectionPool[PooledConnection]):
                 ) from None
             cause = self._failures[-1]
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
+        if os.getpid() == self._process:
+            super().close(timeout)
 
     def _vet(self, connection: PooledConnection) -> None:
         try:
@@ -293,18 +210,18 @@ class Pool(ConnectionPool[PooledConnection]):
             raise
 
 
-def add_adapters(connection: psycopg.Connection[Any] | sqlite3.Connection) -> None:
+def add_adapters(connection: Connection) -> None:
     """Make a connection of your own ready for the entities' functions; a pool's connections are.
 
     On PostgreSQL it registers the vector adapters, or nothing while the database has no pgvector; on SQLite the SQL
     functions that the queries use.
     """
-    if isinstance(connection, sqlite3.Connection):
+    if is_sqlite(connection):
         add_functions(connection)
-        return
-    vector = TypeInfo.fetch(connection, "vector")
-    if vector is None:
-        return
-    vectors.register(connection, vector, TypeInfo.fetch(connection, "halfvec"))
-    if isinstance(connection, PooledConnection):
-        connection.has_vectors = True
+    elif is_postgres(connection):
+        types = [TypeInfo.fetch(connection, name) for name in vectors.TYPES]
+        if types[0] is None:
+            return
+        vectors.register(connection, filter(None, types))
+        if isinstance(connection, PooledConnection):
+            connection.has_vectors = True

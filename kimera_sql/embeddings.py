@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/embeddings.py by .ci/twins.py: change that one.
 """Semantic embeddings: texts with their 1024-dimensional vectors."""
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from .model.embeddings import (
     values,
     where,
 )
-from .search import Explanation, Options, run
+from .search import run
+from .search.plan import Explanation, Options
 from .sql import Connection
 from .tables import VECTOR_TABLES
+from .twins import value
 from .vectors import VectorLike, as_vector
 
 __all__ = [
@@ -172,6 +175,6 @@ def get_or_create(
             _queries.lock_text.execute(conn, text_content=text)
             found = _queries.find_by_text.fetchone(conn, Embedding, **key)
             if found is None:
-                new = NewEmbedding(text_content=text, embedding=embed(text), source=source, metadata=described)
+                new = NewEmbedding(text_content=text, embedding=value(embed(text)), source=source, metadata=described)
                 return insert(conn, new)
     return found

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/entity.py by .ci/twins.py: change that one.
 """What the five entities have in common: the same seven functions over queries of the same names."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from . import checks, sql
 from .errors import InvalidValue, NotFound
 from .sql import Connection
 from .sql.rows import decode, mapper
+from .twins import each
 
 New = TypeVar("New")
 Record = TypeVar("Record", bound="_Identified")
@@ -78,7 +80,9 @@ class Entity(Generic[New, Record, Id]):
         now = self._queries.now.fetchval(conn, datetime)
 
         def rows() -> Iterator[dict[str, Any]]:
-            for number, item in enumerate(items):
+            number = -1
+            for item in each(items):
+                number += 1
                 try:
                     values = self._values(item)
                 except InvalidValue as error:
@@ -99,7 +103,7 @@ class Entity(Generic[New, Record, Id]):
 
     def insert_as_they_are(self, conn: Connection, records: Iterable[Record]) -> int:
         """Insert *records* with their ids and times, all or none, and return how many there were."""
-        rows = ({"id": record.id, **self._values(record)} for record in records)
+        rows = ({"id": record.id, **self._values(record)} for record in each(records))
         inserted = self._copy_with_ids.copy(conn, rows)
         if self._advance_ids is not None:
             self._advance_ids.fetchval(conn, int)

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/geoids.py by .ci/twins.py: change that one.
 """Geoid states: 1024-dimensional vectors with entropy, coherence, energy, metadata and tags."""
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from . import checks, sql
 from .entity import Entity
 from .errors import NotFound
 from .model.geoids import Filters, Geoid, GeoidSummary, Hit, NewGeoid, values, where
-from .search import Explanation, Options, run
+from .search import run
+from .search.plan import Explanation, Options
 from .sql import Connection
 from .tables import VECTOR_TABLES
 from .vectors import Vector, VectorLike, as_vector
@@ -91,7 +93,8 @@ def similar(
     Raises VectorError for a vector that cannot be searched for.
     """
     options = Options(exact, probes, ef_search, recall)
-    return _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, with_vectors, diversity)[0]
+    (found,) = _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, with_vectors, diversity)
+    return found
 
 
 def similar_to(
@@ -112,7 +115,8 @@ def similar_to(
     vector = _queries.vector_of.fetchval(conn, np.ndarray, id=checks.identifier("id", id))
     if vector is None:
         raise NotFound(f"no row has the id {id}")
-    return _nearest(conn, [vector], k, filters, options, {"other_than": id}, with_vectors, diversity)[0]
+    (found,) = _nearest(conn, [vector], k, filters, options, {"other_than": id}, with_vectors, diversity)
+    return found
 
 
 def similar_many(

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/metrics.py by .ci/twins.py: change that one.
 """System metrics: measurements over time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/portals.py by .ci/twins.py: change that one.
 """Portal configurations: the ways between dimensions, and what they cost."""
 
 from __future__ import annotations

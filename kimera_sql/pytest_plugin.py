@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-import psycopg
 import pytest
 
 
@@ -20,18 +19,21 @@ class Verify(Protocol):
         *,
         conninfo: str | None = None,
         stub: Path | str | None = None,
+        async_stub: Path | str | None = None,
     ) -> None: ...
 
 
 @pytest.fixture
 def kimera_verify() -> Verify:
-    """A function that fails the test with all that is wrong with the queries of a folder; see verify.verify.
+    """A function that fails the test with all that is wrong with the queries of a folder; see verify.verify_queries.
 
     They are prepared on the database of *conninfo*, and without one compared with the folder's snapshot.
     """
     # Not at the top: this module is imported by every run of pytest where kimera_sql is installed.
+    import psycopg
+
     from .connect import add_adapters
-    from .verify.run import verify
+    from .verify import verify_queries
 
     def check(
         folder: Path | str,
@@ -39,13 +41,14 @@ def kimera_verify() -> Verify:
         *,
         conninfo: str | None = None,
         stub: Path | str | None = None,
+        async_stub: Path | str | None = None,
     ) -> None:
         if conninfo is None:
-            report = verify(None, folder, records, stub=stub)
+            report = verify_queries(None, folder, records, stub=stub, async_stub=async_stub)
         else:
             with psycopg.connect(conninfo) as conn:
                 add_adapters(conn)
-                report = verify(conn, folder, records, stub=stub)
+                report = verify_queries(conn, folder, records, stub=stub, async_stub=async_stub)
         if report.faults:
             pytest.fail("\n".join(map(str, report.faults)), pytrace=False)
 

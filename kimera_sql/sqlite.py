@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -12,8 +13,9 @@ from typing import Final
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from .errors import ConnectionFailed, UnsupportedByServer
-from .sql.functions import add_functions
+from .errors import ConnectionFailed, SettingsError, UnsupportedByServer
+from .sql.functions import add_functions as add_functions
+from .twins import check_process
 
 OLDEST: Final = (3, 37)
 """The first SQLite that has STRICT tables."""
@@ -49,6 +51,16 @@ def connect(path: Path | str) -> sqlite3.Connection:
     return conn
 
 
+def named(path: Path | str) -> Path:
+    """Return *path*, of a file that several connections can open. Raises SettingsError for a database in memory."""
+    if str(path) in ("", ":memory:") or str(path).startswith("file:"):
+        raise SettingsError(
+            f"{str(path)!r}: each connection of a pool would have a database of its own; name a file, or use one "
+            "connection (kimera_sql.sqlite.connect)"
+        )
+    return Path(path)
+
+
 class SqlitePool:
     """Connections to one SQLite file, with the contract of psycopg's pool.
 
@@ -57,12 +69,13 @@ class SqlitePool:
     """
 
     def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0) -> None:
-        self.path = Path(path)
+        self.path = named(path)
         self._timeout = timeout
         self._size = size
         self._free = threading.BoundedSemaphore(size)
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._process = os.getpid()
         # Fails here, and not at the first use, when there can be no such file.
         self._idle.append(connect(self.path))
 
@@ -75,10 +88,13 @@ class SqlitePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def open(self) -> None:
+        """Do nothing: the pool is open as soon as it is made, as psycopg's pool is."""
+
     def close(self) -> None:
         """Close the idle connections; one that is in use is closed when it comes back."""
         self._closed = True
-        while self._idle:
+        while self._idle and os.getpid() == self._process:
             self._idle.popleft().close()
 
     @contextmanager
@@ -86,6 +102,7 @@ class SqlitePool:
         """Lend a connection; raises PoolTimeout when none is free for *timeout* seconds, PoolClosed after close."""
         if self._closed:
             raise PoolClosed("the pool is closed")
+        check_process(self._process)
         seconds = self._timeout if timeout is None else timeout
         if not self._free.acquire(timeout=seconds):
             raise PoolTimeout(f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use")

@@ -1,3 +1,4 @@
+# Generated from kimera_sql/aio/transitions.py by .ci/twins.py: change that one.
 """Cognitive transitions: the directed steps between geoid states."""
 
 from __future__ import annotations

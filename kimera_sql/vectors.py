@@ -6,14 +6,17 @@ dimensions, and zero), then the components as big-endian IEEE 754 floats.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
+import pgvector
 from numpy.typing import NDArray
+from pgvector.psycopg import bit, halfvec, sparsevec, vector
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 DIMENSIONS = 1024
 """Dimensions of every stored vector."""
 
+MAX_DIMENSIONS = 16_000
+"""pgvector's limit of a VECTOR (VECTOR_MAX_DIM in its vector.h)."""
+
 MIN_NORM, MAX_NORM = 1e-15, 1e18
 """Euclidean norms between which cosine distance is exact to single precision.
 
@@ -34,29 +40,29 @@ pgvector adds up squares in float32: beyond some 1e19 they overflow and below so
 distance is NaN (seen with 0.5.1 and 0.8.5), which would hide the row from every search.
 """
 
-HALF_MAX = 65504.0
-"""Largest number of half precision (IEEE 754 binary16)."""
-
 Vector: TypeAlias = NDArray[np.float32]
 """A vector as it comes back: float32, shape (1024,), read-only."""
 
-VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float]
-"""What is taken for a vector: a numpy array of float16, float32 or float64, a list or a tuple."""
+VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | pgvector.Vector | pgvector.HalfVector
+"""What is taken for a vector: a numpy array of float16, float32 or float64, a list, a tuple, or pgvector's types."""
 
 
 def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIMENSIONS) -> Vector:
     """Check *value* and return it as a read-only float32 array of shape (dimensions,).
 
-    A float32 array that is already read-only is returned as it is; anything else is copied, so that later
-    changes to *value* do not reach the result. float64 is rounded to the nearest float32.
+    A float32 array that nobody can change is returned as it is. Anything else is copied, a read-only view of an array
+    that can change too, so that later changes to *value* do not reach the result. float64 is rounded to float32.
 
     Raises VectorError, whose message begins with *field*, for a wrong type or shape, NaN, infinity, a number
     beyond float32, the zero vector, or a norm outside [MIN_NORM, MAX_NORM].
     """
     if isinstance(value, np.ma.MaskedArray):
         raise VectorError(f"{field}: a masked array may lack components; fill or drop what is masked")
+    array: NDArray[Any]
     if isinstance(value, np.ndarray):
         array = value
+    elif isinstance(value, (pgvector.Vector, pgvector.HalfVector)):
+        array = value.to_numpy()
     elif isinstance(value, (list, tuple)):
         try:
             array = np.asarray(value)
@@ -69,16 +75,22 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
     if array.dtype.kind not in "fiu":
         raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
-        if array.dtype == np.float32 and not array.flags.writeable:
-            vector: Vector = array
+        if _is_settled(array):
+            checked: Vector = cast(Vector, array)
         else:
-            vector = array.astype(np.float32)
-            vector.flags.writeable = False
+            checked = array.astype(np.float32)
+            checked.flags.writeable = False
         # One product finds NaN, infinity, zero and extreme norms alike.
-        squared = float(np.dot(vector, vector))
+        squared = float(np.dot(checked, checked))
         if not MIN_NORM**2 <= squared <= MAX_NORM**2:
             _refuse(array, field)
-    return vector
+    return checked
+
+
+def _is_settled(array: NDArray[Any]) -> bool:
+    """Return whether *array* is a float32 array in one piece that nobody can change: it, or the bytes that it views."""
+    owned = array.base is None or isinstance(array.base, bytes)
+    return array.dtype == np.float32 and not array.flags.writeable and array.flags.c_contiguous and owned
 
 
 def _refuse(array: NDArray[Any], field: str) -> None:
@@ -108,43 +120,24 @@ def same(self: DataclassInstance, other: object) -> bool:
     return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
 
-class HalfVector:
-    """Marks an array to be sent as HALFVEC; a plain array is sent as VECTOR.
-
-    *value*: one-dimensional numpy array, list or tuple of real numbers, rounded to float16.
-    Raises VectorError for another shape, NaN, infinity or a number past 65504.
-    """
-
-    __slots__ = ("array",)
-
-    def __init__(self, value: VectorLike) -> None:
-        try:
-            wide = np.asarray(value)
-        except ValueError:
-            raise VectorError("halfvec: its items are not all numbers") from None
-        if wide.dtype.kind not in "fiu":
-            raise VectorError(f"halfvec: expected real numbers, got dtype {wide.dtype}")
-        if wide.ndim != 1 or not wide.size:
-            raise VectorError(f"halfvec: expected one dimension, got shape {wide.shape}")
-        with np.errstate(over="ignore"):
-            array = wide.astype(np.float16)
-        if not np.isfinite(array).all():
-            raise VectorError(f"halfvec: NaN, infinity or a number past {HALF_MAX:g} at half precision")
-        self.array = array
-
-    def __repr__(self) -> str:
-        return f"HalfVector({self.array!r})"
+def _check_sent(array: NDArray[Any]) -> None:
+    """Raise VectorError for an array that would lose a part of it on the way to the server."""
+    if array.ndim != 1:
+        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    if array.dtype.kind not in "fiu" or isinstance(array, np.ma.MaskedArray):
+        kind = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise VectorError(f"vector: expected real numbers, got {kind}")
+    if array.size > MAX_DIMENSIONS:
+        raise VectorError(f"vector: {array.size:,} dimensions; pgvector's VECTOR has at most {MAX_DIMENSIONS:,}")
 
 
 def _binary(array: NDArray[Any], component: str) -> bytes:
-    if array.ndim != 1:
-        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    _check_sent(array)
     return struct.pack(">HH", array.size, 0) + array.astype(component).tobytes()
 
 
 def _text(array: NDArray[Any]) -> bytes:
-    if array.ndim != 1:
-        raise VectorError(f"vector: expected one dimension, got shape {array.shape}")
+    _check_sent(array)
     # repr of a Python float is exact, and exact decimals survive the server's rounding to float32.
     return str(array.tolist()).encode()
 
@@ -166,20 +159,6 @@ class _VectorBinaryDumper(Dumper):
 
     def dump(self, obj: NDArray[Any]) -> Buffer | None:
         return _binary(obj, ">f4")
-
-
-class _HalfTextDumper(Dumper):
-    format = Format.TEXT
-
-    def dump(self, obj: HalfVector) -> Buffer | None:
-        return _text(obj.array)
-
-
-class _HalfBinaryDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: HalfVector) -> Buffer | None:
-        return _binary(obj.array, ">f2")
 
 
 class _TextLoader(Loader):
@@ -205,26 +184,55 @@ class _HalfBinaryLoader(Loader):
         return _readonly(np.frombuffer(data, dtype=">f2", offset=4).astype(np.float32))
 
 
-def register(context: AdaptContext, vector: TypeInfo, halfvec: TypeInfo | None) -> None:
-    """Teach *context* (a connection, as a rule) the server's VECTOR and, where it has one, HALFVEC.
+@functools.cache
+def _of_type(dumper: type[Dumper], oid: int) -> type[Dumper]:
+    """Return *dumper* for the server's type *oid*. Cached, because a class for each connection would never be freed."""
+    return type(dumper.__name__, (dumper,), {"oid": oid})
 
-    numpy arrays are then sent as VECTOR and HalfVector as HALFVEC; both come back as read-only float32
-    arrays, through the binary and the text protocol.
+
+# What is sent as each type, and how it comes back; binary last, as psycopg prefers the last one. The types are those of
+# the pgvector client. numpy arrays, VECTOR and HALFVEC are ours: see benchmarks/adapters.py.
+_DUMPERS: Final[Mapping[str, Sequence[tuple[type, type[Dumper], type[Dumper]]]]] = {
+    "vector": (
+        (pgvector.Vector, vector.VectorDumper, vector.VectorBinaryDumper),
+        (np.ndarray, _VectorTextDumper, _VectorBinaryDumper),
+    ),
+    "halfvec": ((pgvector.HalfVector, halfvec.HalfVectorDumper, halfvec.HalfVectorBinaryDumper),),
+    "sparsevec": ((pgvector.SparseVector, sparsevec.SparseVectorDumper, sparsevec.SparseVectorBinaryDumper),),
+    "bit": ((pgvector.Bit, bit.BitDumper, bit.BitBinaryDumper),),
+}
+_LOADERS: Final[Mapping[str, tuple[type[Loader], type[Loader]]]] = {
+    "vector": (_TextLoader, _VectorBinaryLoader),
+    "halfvec": (_TextLoader, _HalfBinaryLoader),
+    "sparsevec": (sparsevec.SparseVectorLoader, sparsevec.SparseVectorBinaryLoader),
+}
+
+TYPES: Final = tuple(_DUMPERS)
+"""The names of the server's types that register wants to know; the last one is PostgreSQL's own."""
+
+
+def register(context: AdaptContext, types: Iterable[TypeInfo]) -> None:
+    """Teach *context* (a connection, as a rule) those of the server's TYPES that it has.
+
+    numpy arrays and pgvector.Vector are then sent as VECTOR, pgvector.HalfVector as HALFVEC, SparseVector as SPARSEVEC
+    and Bit as BIT. VECTOR and HALFVEC come back as read-only float32 arrays, through the binary and the text protocol.
     """
-    _register(context, vector, np.ndarray, (_VectorTextDumper, _VectorBinaryDumper), _VectorBinaryLoader)
-    if halfvec is not None:
-        _register(context, halfvec, HalfVector, (_HalfTextDumper, _HalfBinaryDumper), _HalfBinaryLoader)
+    for info in types:
+        info.register(context)
+        for python_type, *dumpers in _DUMPERS[info.name]:
+            for dumper in dumpers:
+                context.adapters.register_dumper(python_type, _of_type(dumper, info.oid))
+        for loader in _LOADERS.get(info.name, ()):
+            context.adapters.register_loader(info.oid, loader)
 
 
-def _register(
-    context: AdaptContext,
-    info: TypeInfo,
-    cls: type,
-    dumpers: tuple[type[Dumper], type[Dumper]],
-    loader: type[Loader],
-) -> None:
-    info.register(context)
-    for dumper in dumpers:  # binary last: psycopg prefers the last one
-        context.adapters.register_dumper(cls, type(dumper.__name__, (dumper,), {"oid": info.oid}))
-    context.adapters.register_loader(info.oid, _TextLoader)
-    context.adapters.register_loader(info.oid, loader)
+def keep_loaders(cursor: AdaptContext) -> None:
+    """Let *cursor* give arrays even where somebody has registered other loaders on its connection since."""
+    adapters = cursor.adapters
+    info = adapters.types.get("vector")
+    if info is None or adapters.get_loader(info.oid, Format.BINARY) is _VectorBinaryLoader:
+        return
+    for name in ("vector", "halfvec"):
+        if (info := adapters.types.get(name)) is not None:
+            for loader in _LOADERS[name]:
+                adapters.register_loader(info.oid, loader)

@@ -9,12 +9,16 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
-import pytest
 
-pytest.register_assert_rewrite("fix_servers")
-from fix_servers import Server as Server  # noqa: E402 - for tests that are still to import it from there
-
-pytest_plugins = ("fix_servers", "fix_connections")
+pytest_plugins = (
+    "fix_servers",
+    "fix_twins",
+    "fix_connections",
+    "fix_backups",
+    "fix_clusters",
+    "fix_monitoring",
+    "fix_verify",
+)
 
 hypothesis.settings.register_profile(
     "kimera",

@@ -10,6 +10,7 @@ from functools import cache
 import psycopg
 import pytest
 from fix_servers import NAMES, Server
+from fix_twins import asynchronous
 
 from kimera_sql import SqlitePool, add_adapters, migrate
 from kimera_sql.sql import Connection
@@ -53,7 +54,10 @@ def shared(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
 
 @contextmanager
 def _rolled_back(name: str, where: str) -> Iterator[Connection]:
-    if name == "sqlite":
+    if name.startswith("asynchronous-"):
+        with asynchronous(where) as conn:
+            yield conn
+    elif name == "sqlite":
         with SqlitePool(where) as pool, pool.connection() as file:
             yield file
             file.rollback()
@@ -64,10 +68,13 @@ def _rolled_back(name: str, where: str) -> Iterator[Connection]:
             conn.rollback()
 
 
-@pytest.fixture(params=[*NAMES, "sqlite"])
+@pytest.fixture(params=[*NAMES, "sqlite", *(f"asynchronous-{name}" for name in (*NAMES, "sqlite"))])
 def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Connection]:
-    """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back."""
-    with _rolled_back(request.param, shared(request.param)) as conn:
+    """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back.
+
+    In the same turn then to an asynchronous one that looks synchronous; see fix_twins.
+    """
+    with _rolled_back(request.param, shared(request.param.removeprefix("asynchronous-"))) as conn:
         yield conn
 
 

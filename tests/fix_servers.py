@@ -24,8 +24,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kimera_sql import migrate
-from kimera_sql.connect import parse
 from kimera_sql.search import Precision
+from kimera_sql.strategies import parse
 
 if "KIMERA_TEST_DATABASE_URL" in os.environ:
     NAMES = ["url"]

@@ -1,4 +1,4 @@
-"""Random sequences of operations give the same results on SQLite and on PostgreSQL."""
+"""Random sequences of operations give the same results on SQLite and on PostgreSQL, synchronously and not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import UUID
 
 import numpy as np
 import psycopg
+from fix_twins import asynchronous
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -40,28 +41,29 @@ FILTERS = st.fixed_dictionaries(
 )
 
 
-class Both(RuleBasedStateMachine):
-    """Does everything twice, and compares."""
+class Together(RuleBasedStateMachine):
+    """Does everything on several connections, and compares."""
 
-    def __init__(self, one: Connection, other: Connection) -> None:
+    def __init__(self, *connections: Connection) -> None:
         super().__init__()
-        self.one, self.other = one, other
+        self.connections = connections
+        self.one = connections[0]
         self.ids: list[UUID] = []
         self.portals: list[UUID] = []
 
     def teardown(self) -> None:
-        self.one.rollback()
-        self.other.rollback()
+        for conn in self.connections:
+            conn.rollback()
 
-    def both(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def everywhere(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         results = []
-        for conn in (self.one, self.other):
+        for conn in self.connections:
             try:
                 result = function(conn, *arguments, **named)
             except KimeraError as error:
                 result = (type(error), str(error))
             results.append(result)
-        assert same(*results)
+        assert all(same(results[0], result) for result in results[1:])
         return results[0]
 
     def new_id(self, among: list[UUID]) -> UUID:
@@ -85,7 +87,7 @@ class Both(RuleBasedStateMachine):
             metadata=metadata,
             timestamp=at,
         )
-        self.both(geoids.insert, new)
+        self.everywhere(geoids.insert, new)
 
     @rule(vectors=st.lists(VECTORS, max_size=5), at=TIMES)
     def insert_many(self, vectors: list[Any], at: Any) -> None:
@@ -100,30 +102,30 @@ class Both(RuleBasedStateMachine):
             )
             for vector in vectors
         ]
-        self.both(geoids.insert_many, news)
+        self.everywhere(geoids.insert_many, news)
 
     @rule(vector=VECTORS, k=st.integers(1, 20), filters=FILTERS, with_vectors=st.booleans())
     def similar(self, vector: Any, k: int, filters: Any, with_vectors: bool) -> None:
-        self.both(geoids.similar, vector, k, exact=True, with_vectors=with_vectors, **filters)
+        self.everywhere(geoids.similar, vector, k, exact=True, with_vectors=with_vectors, **filters)
 
     @rule(limit=st.integers(1, 20), filters=FILTERS)
     def find(self, limit: int, filters: Any) -> None:
-        self.both(geoids.find, limit=limit, **filters)
+        self.everywhere(geoids.find, limit=limit, **filters)
 
     @rule(data=st.data(), tags=TAGS, changes=JSON)
     def change(self, data: st.DataObject, tags: list[str], changes: Any) -> None:
         id = data.draw(st.sampled_from(self.ids) | st.just(UUID(int=99)))
-        self.both(geoids.add_tags, id, *tags)
-        self.both(geoids.update_metadata, id, changes)
-        self.both(geoids.remove_tags, id, *tags[:1])
-        self.both(geoids.similar_to, id, 3, exact=True)
-        self.both(geoids.get, id)
+        self.everywhere(geoids.add_tags, id, *tags)
+        self.everywhere(geoids.update_metadata, id, changes)
+        self.everywhere(geoids.remove_tags, id, *tags[:1])
+        self.everywhere(geoids.similar_to, id, 3, exact=True)
+        self.everywhere(geoids.get, id)
 
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         id = data.draw(st.sampled_from(self.ids))
         if not transitions.outgoing(self.one, id) and not transitions.incoming(self.one, id):
-            self.both(geoids.delete, id)
+            self.everywhere(geoids.delete, id)
 
     @precondition(lambda self: geoids.count(self.one) > 0)
     @rule(data=st.data(), energy=SMALL, at=TIMES, kind=st.sampled_from(["drift", "Jump", "ähnlich"]))
@@ -140,19 +142,19 @@ class Both(RuleBasedStateMachine):
                 timestamp=at,
             )
         ]
-        self.both(transitions.insert_many, steps)
+        self.everywhere(transitions.insert_many, steps)
 
     @rule(data=st.data(), most=st.integers(1, 6), tolerance=st.floats(0, 1))
     def walk(self, data: st.DataObject, most: int, tolerance: float) -> None:
         one, other = data.draw(st.sampled_from(self.ids)), data.draw(st.sampled_from(self.ids))
-        self.both(transitions.path, one, other, max_steps=most)
-        self.both(transitions.trajectory, one, max_steps=most)
-        self.both(transitions.outgoing, one)
-        self.both(transitions.incoming, one)
-        self.both(transitions.by_type, "Jump", limit=most)
-        self.both(transitions.between, seconds(1), seconds(most))
-        self.both(transitions.energy_balance, since=seconds(1))
-        self.both(transitions.unbalanced, tolerance)
+        self.everywhere(transitions.path, one, other, max_steps=most)
+        self.everywhere(transitions.trajectory, one, max_steps=most)
+        self.everywhere(transitions.outgoing, one)
+        self.everywhere(transitions.incoming, one)
+        self.everywhere(transitions.by_type, "Jump", limit=most)
+        self.everywhere(transitions.between, seconds(1), seconds(most))
+        self.everywhere(transitions.energy_balance, since=seconds(1))
+        self.everywhere(transitions.unbalanced, tolerance)
 
     @rule(ends=st.tuples(st.integers(0, 3), st.integers(0, 3)), energy=st.integers(0, 3), at=TIMES, open=st.booleans())
     def portal(self, ends: tuple[int, int], energy: int, at: Any, open: bool) -> None:
@@ -166,41 +168,42 @@ class Both(RuleBasedStateMachine):
             status="active" if open else "closed",
             creation_timestamp=at,
         )
-        self.both(portals.insert, new)
-        self.both(portals.mark_used, new.id, at=at)
-        self.both(portals.update_parameters, new.id, {"k": energy})
+        self.everywhere(portals.insert, new)
+        self.everywhere(portals.mark_used, new.id, at=at)
+        self.everywhere(portals.update_parameters, new.id, {"k": energy})
 
     @rule(ends=st.tuples(st.integers(0, 3), st.integers(0, 3)), most=st.integers(1, 5))
     def route(self, ends: tuple[int, int], most: int) -> None:
-        self.both(portals.route, *ends, max_steps=most)
-        self.both(portals.between, *ends)
-        self.both(portals.by_status, "active", limit=most)
+        self.everywhere(portals.route, *ends, max_steps=most)
+        self.everywhere(portals.between, *ends)
+        self.everywhere(portals.by_status, "active", limit=most)
 
     @rule(name=st.sampled_from(["load", "Load", "lärm"]), value=SMALL, at=TIMES)
     def measure(self, name: str, value: float, at: Any) -> None:
         new = metrics.NewMetric(metric_name=name, metric_value=value, component=name[0], timestamp=at)
-        self.both(metrics.insert_many, [new])
+        self.everywhere(metrics.insert_many, [new])
 
     @rule(width=st.integers(1, 4), component=st.none() | st.just("l"), at=TIMES)
     def report(self, width: int, component: str | None, at: Any) -> None:
-        self.both(metrics.names)
-        self.both(
+        self.everywhere(metrics.names)
+        self.everywhere(
             metrics.series, "load", bucket=timedelta(seconds=width), since=seconds(0), until=at, component=component
         )
-        newest = [metrics.latest(conn, "load", limit=9) for conn in (self.one, self.other)]
-        assert [metric.metric_value for metric in newest[0]] == [metric.metric_value for metric in newest[1]]
-        self.both(metrics.prune, seconds(1), batch=1)
+        newest = [metrics.latest(conn, "load", limit=9) for conn in self.connections]
+        values = [[metric.metric_value for metric in found] for found in newest]
+        assert all(found == values[0] for found in values)
+        self.everywhere(metrics.prune, seconds(1), batch=1)
 
     @rule(text=st.sampled_from(["a", "b"]), source=st.none() | st.sampled_from(["s", "t"]), seed=st.integers(0, 4))
     def embed(self, text: str, source: str | None, seed: int) -> None:
         ours = [
             embeddings.get_or_create(conn, text, lambda _: unit(seed), source=source).embedding
-            for conn in (self.one, self.other)
+            for conn in self.connections
         ]
-        assert np.array_equal(ours[0], ours[1])
-        hits = [embeddings.similar(conn, unit(9), source=source, exact=True) for conn in (self.one, self.other)]
+        assert all(np.array_equal(ours[0], vector) for vector in ours)
+        hits = [embeddings.similar(conn, unit(9), source=source, exact=True) for conn in self.connections]
         texts = [sorted(f"{hit.embedding.text_content} {hit.embedding.source}" for hit in found) for found in hits]
-        assert texts[0] == texts[1]
+        assert all(found == texts[0] for found in texts)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -214,8 +217,15 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other))
 
 
-def test_sqlite_and_postgres_agree(pg_conn: psycopg.Connection, tmp_path: Any) -> None:
-    with SqlitePool(tmp_path / "kimera.db") as pool, pool.connection() as file:
-        migrate(file)
-        machine: Any = lambda: Both(pg_conn, file)  # noqa: E731 - it stands for the class
+def test_both_databases_and_both_twins_agree(pg_conn: psycopg.Connection, database: str, tmp_path: Any) -> None:
+    for name in ("synchronous.db", "asynchronous.db"):
+        with SqlitePool(tmp_path / name) as pool, pool.connection() as conn:
+            migrate(conn)
+    with (
+        SqlitePool(tmp_path / "synchronous.db") as pool,
+        pool.connection() as file,
+        asynchronous(str(tmp_path / "asynchronous.db")) as file_too,
+        asynchronous(database) as server_too,
+    ):
+        machine: Any = lambda: Together(pg_conn, file, server_too, file_too)  # noqa: E731 - it stands for the class
         run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))

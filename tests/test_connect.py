@@ -27,7 +27,7 @@ from psycopg_pool import PoolTimeout
 from strategies import unit
 
 from kimera_sql import ConnectionFailed, Pool, Settings, SettingsError, embedded, open_pool
-from kimera_sql.connect import parse
+from kimera_sql.strategies import parse
 
 UNREACHABLE = {"host": "127.0.0.1", "port": "1"}
 UNREACHABLE_URL = "postgresql://127.0.0.1:1/other"

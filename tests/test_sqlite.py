@@ -22,13 +22,13 @@ from kimera_sql import (
     SqlitePool,
     UnsupportedByServer,
     add_adapters,
-    connect,
     embeddings,
     geoids,
     metrics,
     migrate,
     open_pool,
     sqlite,
+    strategies,
 )
 from kimera_sql.search import indexes
 from kimera_sql.vectors import Vector
@@ -51,7 +51,7 @@ def pool(path: Path) -> Iterator[SqlitePool]:
 
 @pytest.fixture(autouse=True)
 def _warn_again() -> None:
-    connect._warn_of_fallback.cache_clear()
+    strategies.warn_of_fallback.cache_clear()
 
 
 def add(path: Path, count: int) -> None:

@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pgvector
 import psycopg
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pgvector import HalfVector
+from pgvector.psycopg import register_vector
+from psycopg.adapt import PyFormat
 from psycopg.types import TypeInfo
 from strategies import unit, vectors
 
-from kimera_sql import VectorError
-from kimera_sql.vectors import DIMENSIONS, HalfVector, Vector, VectorLike, as_vector, same
+from kimera_sql import VectorError, add_adapters, geoids
+from kimera_sql.vectors import DIMENSIONS, Vector, as_vector, same
 
 Connection = psycopg.Connection[Any]
 
@@ -224,35 +228,56 @@ def test_an_array_of_two_dimensions_is_not_sent(conn: Connection, placeholder: s
         conn.execute(f"SELECT {placeholder}::vector", [np.ones((2, 3))])
 
 
-@pytest.mark.parametrize("value", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), np.array([1, 2.5], np.float16)])
-def test_a_half_vector_takes_arrays_lists_and_tuples(value: VectorLike) -> None:
-    array = HalfVector(value).array
-    assert array.dtype == np.float16
-    assert array.tolist() == [1, 2.5]
+@pytest.mark.parametrize("kind", [pgvector.Vector, HalfVector])
+def test_the_clients_own_vectors_are_taken(kind: type[Any]) -> None:
+    given = kind(np.arange(1, DIMENSIONS + 1, dtype=np.float16))
+    taken = as_vector(given)
+    assert taken.dtype == np.float32
+    assert (taken.shape, taken.flags.writeable) == ((DIMENSIONS,), False)
+    assert taken.tolist() == given.to_list()
+    with pytest.raises(VectorError, match=r"^field: expected shape \(1024,\), got \(2,\)$"):
+        as_vector(kind([1.0, 2.0]), field="field")
 
 
-HALF_FAULTS: dict[str, tuple[Any, str]] = {
-    "two dimensions": (np.ones((2, 2)), "expected one dimension, got shape (2, 2)"),
-    "no dimension": (1.0, "expected one dimension, got shape ()"),
-    "empty": ([], "expected one dimension, got shape (0,)"),
-    "ragged": ([[1.0], [1.0, 2.0]], "its items are not all numbers"),
-    "strings": (["1", "2"], "expected real numbers, got dtype <U1"),
-    "bools": ([True], "expected real numbers, got dtype bool"),
-    "None": (None, "expected real numbers, got dtype object"),
-    "complex": (np.ones(2, complex), "expected real numbers, got dtype complex128"),
-    "NaN": ([float("nan")], "NaN, infinity or a number past 65504"),
-    "infinity": ([float("inf")], "NaN, infinity or a number past 65504"),
-    "past half precision": ([65520.0], "NaN, infinity or a number past 65504"),
-    "an integer past half precision": (np.array([2**40]), "NaN, infinity or a number past 65504"),
-}
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_the_clients_types_are_sent_as_the_servers(half_conn: Connection, placeholder: str) -> None:
+    for sent, name in (
+        (pgvector.Vector([1.5, 2.5]), "vector"),
+        (HalfVector([1.5, 2.5]), "halfvec"),
+        (pgvector.SparseVector([0, 2.5]), "sparsevec"),
+        (pgvector.Bit([True, False]), "bit"),
+    ):
+        row = half_conn.execute(f"SELECT pg_typeof({placeholder})::text, {placeholder}::text", [sent, sent]).fetchone()
+        assert row == (name, sent.to_text())
 
 
-@pytest.mark.parametrize(("value", "fault"), HALF_FAULTS.values(), ids=HALF_FAULTS)
-def test_a_half_vectors_fault_is_named(value: Any, fault: str) -> None:
-    with pytest.raises(VectorError) as refused:
-        HalfVector(value)
-    assert str(refused.value).startswith("halfvec: ")
-    assert fault in str(refused.value)
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_sparse_vector_comes_back_as_the_clients(half_conn: Connection, binary: bool) -> None:
+    row = half_conn.cursor(binary=binary).execute("SELECT '{2:1.5}/3'::sparsevec").fetchone()
+    assert row == (pgvector.SparseVector([0, 1.5, 0]),)
+
+
+def test_what_somebody_registers_later_changes_nothing_of_ours(conn: Connection) -> None:
+    state = geoids.insert(conn, geoids.NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0))
+    register_vector(conn)
+    row = conn.execute("SELECT state_vector FROM geoid_states").fetchone()
+    assert isinstance(row, tuple)
+    assert isinstance(row[0], pgvector.Vector)
+    streamed = next(geoids.stream(conn))
+    for found in (geoids.get(conn, state.id).state_vector, streamed.state_vector):
+        assert isinstance(found, np.ndarray)
+        assert not found.flags.writeable
+    (hit,) = geoids.similar(conn, unit(1), 1, with_vectors=True)
+    assert isinstance(hit.vector, np.ndarray)
+    geoids.insert_many(conn, [geoids.NewGeoid(state_vector=unit(2), entropy=0, coherence_factor=0, energy_level=0)])
+    assert [state.entropy for state in geoids.get_many(conn, [hit.geoid.id])] == [0]
+
+
+def test_connections_share_the_classes_that_send(conn: Connection) -> None:
+    # A class is never freed: one for each connection would fill the memory of a pool that recycles.
+    before = conn.adapters.get_dumper(np.ndarray, PyFormat.BINARY)
+    add_adapters(conn)
+    assert conn.adapters.get_dumper(np.ndarray, PyFormat.BINARY) is before
 
 
 @dataclass(frozen=True)

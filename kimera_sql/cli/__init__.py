@@ -21,7 +21,7 @@ from ..errors import KimeraError, SettingsError
 from ..migrations import migrate
 from ..settings import Settings
 from ..sqlite import SqlitePool
-from . import backup, index, maintain, monitor, recover, verify
+from . import backup, index, maintain, monitor, recover, restore, verify
 from .connection import pool
 
 
@@ -82,7 +82,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     index.add(commands.add_parser("index", help="vector indexes and their recall"))
 
     backup.add(commands.add_parser("backup", help="dumps, base backups and WAL, and proof that they are good"))
-    backup.add_restore(commands.add_parser("restore", help="restore a dump into a database that is checked first"))
+    restore.add(commands.add_parser("restore", help="restore a dump into a database that is checked first"))
     recover.add(commands.add_parser("recover", help="make a new server that is as this one was at a moment"))
 
     monitor.add_monitor(commands.add_parser("monitor", help="what goes on in the server, and how it is doing"))

@@ -1,25 +1,15 @@
-"""`kimera-sql backup` and `kimera-sql restore`: dumps, and what becomes of backups."""
+"""`kimera-sql backup`: dumps, and what becomes of backups."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import psycopg
-from psycopg.conninfo import make_conninfo
-
-from .. import embedded
-from ..connect import open_pool, parse
 from ..errors import BackupError
-from ..ops.backup import dumps as backup
-from ..ops.backup import restore
-from ..settings import Settings
-from ..sql import Connection, is_postgres
-from . import basebackup
+from ..ops import backup
+from . import base_backups
 from .arguments import add_folder
 from .connection import autocommit
 from .output import add_json, print_json, print_records
@@ -55,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     drill.set_defaults(run=_drill)
 
-    basebackup.add(commands)
+    base_backups.add(commands)
 
     for one in (dump, listing, prune, schedule):
         add_folder(one)
@@ -65,22 +55,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         add_json(one)
 
 
-def add_restore(parser: argparse.ArgumentParser) -> None:
-    """Give *parser* the arguments of `kimera-sql restore`."""
-    parser.add_argument("dump", metavar="DUMP", type=Path)
-    parser.add_argument("--into", metavar="NAME", required=True, help="the database to make")
-    parser.add_argument("--replace", action="store_true", help="let it take the place of a database that is there")
-    parser.add_argument("--drop-old", action="store_true", help="do not keep the database that it replaces")
-    parser.add_argument(
-        "--maintenance-db", metavar="NAME", default="postgres", help="the database to connect to (%(default)s)"
-    )
-    add_json(parser)
-    parser.set_defaults(run=_restore)
-
-
 def _dump(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
-        made = backup.dump(conn, arguments.folder)
+        made = backup.make_dump(conn, arguments.folder)
     if arguments.json:
         print_json(asdict(made))
     else:
@@ -92,18 +69,20 @@ def _dump(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     print_records(
-        backup.existing(arguments.folder), as_json=arguments.json, empty=f"there are no backups in {arguments.folder}"
+        backup.list_backups(arguments.folder),
+        as_json=arguments.json,
+        empty=f"there are no backups in {arguments.folder}",
     )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    paths = arguments.backups or [one.path for one in backup.existing(_folder(arguments))]
+    paths = arguments.backups or [one.path for one in backup.list_backups(_folder(arguments))]
     if not paths:
         raise BackupError(f"there are no backups in {arguments.folder}")
     faults: dict[str, str | None] = {}
     for path in paths:
         try:
-            backup.verify(path)
+            backup.verify_backup(path)
             faults[str(path)] = None
         except BackupError as error:
             faults[str(path)] = str(error)
@@ -116,7 +95,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    removed = backup.prune(
+    removed = backup.prune_backups(
         arguments.folder, keep_days=arguments.keep_days, keep=arguments.keep, dry_run=arguments.dry_run
     )
     print_records(removed, as_json=arguments.json, empty="there is nothing to remove")
@@ -125,16 +104,16 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _schedule(arguments: argparse.Namespace) -> None:
-    print(backup.schedule(arguments.folder, command=shutil.which("kimera-sql") or "kimera-sql"), end="")
+    print(backup.daily_schedule(arguments.folder, command=shutil.which("kimera-sql") or "kimera-sql"), end="")
 
 
 def _drill(arguments: argparse.Namespace) -> int:
     dump = arguments.dump or backup.newest_dump(_folder(arguments))
     if arguments.on_server:
         with autocommit(arguments) as conn:
-            done = restore.drill(dump, conn=conn)
+            done = backup.run_drill(dump, conn=conn)
     else:
-        done = restore.drill(dump)
+        done = backup.run_drill(dump)
     if arguments.json:
         print_json(asdict(done))
     else:
@@ -151,41 +130,3 @@ def _folder(arguments: argparse.Namespace) -> Path:
         raise BackupError("name a backup, or the folder of backups with --dir")
     folder: Path = arguments.folder
     return folder
-
-
-def _restore(arguments: argparse.Namespace) -> None:
-    with _maintenance(arguments) as conn:
-        done = restore.restore(
-            conn, arguments.dump, into=arguments.into, replace=arguments.replace, drop_old=arguments.drop_old
-        )
-    if arguments.json:
-        print_json(asdict(done))
-    else:
-        proof = "as they were dumped" if done.compared else "with no manifest to compare with"
-        print(f"{done.database}: {done.tables} tables, {done.rows:,} rows, {proof}")
-        if done.kept is not None:
-            print(f"the database that it replaced is {done.kept}")
-
-
-@contextmanager
-def _maintenance(arguments: argparse.Namespace) -> Iterator[Connection]:
-    """Open an autocommit connection to the configured server's maintenance database."""
-    name = arguments.maintenance_db
-    settings = replace(Settings.from_env(), pool_size=1, pool_overflow=0, sqlite_fallback="never")
-    if arguments.embedded is not None:
-        with (
-            embedded.server(arguments.embedded) as conninfo,
-            # The role kimera of an embedded server makes no databases.
-            psycopg.connect(make_conninfo(conninfo, dbname=name, user="postgres"), autocommit=True) as conn,
-        ):
-            yield conn
-        return
-    if settings.credentials is not None:
-        settings = replace(settings, credentials={**settings.credentials, "dbname": name})
-    if settings.database_url is not None:
-        parameters = {**parse(settings.database_url, source="DATABASE_URL"), "dbname": name}
-        settings = replace(settings, database_url=make_conninfo("", **parameters))
-    with open_pool(settings=settings) as pool, pool.connection() as conn:
-        if is_postgres(conn):
-            conn.autocommit = True
-        yield conn

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from ..ops import maintenance, tuning
+from ..ops import maintenance, roles, tuning
 from ..search import indexes
 from ..sql import Connection
 from .arguments import size
@@ -218,8 +218,8 @@ def _verdict(check: tuning.Check) -> str:
 
 def _roles(arguments: argparse.Namespace) -> None:
     if arguments.shown:
-        print(maintenance.roles_sql(), end="")
+        print(roles.script(), end="")
         return
     with autocommit(arguments) as conn:
-        maintenance.create_roles(conn)
+        roles.create(conn)
     print("the roles kimera_owner, _app, _readonly, _monitor and _backup are up to date")

@@ -106,7 +106,7 @@ def _look(conn: Connection, arguments: argparse.Namespace) -> None:
     else:
         _print_tables(reports)
     if arguments.record:
-        recorded = monitoring.record(conn, monitoring.samples(reports))
+        recorded = monitoring.store_samples(conn, monitoring.samples(reports))
         print(f"kimera-sql: {recorded:,} numbers recorded", file=sys.stderr)
     sys.stdout.flush()
 
@@ -153,4 +153,4 @@ def _doctor(arguments: argparse.Namespace) -> int:
         for one in findings:
             print(f"{one.severity.upper():8} {one.subject}: {one.found}\n{'':8} -> {one.advice}")
         print(", ".join(f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in count.items()))
-    return 1 if count[doctor.ERROR] else 0
+    return 1 if count["error"] else 0

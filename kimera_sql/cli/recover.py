@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import SettingsError
-from ..ops.backup import recovery
+from ..ops import backup
 from .output import add_json, print_json
 
 
@@ -32,13 +32,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _recover(arguments: argparse.Namespace) -> None:
-    target = recovery.Target(
+    target = backup.Target(
         time=None if arguments.to is None else _time(arguments.to),
         name=arguments.to_name,
         lsn=arguments.to_lsn,
         xid=arguments.to_xid,
     )
-    recovered = recovery.recover(
+    recovered = backup.recover(
         arguments.base,
         arguments.archive,
         arguments.data_dir,

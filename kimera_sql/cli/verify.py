@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import SettingsError
-from ..verify import run as verify
+from ..verify import Report, listed, verify_queries
 from .connection import pool
 from .output import add_json, print_json
 
@@ -25,6 +25,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checks.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
     checks.add_argument("--records", metavar="MODULE", help="the module of DIR's dataclasses, as package.module")
     checks.add_argument("--stub", metavar="FILE", type=Path, help="the .pyi of the module that loads DIR as `queries`")
+    checks.add_argument(
+        "--async-stub", metavar="FILE", type=Path, help="the same, for a module that uses kimera_sql.aio"
+    )
     checks.add_argument(
         "--update", action="store_true", help="write the snapshot, and the stub, unless there is a fault"
     )
@@ -45,12 +48,12 @@ def _verify(arguments: argparse.Namespace) -> int:
             records = importlib.import_module(arguments.records)
         except (ImportError, SyntaxError) as error:
             raise SettingsError(f"--records {arguments.records}: {error}") from error
-    options = {"stub": arguments.stub, "update": arguments.update}
+    options = {"stub": arguments.stub, "async_stub": arguments.async_stub, "update": arguments.update}
     if arguments.offline:
-        report = verify.verify(None, arguments.folder, records, **options)
+        report = verify_queries(None, arguments.folder, records, **options)
     else:
         with pool(arguments, sqlite_fallback="never") as opened, opened.connection() as conn:
-            report = verify.verify(conn, arguments.folder, records, **options)
+            report = verify_queries(conn, arguments.folder, records, **options)
     if arguments.json:
         print_json(asdict(report))
     else:
@@ -58,7 +61,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
-def _print(report: verify.Report, against: str) -> None:
+def _print(report: Report, against: str) -> None:
     for fault in report.faults:
         print(fault)
     for skipped in report.skipped:
@@ -70,7 +73,7 @@ def _print(report: verify.Report, against: str) -> None:
 
 
 def _queries(arguments: argparse.Namespace) -> None:
-    found = verify.listed(arguments.folder)
+    found = listed(arguments.folder)
     if arguments.json:
         print_json([asdict(query) for query in found])
         return

@@ -1,4 +1,4 @@
-"""Upkeep: VACUUM and ANALYZE, rebuilding vector indexes while they serve, pruning metrics, and the roles."""
+"""Upkeep: VACUUM and ANALYZE, rebuilding vector indexes while they serve, and pruning metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
 from ..sql import Connection, postgres
-from ..tables import BOOKKEEPING, NAMES
+from ..tables import NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +27,31 @@ _queries = sql.Queries("maintenance")
 LOCK_TIMEOUT: Final = timedelta(seconds=30)
 """How long upkeep waits for a lock unless told otherwise."""
 
-_LONGEST: Final = timedelta(days=24)
-"""lock_timeout is an INTEGER of milliseconds."""
+_LONGEST_TIMEOUT: Final = timedelta(days=24)
+"""PostgreSQL's lock_timeout is an INTEGER of milliseconds."""
 
-_OLDEST: Final = timedelta(days=36525)
+_OLDEST_AGE: Final = timedelta(days=36525)
+"""A century, because far longer ago there are no datetimes."""
 
 _POLL: Final = 0.1
-"""Seconds between two looks at who is in the way."""
+"""Seconds between two looks at which transactions are in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What this role may do with a table. present: the table exists."""
+
+    table: str
+    present: bool
+    owned: bool
+    may_vacuum: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """A table after its VACUUM. rows: the planner's estimate. size: bytes, with its indexes.
+    """A table after its VACUUM. rows: the planner's estimate. size: in bytes, with its indexes.
 
-    dead: rows that were deleted or replaced and still had to be kept, because a transaction is open that can see them.
+    dead: rows that were deleted or replaced, but had to be kept because an open transaction can still see them.
     """
 
     table: str
@@ -51,9 +62,9 @@ class Vacuumed:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A vector index that was built anew. rows: what it was built from. size_before, size: bytes.
+    """A vector index that was rebuilt. rows: how many it was built from. size_before, size: in bytes.
 
-    tuned: the recalls that it was tuned for before, and has been tuned for again.
+    tuned: the recalls that it had been tuned for, and has been tuned for again.
     """
 
     index: str
@@ -66,7 +77,7 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of run_all. done: what it did, in words, None where it failed; then error says why."""
+    """A step of run_all. done: what it did, in words. error: why it failed. One of the two is None."""
 
     name: str
     done: str | None
@@ -74,26 +85,26 @@ class Step:
 
 
 def vacuum(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[Vacuumed]:
-    """VACUUM (ANALYZE) the five tables, and return how they are now.
+    """VACUUM (ANALYZE) the tables, and return their state afterwards.
 
-    *conn* is in autocommit, outside a transaction, and of a role that owns the tables or the database, or has MAINTAIN
-    on them (PostgreSQL 17); the server itself would skip what a role may not vacuum, with no more than a warning.
-    Raises MaintenanceError for another role and for a lock that is not to be had within *lock_timeout*, SchemaError
-    where the tables are not there, and UnsupportedByServer on SQLite.
+    *conn* must be in autocommit, outside a transaction. Its role must own the tables or the database, or have MAINTAIN
+    on the tables (PostgreSQL 17): the server itself would skip a table with a mere warning. Raises MaintenanceError for
+    any other role, and where a lock is not granted within *lock_timeout*; SchemaError where the tables are missing;
+    UnsupportedByServer on SQLite.
     """
     server = _server(conn)
-    _require(server, "vacuumed")
+    _require_vacuum(server)
     with _patience(server, lock_timeout):
         return [_vacuum(server, table, lock_timeout) for table in NAMES]
 
 
 def analyze(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[str]:
-    """ANALYZE the five tables, for the planner's estimates, and return their names.
+    """ANALYZE the tables, for the planner's estimates, and return their names.
 
     It needs and raises what vacuum does.
     """
     server = _server(conn)
-    _require(server, "vacuumed")
+    _require_vacuum(server)
     with _patience(server, lock_timeout):
         for table in NAMES:
             _run(server, "ANALYZE {}", table, lock_timeout)
@@ -103,16 +114,16 @@ def analyze(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list
 def reindex(
     conn: Connection, names: Iterable[str] | None = None, *, lock_timeout: timedelta = LOCK_TIMEOUT
 ) -> list[Rebuilt]:
-    """Build vector indexes anew while they serve, those of *names* or all, and tune them again that had been tuned.
+    """Rebuild vector indexes while they serve, those of *names* or all, and tune again those that had been tuned.
 
-    First it drops what killed builds left behind. Before each index it waits for the transactions that have a lock on
-    the table to end, because a rebuild that gives up waiting half way has an unfinished index to drop, which takes that
-    very lock. *conn* is in autocommit, outside a transaction, and of a role that owns the tables.
-    One that fails does not keep it from the others. Raises MaintenanceError at the end then, and for another role;
-    NotFound for a name that no index has, SchemaError where the tables are not there, UnsupportedByServer on SQLite.
+    First it drops what killed builds left behind. Before each index it waits for the transactions that hold a lock on
+    the table to end: a rebuild that gave up half way would leave an unfinished index, and dropping that takes the very
+    lock. *conn* must be in autocommit, outside a transaction, and its role must own the tables.
+    An index that fails does not stop the others; MaintenanceError is raised at the end. It is raised for any other role
+    too; NotFound for a name that no index has, SchemaError where the tables are missing, UnsupportedByServer on SQLite.
     """
     server = _server(conn)
-    _require(server, "owned")
+    _require_owner(server)
     with _patience(server, lock_timeout):
         wanted = None if names is None else [indexes.find(server, name).name for name in names]
         _clean(server, lock_timeout)
@@ -125,10 +136,10 @@ def retrain(
 ) -> list[Rebuilt]:
     """Rebuild the ivfflat indexes whose table has more than *growth* times the rows they were trained on.
 
-    They are those of indexes.aged. It needs and raises what reindex does.
+    They are those that indexes.aged returns. It needs and raises what reindex does.
     """
     server = _server(conn)
-    _require(server, "owned")
+    _require_owner(server)
     with _patience(server, lock_timeout):
         _clean(server, lock_timeout)
         return _rebuild_all(server, indexes.aged(server, growth=growth), lock_timeout)
@@ -137,9 +148,9 @@ def retrain(
 def prune_metrics(conn: Connection, age: timedelta) -> int:
     """Delete the metrics that are older than *age*, and return how many there were; see metrics.prune.
 
-    Raises InvalidValue for an age that is no timedelta above zero.
+    Raises InvalidValue for an age that is not a timedelta above zero and up to a century.
     """
-    if not isinstance(age, timedelta) or not timedelta(0) < age <= _OLDEST:
+    if not isinstance(age, timedelta) or not timedelta(0) < age <= _OLDEST_AGE:
         raise InvalidValue(f"age: expected a timedelta above zero, up to a century, got {age!r}")
     return metrics.prune(conn, datetime.now(UTC) - age)
 
@@ -149,12 +160,11 @@ def run_all(
 ) -> list[Step]:
     """Prune metrics older than *metrics_age* (none without it), rebuild the vector indexes, then vacuum and analyze.
 
-    In this order, because VACUUM is what takes away the rows that were pruned, and is fastest on a vector index that is
-    fresh (pgvector's README). A step that fails does not keep it from the next one, unless the connection is lost.
-    Being cancelled ends it all.
+    VACUUM comes last because it removes the rows that were pruned, and is fastest on a fresh vector index (pgvector's
+    README). A step that fails does not stop the next one, unless the connection is lost. Cancelling ends them all.
     """
     server = _server(conn)
-    _milliseconds(lock_timeout)
+    _milliseconds(lock_timeout)  # a wrong one is the caller's error, not a step that failed
 
     def prune() -> str:
         return "not asked for" if metrics_age is None else f"{prune_metrics(server, metrics_age):,} metrics deleted"
@@ -181,34 +191,19 @@ def run_all(
 
 
 def working(conn: Connection) -> list[Building]:
-    """Return the VACUUMs and the builds of vector indexes that go on now, by whichever connection. On SQLite none."""
+    """Return the VACUUMs and the vector index builds in progress, of all connections. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
     vacuums = _queries.vacuuming.fetchall(conn, Building, tables=list(NAMES))
     return [*indexes.building(conn), *vacuums]
 
 
-def roles_sql() -> str:
-    """Return the SQL that create_roles runs: schema/roles.sql, told the tables. By hand: psql --single-transaction."""
-    lists = {"kimera.tables": NAMES, "kimera.bookkeeping": BOOKKEEPING}
-    told = "".join(f"SET LOCAL {name} = '{{{','.join(tables)}}}';\n" for name, tables in lists.items())
-    return told + (sql.shipped("schema") / "roles.sql").read_text(encoding="utf-8")
-
-
-def create_roles(conn: Connection) -> None:
-    """Make the roles of schema/roles.sql, or bring them up to date, in one transaction.
-
-    Raises MaintenanceError for a role that may not, SchemaError where the tables are not there, and UnsupportedByServer
-    on SQLite.
-    """
-    server = sql.require_postgres(conn, "SQLite has no roles; whoever can open the file can do everything")
-    _rights(server)
-    try:
-        with sql.transaction(server):
-            sql.script(server, roles_sql())
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
-        hint = "; run this as a superuser" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
-        raise MaintenanceError(f"roles.sql: {error.diag.message_primary}{hint}; nothing was changed") from error
+def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
+    """Return what the role of *conn* may do with each of the tables. Raises SchemaError where one is missing."""
+    found = _queries.rights.fetchall(conn, Rights, tables=list(NAMES))
+    if missing := [one.table for one in found if not one.present]:
+        raise SchemaError(f"there is no table {', '.join(missing)}; kimera-sql init makes the schema")
+    return found
 
 
 def _server(conn: Connection) -> psycopg.Connection[Any]:
@@ -218,35 +213,37 @@ def _server(conn: Connection) -> psycopg.Connection[Any]:
     return server
 
 
-def _rights(conn: psycopg.Connection[Any]) -> dict[str, dict[str, bool]]:
-    rows = _queries.rights.fetchall(conn, tables=list(NAMES))
-    if missing := [table for table, there, _, _ in rows if not there]:
-        raise SchemaError(f"there is no table {', '.join(missing)}; kimera-sql init makes the schema")
-    return {table: {"owned": owned, "vacuumed": vacuumed} for table, _, owned, vacuumed in rows}
+def _require_owner(conn: psycopg.Connection[Any]) -> None:
+    _refuse(conn, [one.table for one in rights(conn) if not one.owned])
 
 
-def _require(conn: psycopg.Connection[Any], right: str) -> None:
-    if refused := [table for table, rights in _rights(conn).items() if not rights[right]]:
+def _require_vacuum(conn: psycopg.Connection[Any]) -> None:
+    _refuse(conn, [one.table for one in rights(conn) if not one.may_vacuum])
+
+
+def _refuse(conn: psycopg.Connection[Any], refused: Sequence[str]) -> None:
+    """Raise MaintenanceError if there are tables that this role may not do the work on."""
+    if refused:
         raise MaintenanceError(
             f"role {conn.info.user} does not own {', '.join(refused)}; run this as their owner or a member of its role"
         )
 
 
 def _milliseconds(lock_timeout: timedelta) -> int:
-    if not isinstance(lock_timeout, timedelta) or not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST:
+    if not isinstance(lock_timeout, timedelta) or not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
         raise InvalidValue(f"lock_timeout: expected a timedelta from a millisecond to 24 days, got {lock_timeout!r}")
     return lock_timeout // timedelta(milliseconds=1)
 
 
 @contextmanager
 def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterator[None]:
-    """Let the session wait for a lock as long as *lock_timeout* at most."""
+    """Let the session wait for a lock no longer than *lock_timeout*."""
     value = f"{_milliseconds(lock_timeout)}ms"
     before, _ = _queries.set_lock_timeout.fetchone(conn, value=value) or ("0", "0")
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
-        # The very look at what indexes there are waits for one who has locked their table altogether.
+        # Even listing the indexes waits for a transaction that has locked their table exclusively.
         raise MaintenanceError(
             f"a table with vectors was locked for {_seconds(lock_timeout)} by a transaction; "
             "end it, try later or wait longer"
@@ -317,13 +314,13 @@ def _rebuild(conn: psycopg.Connection[Any], index: VectorIndex, lock_timeout: ti
 
 
 def _await_transactions(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> None:
-    """Wait until each transaction has ended that has a lock on *table* now; later ones may begin meanwhile."""
+    """Wait until the transactions that hold a lock on *table* now have ended; later ones are not waited for."""
     deadline = time.monotonic() + lock_timeout.total_seconds()
     waiting = set(_queries.holders.fetchall(conn, table=table))
     while waiting:
         if time.monotonic() > deadline:
             raise _waited(conn, table, lock_timeout)
-        # Not asleep here, where whoever cancels the connection would not wake us.
+        # In the server and not here, because cancelling the connection wakes us only there.
         _queries.pause.fetchval(conn, str, seconds=_POLL)
         waiting &= set(_queries.holders.fetchall(conn, table=table))
 
@@ -336,8 +333,8 @@ def _waited(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) 
     )
 
 
-def _seconds(time: timedelta) -> str:
-    return f"{time.total_seconds():g} s"
+def _seconds(span: timedelta) -> str:
+    return f"{span.total_seconds():g} s"
 
 
 def _told(error: Exception) -> str:

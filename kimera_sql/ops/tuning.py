@@ -1,4 +1,4 @@
-"""The specification's server settings, as fractions of the machine's memory, and a comparison of a server with them."""
+"""The specification's server settings as fractions of the machine's memory, and a server's settings beside them."""
 
 from __future__ import annotations
 
@@ -27,24 +27,10 @@ _SHARES: Final = {
     "maintenance_work_mem": (1, 16),
 }
 
-# What a random page costs on an SSD, and how many reads it takes at once
 _SSD: Final = {"random_page_cost": "1.1", "effective_io_concurrency": "200"}
 
-CONNECTIONS: Final = 15
-"""Connections that one pool opens unless told otherwise: 5, and an overflow of 10."""
-
-_WORKING: Final = 4
-"""The part of the memory, one in so many, that one work_mem of every connection may take together."""
-
-_BOUNDS: Final = (128 * _MB, 16 * 2**40)
-"""Memory of a machine: PostgreSQL's own defaults fill the least, and its settings can take 3/4 of the most."""
-
-_LEAST_WORK_MEM: Final = 64 * _KB
-
-_TOLERANCE: Final = 2.0
-"""How many times as much or as little as recommended a setting may be without being of weight."""
-
-_RESTART: Final = "shared_buffers"
+_RESTART: Final = frozenset({"shared_buffers"})
+"""The settings of these that take effect only after a restart."""
 
 _REASONS: Final = {
     "shared_buffers": "a quarter of the memory, the rest is the system's cache, which PostgreSQL reads through",
@@ -54,13 +40,31 @@ _REASONS: Final = {
     "effective_io_concurrency": "an SSD serves many reads at once",
 }
 
+CONNECTIONS: Final = 15
+"""How many connections one pool can open unless told otherwise: 5, and an overflow of 10."""
+
+_WORKING_SHARE: Final = (1, 4)
+"""The part of the memory that all connections together may take when each takes work_mem once."""
+
+_LEAST_WORK_MEM: Final = 64 * _KB
+"""The least that PostgreSQL accepts."""
+
+_LEAST_MEMORY: Final = 128 * _MB
+"""PostgreSQL's own defaults fill it."""
+
+_MOST_MEMORY: Final = 16 * 2**40
+"""Up to this each setting can take its share."""
+
+_TOLERANCE: Final = 2.0
+"""By what factor a setting may differ from the recommended one before that is serious."""
+
 _UNITS: Final = {"kb": _KB, "mb": _MB, "gb": _GB, "tb": 2**40}
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(kb|mb|gb|tb)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A setting of the server. value: as postgresql.conf has it. restart: it is in force after a restart alone."""
+    """A setting of the server. value: as in postgresql.conf. restart: it takes effect only after a restart."""
 
     name: str
     value: str
@@ -70,7 +74,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class ServerSetting:
-    """A setting as the server has it. value: bytes where it is a size. source: as pg_settings names it."""
+    """A setting as the server has it. value: in bytes if it is a size. source: as pg_settings names it."""
 
     name: str
     value: float
@@ -80,10 +84,10 @@ class ServerSetting:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A setting of the server beside the recommended one.
+    """A server setting compared with the recommended one.
 
     source: where the server has it from, as pg_settings names it. pending_restart: its file has another value, which
-    a restart would bring. serious: it is more than twice or less than half of what is recommended.
+    takes effect after a restart. serious: it is more than twice or less than half of what is recommended.
     """
 
     name: str
@@ -96,7 +100,7 @@ class Check:
 
 
 def memory() -> int:
-    """Return the bytes of memory this process may use: the machine's, or its control group's where that is less."""
+    """Return the memory in bytes that this process may use: the machine's, or its control group's if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -108,13 +112,13 @@ def memory() -> int:
 
 def server_settings(memory: int) -> dict[str, str]:
     """Return postgresql.conf settings for a machine of *memory* bytes; at 8 GiB they are the specification's."""
-    return {**{name: f"{max(_share(name, memory) // _MB, 1)}MB" for name in _SHARES}, **_SSD}
+    return {name: f"{max(_share(memory, part) // _MB, 1)}MB" for name, part in _SHARES.items()} | _SSD
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 8GB or 512MB, in PostgreSQL's units, which are powers of 1024.
+    """Return a size such as 8GB or 512MB in bytes. The units are PostgreSQL's, powers of 1024.
 
-    Raises InvalidValue for any other text.
+    Raises InvalidValue for text that is not a size.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
@@ -123,19 +127,17 @@ def parse_size(text: str) -> int:
 
 
 def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommendation]:
-    """Return the settings for a machine of *memory* bytes that PostgreSQL has to itself.
+    """Return the settings for a machine with *memory* bytes that runs only PostgreSQL.
 
-    At 8 GiB they are the specification's. work_mem is its share of the memory, a 64th, as long as *connections*, what
-    all pools open together, keep within a quarter of the memory when each takes one: up to 16. For more it is that
-    quarter divided among them, because one query can take work_mem several times over and the server that runs out of
-    memory is killed. Raises InvalidValue for memory outside 128 MiB to 16 TiB, and for more connections than leave
-    64 kB each.
+    At 8 GiB they are the specification's. connections: how many all pools can open together. work_mem is a 64th of the
+    memory for up to 16 connections; for more it is a quarter of the memory divided among them, because one query can
+    take work_mem several times over, and a server that runs out of memory is killed. Raises InvalidValue for memory
+    outside 128 MiB to 16 TiB, and for so many connections that less than 64 kB is left for each.
     """
-    least, most = _BOUNDS
-    if not least <= checks.integer("memory", memory, least=0, most=2**63 - 1) <= most:
-        raise InvalidValue(f"memory: {_size(memory)} is not within {_size(least)} to {_size(most)}")
-    share = _share("work_mem", memory)
-    safe = memory // _WORKING // checks.integer("connections", connections, least=1, most=262143)
+    if not _LEAST_MEMORY <= checks.integer("memory", memory, least=0, most=2**63 - 1) <= _MOST_MEMORY:
+        raise InvalidValue(f"memory: {_size(memory)} is not within {_size(_LEAST_MEMORY)} to {_size(_MOST_MEMORY)}")
+    share = _share(memory, _SHARES["work_mem"])
+    safe = _share(memory, _WORKING_SHARE) // checks.integer("connections", connections, least=1, most=262143)
     if safe < _LEAST_WORK_MEM:
         raise InvalidValue(
             f"connections: {connections:,} leave each less than 64 kB of work_mem on {_size(memory)}; use fewer"
@@ -146,16 +148,16 @@ def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommenda
             f"a quarter of the memory divided among {connections:,} connections; the specification's {_size(share)} "
             f"could take {_size(share * connections)}"
         )
-    sizes = {name: _share(name, memory) for name in _SHARES} | {"work_mem": min(share, safe)}
+    sizes = {name: _share(memory, part) for name, part in _SHARES.items()} | {"work_mem": min(share, safe)}
     values = {name: _size(size) for name, size in sizes.items()} | _SSD
     reasons = {**_REASONS, "work_mem": reason}
-    return [Recommendation(name, value, name == _RESTART, reasons[name]) for name, value in values.items()]
+    return [Recommendation(name, value, name in _RESTART, reasons[name]) for name, value in values.items()]
 
 
 def machine(conn: Connection) -> int | None:
-    """Return the bytes of memory of the server's machine where it is this one, None where that cannot be told.
+    """Return the bytes of memory of the server's machine if it is this one, and None otherwise.
 
-    It is this one when the connection goes through a Unix socket or to a loopback address.
+    It is this one if the connection goes through a Unix socket or to a loopback address.
     """
     if not sql.is_postgres(conn):
         return None
@@ -164,10 +166,10 @@ def machine(conn: Connection) -> int | None:
 
 
 def check(conn: Connection, *, memory: int | None = None, connections: int = CONNECTIONS) -> list[Check]:
-    """Compare the server's settings with those of recommend, and return all of them.
+    """Return the server's settings beside those of recommend.
 
-    memory: bytes of the server's machine; this machine's if None. Raises InvalidValue when it is None and the server
-    is on another machine, and UnsupportedByServer on SQLite, which has no such settings.
+    memory: that of the server's machine in bytes, which must be given where that is another machine; InvalidValue is
+    raised without it. Raises UnsupportedByServer on SQLite, which has no such settings.
     """
     conn = sql.require_postgres(conn, "SQLite has no server settings to check")
     memory = machine(conn) if memory is None else memory
@@ -193,14 +195,14 @@ def _compare(wanted: Recommendation, found: ServerSetting) -> Check:
     )
 
 
-def _share(name: str, memory: int) -> int:
-    part, whole = _SHARES[name]
-    return memory * part // whole
+def _share(memory: int, part: tuple[int, int]) -> int:
+    numerator, denominator = part
+    return memory * numerator // denominator
 
 
 def _size(size: int) -> str:
-    """Return a size as PostgreSQL writes it: in the greatest unit that has no fraction, and never below 1 kB."""
-    # In whole MB from 1 MB up, which is all that settings of a machine need
+    """Return a size as PostgreSQL writes it: a whole number of the largest unit that fits, and never below 1 kB."""
+    # From 1 MB up in whole MB: nobody wants to read 2097151kB.
     size = size // _MB * _MB if size >= _MB else max(size, _KB)
     for unit in ("tb", "gb", "mb"):
         if size >= _UNITS[unit] and size % _UNITS[unit] == 0:

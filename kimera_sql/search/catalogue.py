@@ -1,4 +1,5 @@
-"""What the server's catalogue says of the vector indexes, and of how many rows pass filters."""
+# Generated from kimera_sql/aio/search/catalogue.py by .ci/twins.py: change that one.
+"""Read the vector indexes, and estimates of how many rows pass filters, from the server's catalogue."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ from typing import Any
 import psycopg
 
 from .. import sql
+from ..search import looks
+from ..search.looks import Look
+from ..search.plan import VectorIndex, vector_index
 from ..sql import Queries
 from ..tables import Table
-from . import looks
-from .looks import Look
-from .plan import VectorIndex, vector_index
 
 _queries = Queries("search")
 
 
 def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) -> Look:
-    """Return the vector indexes of *table* that queries of ours can use; unless *fresh*, as lately seen."""
+    """Return the vector indexes of *table* that our queries can use. A cached look is good enough unless *fresh*."""
     known = None if fresh else looks.last(conn, table.name)
     if known is not None:
         return known
@@ -30,7 +31,7 @@ def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) ->
 
 
 def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]) -> int:
-    """Return the planner's estimate of how many rows pass *where*, which holds as long as a look at the catalogue."""
+    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*."""
     seen = look(conn, table)
     key = repr(where)
     estimate = seen.estimate(key)

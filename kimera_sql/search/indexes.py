@@ -1,4 +1,5 @@
-"""Vector indexes: building them once there are rows, rebuilding, dropping and listing them."""
+# Generated from kimera_sql/aio/search/indexes.py by .ci/twins.py: change that one.
+"""Vector indexes: build them once there are rows, list, rebuild and drop them."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from psycopg import sql as composed
 
 from .. import checks, sql, tables
 from ..errors import InvalidValue, NotFound
+from ..search import kinds, looks
+from ..search.kinds import Building
+from ..search.plan import Method, Precision, VectorIndex
 from ..sql import Connection, Queries, postgres
 from ..tables import VECTOR_TABLES
-from . import catalogue, kinds, looks
-from .kinds import Building
-from .plan import Method, Precision, VectorIndex
+from . import catalogue
 
 __all__ = [
     "GROWTH",
@@ -33,9 +35,9 @@ __all__ = [
 _queries = Queries("indexes")
 
 GROWTH: Final = 2.0
-"""How many times as many rows a table has as an ivfflat index was trained on when retraining is due.
+"""The growth of a table, as a multiple of the rows its ivfflat index was trained on, at which to retrain the index.
 
-Beyond twice, most rows had no part in the centroids that they are found by.
+Beyond twice the rows, most of them had no part in the centroids.
 """
 
 
@@ -52,19 +54,20 @@ def build(
 ) -> VectorIndex:
     """Build a vector index on *table*, geoid_states or semantic_embeddings, and return it.
 
-    method: "hnsw", with *m* connections a node (2 to 100, 16 unless given) and *ef_construction* candidates (4 to
-    1000, at least 2 *m*, 64 unless given); or "ivfflat", with *lists* lists: unless given the specification's 100 up
-    to 100,000 rows, rows / 1000 up to a million and their square root beyond (pgvector's README).
-    precision: "full", "half" (a third of the size, and faster) or "binary" (a twentieth), both ranked again with the
-    vectors themselves; "half" unless given, "full" where pgvector is older than 0.7. ivfflat in full precision is the
-    specification's own index and has its name.
-    Readers go on meanwhile, and writers wait, unless *concurrently*: that needs an autocommit connection, and leaves
-    nothing behind when it fails or is cancelled. maintenance_work_mem is raised for the build to what it needs, at
-    most a quarter of the server's effective_cache_size.
+    method: "hnsw", with *m* connections per node (2 to 100, default 16) and *ef_construction* candidates (4 to 1000,
+    at least 2 *m*; default 64, or 2 *m* if that is more); or "ivfflat", with *lists* lists. By default *lists* is the
+    specification's 100 up to 100,000 rows, rows / 1000 up to a million rows, and their square root beyond (pgvector's
+    README).
+    precision: "full", "half" (a third of the size, and faster) or "binary" (a twentieth of the size). Hits from the
+    last two are re-ranked with the stored vectors. The default is "half", or "full" with pgvector before 0.7. ivfflat
+    in full precision is the specification's index and has its name.
+    Readers carry on during the build. Writers wait, unless *concurrently*: then they carry on too. That needs an
+    autocommit connection, and leaves nothing behind if the build fails or is cancelled. For the build
+    maintenance_work_mem is raised to what it needs, up to a quarter of the server's effective_cache_size.
 
     Searches use the index at once, with cautious settings until recall.tune has measured it. Raises InvalidValue for
-    options that cannot be and for an empty table (an ivfflat index is trained on its rows), UnsupportedByServer for
-    what the server's pgvector or SQLite lacks; psycopg's DuplicateTable passes through.
+    invalid options and for an empty table (an ivfflat index is trained on its rows), and UnsupportedByServer for what
+    SQLite or the server's pgvector lacks. psycopg's DuplicateTable passes through.
     """
     server = sql.require_postgres(
         conn, "SQLite has no vector indexes, and its searches are exact; use PostgreSQL for them"
@@ -82,18 +85,18 @@ def build(
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
     _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
     _queries.record_build.execute(server, index_name=name, rows=rows)
-    # Those of an earlier index of this name, which was dropped behind our back
+    # Settings of an earlier index of this name that was dropped by plain SQL
     _queries.forget_settings.execute(server, index_name=name)
-    # Searches with filters choose between the index and an exact scan by the planner's estimates.
+    # Filtered searches choose between the index and an exact scan by the planner's estimates.
     server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
     return find(server, name)
 
 
 def existing(conn: Connection) -> list[VectorIndex]:
-    """Return the vector indexes that searches can use, by table and name. On SQLite there are none."""
+    """Return the vector indexes that searches can use, ordered by table and name. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
-    return [index for table in VECTOR_TABLES.values() for index in catalogue.look(conn, table, fresh=True).indexes]
+    return [index for table in VECTOR_TABLES.values() for index in (catalogue.look(conn, table, fresh=True)).indexes]
 
 
 def find(conn: Connection, name: str) -> VectorIndex:
@@ -105,10 +108,10 @@ def find(conn: Connection, name: str) -> VectorIndex:
 
 
 def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
-    """Return the ivfflat indexes that retrain would give better centroids, by table and name.
+    """Return the ivfflat indexes to retrain because their centroids are out of date, ordered by table and name.
 
-    They are those whose table has more than *growth* times the rows_at_build, twice unless given, and those that
-    kimera_sql did not build, of which nobody knows whether there were rows at all. The rows are counted, not estimated.
+    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build, and those that
+    kimera_sql did not build, for which nobody knows how many rows there were. Rows are counted, not estimated.
     On SQLite there are none. Raises InvalidValue for a growth below 1.
     """
     if checks.number("growth", growth) < 1:
@@ -121,10 +124,10 @@ def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
 
 
 def retrain(conn: Connection, name: str) -> VectorIndex:
-    """Build the index *name* anew while it serves, and return it.
+    """Rebuild the index *name* while it serves, and return it.
 
-    An ivfflat index takes new centroids from the rows that are there now; see aged for when. What recall.tune
-    stored is dropped: tune again. *conn* must be in autocommit. Raises NotFound.
+    An ivfflat index gets new centroids from the current rows; aged says which indexes need that. The settings that
+    recall.tune stored are dropped: tune again. Raises NotFound, and InvalidValue if *conn* is not in autocommit.
     """
     server = _with_indexes(conn, name)
     index = find(server, name)
@@ -140,7 +143,7 @@ def retrain(conn: Connection, name: str) -> VectorIndex:
 
 
 def drop(conn: Connection, name: str) -> None:
-    """Drop the vector index *name* and what is recorded of it. Raises NotFound."""
+    """Drop the vector index *name* and its records. Raises NotFound."""
     server = _with_indexes(conn, name)
     find(server, name)
     _drop(server, name)
@@ -150,11 +153,11 @@ def drop(conn: Connection, name: str) -> None:
 
 
 def clean(conn: Connection) -> list[str]:
-    """Drop the unfinished indexes that a killed build left on the vector tables, and return their names."""
+    """Drop the unfinished indexes that killed builds left on the vector tables, and return their names."""
     if not sql.is_postgres(conn):
         return []
     left = [name for (name,) in _queries.invalid.fetchall(conn, tables=list(VECTOR_TABLES))]
-    # One that waits for its lock on the table holds up nobody else so.
+    # Waiting for its lock on the table, a concurrent drop blocks nobody else.
     concurrently = postgres.outside_transaction(conn)
     for name in left:
         _drop(conn, name, concurrently=concurrently)
@@ -162,14 +165,14 @@ def clean(conn: Connection) -> list[str]:
 
 
 def building(conn: Connection) -> list[Building]:
-    """Return the builds on the vector tables that go on now, by whichever connection. On SQLite there are none."""
+    """Return the builds in progress on the vector tables, by any connection. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
     return _queries.building.fetchall(conn, Building, tables=list(VECTOR_TABLES))
 
 
 def _with_indexes(conn: Connection, name: str) -> psycopg.Connection[Any]:
-    """Return *conn*, where it is to a server that has vector indexes at all. Raises NotFound."""
+    """Return *conn* if it is to PostgreSQL, which can have the index *name*. Raises NotFound."""
     if not sql.is_postgres(conn):
         raise NotFound(f"no vector index has the name {name}")
     return conn
@@ -189,7 +192,7 @@ def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> No
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:
-    """Run *statement* with the memory and the workers it can use; on failure drop the unfinished index."""
+    """Run *statement* with the memory and workers it can use. A failed concurrent build drops its unfinished index."""
     allowed, machine, workers = _queries.resources.fetchone(conn) or (0, 0, 0)
     memory = max(allowed, min(int(needed * 1.25), machine // 4))
     try:
@@ -205,7 +208,7 @@ def _build(
 ) -> None:
     settings = (f"{memory // 1024}kB", str(workers))
     before = _queries.settings.fetchone(conn) or settings
-    # Concurrently there is no transaction that the settings could end with.
+    # A concurrent build has no transaction that the settings could end with.
     scope = composed.SQL("SESSION" if concurrently else "LOCAL")
 
     def put(values: tuple[str, ...]) -> None:
@@ -221,11 +224,12 @@ def _build(
         except BaseException as error:
             if concurrently and not conn.closed:
                 put(before)
-                # Only what is invalid: one who waited for a lock in vain has begun nothing, and the name may be taken.
+                # clean drops only invalid indexes. A build that got no lock has created nothing, and an index of that
+                # name may exist.
                 if not isinstance(error, psycopg.errors.DuplicateTable):
                     _clean_after(conn, error)
             raise
-        # The caller's transaction may go on, and his session does.
+        # The caller's session goes on, and perhaps the transaction.
         put(before)
 
 
@@ -233,7 +237,7 @@ def _clean_after(conn: psycopg.Connection[Any], error: BaseException) -> None:
     try:
         clean(conn)
     except psycopg.Error as fault:
-        # What the build waited for in vain may still be in the way.
+        # The lock that the build did not get may still be held.
         error.add_note(f"an unfinished index could not be dropped ({fault}); `kimera-sql index clean` does it later")
 
 

@@ -1,4 +1,4 @@
-"""The kinds of vector indexes: their options, the statement that builds one, and the memory that takes."""
+"""The kinds of vector indexes: their options, their CREATE INDEX statements, and the memory that a build needs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
 _VECTOR_BYTES: Final[Mapping[Precision, int]] = {"full": 4096, "half": 2048, "binary": 128}
 
 _LISTS: Final = 100
-"""The specification's number of lists, which is pgvector's rule (rows / 1000) at 100,000 rows."""
+"""The specification's number of lists. pgvector's rule (rows / 1000) gives the same at 100,000 rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """An index that is being built. phase: as pg_stat_progress_create_index names it. done, total: of that phase."""
+    """An index being built. phase: as in pg_stat_progress_create_index. done, total: that phase's progress."""
 
     table: str
     phase: str
@@ -37,7 +37,7 @@ class Building:
 
 
 def name(table: Table, method: Method, precision: Precision) -> str:
-    """Return the name of such an index on *table*: the specification's for its own kind, with the kind for others."""
+    """Return the name of an index of this kind on *table*. Only the specification's kind has no suffix."""
     first = table.vector_index or ""
     return first if (method, precision) == ("ivfflat", "full") else f"{first}_{method}_{precision}"
 
@@ -45,7 +45,7 @@ def name(table: Table, method: Method, precision: Precision) -> str:
 def statement(
     table: Table, method: Method, precision: Precision, options: Mapping[str, int], *, concurrently: bool
 ) -> composed.Composed:
-    """Return the CREATE INDEX of such an index."""
+    """Return the CREATE INDEX statement for an index of this kind on *table*."""
     expression, opclass = _EXPRESSIONS[precision]
     return composed.SQL(
         "CREATE INDEX {concurrently} {name} ON {table} USING {method} ({column} {opclass}) WITH ({options})"
@@ -64,7 +64,7 @@ def statement(
 
 
 def check_kind(method: Method, precision: Precision, pgvector: tuple[int, ...]) -> None:
-    """Raise InvalidValue for what is no kind of index, UnsupportedByServer for one that *pgvector* lacks."""
+    """Raise InvalidValue for an unknown kind of index, UnsupportedByServer for one that version *pgvector* lacks."""
     if method not in get_args(Method):
         raise InvalidValue(f"method: expected hnsw or ivfflat, got {method!r}")
     if precision not in _EXPRESSIONS:
@@ -77,7 +77,7 @@ def check_kind(method: Method, precision: Precision, pgvector: tuple[int, ...]) 
 def options(
     method: Method, rows: int, *, lists: int | None, m: int | None, ef_construction: int | None
 ) -> dict[str, int]:
-    """Return the options of an index on a table of *rows* rows; see indexes.build. Raises InvalidValue."""
+    """Return the options of an index on a table with *rows* rows; see indexes.build. Raises InvalidValue."""
     if method == "ivfflat":
         if m is not None or ef_construction is not None:
             raise InvalidValue("m and ef_construction are options of hnsw")
@@ -91,12 +91,12 @@ def options(
 
 
 def memory(method: Method, precision: Precision, rows: int, options: Mapping[str, int]) -> int:
-    """Return the bytes that a build needs so that it does not slow down."""
+    """Return the memory in bytes that a build needs to run at full speed."""
     size = _VECTOR_BYTES[precision]
     if method == "hnsw":
-        # The whole graph: a vector, twice m neighbours of 16 bytes at the lowest level and m at the ones above, of
-        # which there are few, and the node itself (pgvector's hnsw.h).
+        # The whole graph. For each row: the vector, 2 m neighbours of 16 bytes at the lowest level, m at the levels
+        # above (few rows have any), and the node itself (pgvector's hnsw.h).
         return rows * (size + 3 * options["m"] * 16 + 200)
-    # The rows that the centroids are taken from, 50 a list, and Elkan's bounds (pgvector's ivfkmeans.c).
+    # The sampled rows that k-means runs on, 50 per list, and Elkan's bounds (pgvector's ivfkmeans.c).
     samples = min(rows, 50 * options["lists"])
     return options["lists"] * (2 * size + 4 * (samples + options["lists"])) + samples * (size + 8)

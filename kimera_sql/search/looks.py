@@ -1,7 +1,7 @@
-"""What was seen of the catalogue lately, so that a search need not ask: shared by the connections of a pool.
+"""A cache of the catalogue, shared by the connections of a pool, so that a search need not query the catalogue.
 
-A look holds for 30 seconds, and no longer than until an index is built, dropped or tuned by this process. What a
-transaction has changed and not committed yet is seen by its own connection alone.
+A look (one table's entry) is valid for 30 seconds, or until this process builds, drops or tunes an index. Changes that
+a transaction has not committed yet are visible to its own connection only.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .plan import VectorIndex
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 _FRESH: Final = 30.0
-"""Seconds for which a look holds."""
+"""Seconds for which a look is valid."""
 
 _MOST_ESTIMATES: Final = 1000
-"""The filters of which a look remembers how many rows pass them."""
+"""The most filters whose estimates a look keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of a table. at: on the monotonic clock. changes: how many this process had made by then."""
+    """What was read about a table. at: monotonic seconds. changes: the count of this process's changes at that time."""
 
     indexes: tuple[VectorIndex, ...]
     at: float
@@ -36,18 +36,18 @@ class Look:
     _estimates: dict[str, int] = field(default_factory=dict)
 
     def estimate(self, filters: str) -> int | None:
-        """Return how many rows pass *filters* by the planner's estimate, None where it was not asked."""
+        """Return the planner's estimate of how many rows pass *filters*, None if it is not known yet."""
         return self._estimates.get(filters)
 
     def remember(self, filters: str, rows: int) -> None:
-        """Keep an estimate."""
+        """Store the estimate *rows* for *filters*."""
         if len(self._estimates) >= _MOST_ESTIMATES:
             self._estimates.clear()
         self._estimates[filters] = rows
 
 
 class _Changes:
-    """Counts the changes that this process makes, and knows the connections whose changes nobody else sees yet."""
+    """Counts the changes that this process makes, and tracks the connections whose changes are not committed yet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,14 +61,14 @@ class _Changes:
                 self._open.add(conn)
 
     def seen_by(self, conn: AnyConnection) -> tuple[int, bool]:
-        """Return how many changes there are, and whether *conn* has some of its own."""
+        """Return the number of changes, and whether *conn* has uncommitted ones of its own."""
         if not self._open:
             return self._count, False
         with self._lock:
             ended = [one for one in self._open if one.closed or one.info.transaction_status == TransactionStatus.IDLE]
             for one in ended:
                 self._open.discard(one)
-                self._count += 1  # now the others see them too, or they are undone
+                self._count += 1  # committed, the others see them too; or rolled back
             return self._count, conn in self._open
 
 
@@ -82,7 +82,7 @@ def _looks(conn: AnyConnection, *, private: bool) -> dict[str, Look]:
 
 
 def last(conn: AnyConnection, table: str) -> Look | None:
-    """Return what is known of *table*, None where that is nothing or out of date."""
+    """Return the valid look at *table*, None if there is none."""
     changes, private = _changes.seen_by(conn)
     look = _looks(conn, private=private).get(table)
     if look is None or look.changes != changes or monotonic() - look.at >= _FRESH:
@@ -91,7 +91,7 @@ def last(conn: AnyConnection, table: str) -> Look | None:
 
 
 def keep(conn: AnyConnection, table: str, indexes: tuple[VectorIndex, ...]) -> Look:
-    """Keep what *conn* has just seen of *table*, and return it."""
+    """Store what *conn* has just read about *table*, and return it."""
     changes, private = _changes.seen_by(conn)
     look = Look(indexes, monotonic(), changes)
     _looks(conn, private=private)[table] = look
@@ -99,5 +99,5 @@ def keep(conn: AnyConnection, table: str, indexes: tuple[VectorIndex, ...]) -> L
 
 
 def forget(conn: AnyConnection) -> None:
-    """Let every look be renewed: *conn* has built, dropped or tuned an index."""
+    """Invalidate all looks, because *conn* has built, dropped or tuned an index."""
     _changes.made(conn)

@@ -1,4 +1,4 @@
-"""Recall as numbers: what was measured, its interval, which settings are tried, and queries made from rows."""
+"""The arithmetic of recall: confidence intervals, the settings to try, and queries made from rows. It runs no SQL."""
 
 from __future__ import annotations
 
@@ -17,42 +17,43 @@ from ..vectors import Vector, as_vector
 from .plan import MAX_EF_SEARCH, Options, VectorIndex
 
 TARGETS: Final = (0.95, 0.99)
-"""The recalls that tune finds settings for unless told otherwise."""
+"""The recalls that tune finds settings for by default."""
 
 KS: Final = (10, 100)
 """The numbers of neighbours that tune finds settings for."""
 
 _Z: Final = NormalDist().inv_cdf(0.975)
-"""Standard deviations either side of the mean that hold 95 % of a normal distribution."""
+"""Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
 
-# A distance is known to single precision: neighbours as near as this to the k-th are ties.
+# Distances have single precision: neighbours this close to the k-th count as ties.
 _TIE: Final = 1e-5
 
 BLOCK: Final = 200
-"""How many queries tune runs before it looks whether a setting's recall is clear by now.
+"""How many queries tune runs before it checks whether a setting's recall is decided.
 
-With one block alone, a few bad queries among them took ef_search from 49 to 107 and more in 43 of 200 tunings on 19,000
-real vectors, for a recall of 0.95; with up to three blocks none was past 63, for a sixth more work.
+On 19,000 real vectors and for a recall of 0.95, one block alone was too few: in 43 of 200 tunings a few bad queries
+raised ef_search from 49 to 107 or more. With up to three blocks it was never above 63, for a sixth more work.
 """
 
 NEIGHBOURS: Final = 20
-"""How many of a row's neighbours the direction of a query made from it is taken from."""
+"""How many of a row's nearest neighbours give the direction in which a query made from the row is moved."""
 
 NEAR: Final = Options(probes=30, ef_search=200)
-"""How they are searched for: whatever was tuned before, and exactly where there is no index."""
+"""How those neighbours are searched for: independent of earlier tuning, and exactly if there is no index."""
 
-# How many times as far from its row such a query lies as the nearest other row does, and the share of the misses that a
-# target allows which such queries may have. Vectors that had been held out had 0.6 to 1.8 times the misses of such
-# queries, with hnsw and ivfflat, on real data and on five kinds of made data; 0.6 to 2.3 times those of nearer ones.
+# _DISTANCE: the angle between such a query and its row, as a multiple of the angle to the row's nearest neighbour.
+# _MISSES: the share of a target's misses that such queries may have. Held-out vectors had 0.6 to 1.8 times as many
+# misses as such queries, with hnsw and ivfflat, on real data and on five kinds of generated data. Compared with queries
+# nearer to their rows they had 0.6 to 2.3 times as many.
 _DISTANCE: Final = 1.25
 _MISSES: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """A measured recall. low, high: its 95 % confidence interval. queries: how many were asked, for k rows each.
+    """A measured recall. low, high: its 95 % confidence interval. queries: how many were run, for k rows each.
 
-    index: the name of the index that served them, None where searches were exact. setting: its probes or ef_search.
+    index: the name of the index they used, None if the searches were exact. setting: its probes or ef_search.
     """
 
     recall: float
@@ -66,9 +67,9 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The setting that tune chose. setting: probes or ef_search, None where none reaches the target.
+    """The setting that tune chose. setting: probes or ef_search, None if none reaches the target.
 
-    recall: what it measured with the setting, or with the widest one where none does.
+    recall: the recall measured with the setting, or with the widest one if none reaches the target.
     """
 
     index: str
@@ -88,21 +89,22 @@ def wanted(target: float | Sequence[float] | None) -> list[float]:
 
 
 def aim(target: float, *, made: bool) -> float:
-    """Return the recall at which a setting counts as reaching *target*; *made*: the queries were made from rows."""
+    """Return the recall that a setting must have to reach *target*, which is higher for queries *made* from rows."""
     return 1 - (1 - target) * _MISSES if made else target
 
 
 def ladder(index: VectorIndex, k: int) -> list[int]:
-    """Return the settings to try, each some 1.3 times the one before it."""
+    """Return the settings to try, ascending, each about 1.3 times the one before it."""
     least, most = (k, MAX_EF_SEARCH) if index.method == "hnsw" else (1, index.lists or 1)
     steps = {min(most, math.ceil(least * 1.3**step)) for step in range(math.ceil(math.log(most / least, 1.3)) + 1)}
     return sorted(steps)
 
 
 class Bisection:
-    """Finds the first of *steps* that reaches something, which every one after it does too, in few trials.
+    """Binary search for the first of *steps* that passes a test, given that every later step passes it too.
 
-    Give the answer to each *step* to try, until it is None; then *found* is the first, None where none reaches it.
+    Try *step* and call answer with the result, until *step* is None. Then *found* is the first step that passes, or
+    None if none does.
     """
 
     def __init__(self, steps: Sequence[int]) -> None:
@@ -123,9 +125,10 @@ class Bisection:
 
 
 def moved(row: Vector, near: Sequence[Vector], number: int) -> Vector:
-    """Return *row*, of length 1, moved to where a row could lie but none does.
+    """Return *row* moved to a place where a row could be but none is. Shape (1024,), float32, norm 1.
 
-    *near*: the rows nearest to it, of length 1, itself left out. *number* chooses the direction.
+    *row* has norm 1. *near*: its nearest neighbours, of norm 1, without *row* itself. *number* chooses the direction.
+    Without two distinct neighbours *row* is not moved.
     """
     if len(near) < 2:
         return as_vector(row)
@@ -139,7 +142,7 @@ def moved(row: Vector, near: Sequence[Vector], number: int) -> Vector:
 
 
 class Truth:
-    """Collects the similarities of the *k* nearest of all rows to each of *queries*, a chunk of rows at a time."""
+    """Collects the similarities of each query's *k* nearest rows, a chunk of rows at a time."""
 
     def __init__(self, queries: Sequence[Vector], k: int) -> None:
         self._queries = np.stack([unit(query) for query in queries]).T
@@ -154,34 +157,37 @@ class Truth:
         self._best = together if len(together) <= self._k else np.partition(together, -self._k, axis=0)[-self._k :]
 
     def similarities(self) -> NDArray[np.float32]:
-        """Return them, ascending: shape (k, queries), or (rows, queries) where there are fewer rows."""
+        """Return the similarities, ascending: shape (k, queries), or (rows, queries) if there are fewer than k rows."""
         return np.sort(self._best, axis=0)
 
 
 def unit(vector: Vector) -> Vector:
-    """Return *vector* scaled to length 1."""
+    """Return *vector* scaled to norm 1, as float32."""
     return (vector / np.linalg.norm(vector)).astype(np.float32, copy=False)
 
 
 def share(similarities: Sequence[float], truth: NDArray[np.float32]) -> float:
-    """Return the share of the true nearest, whose similarities are *truth*, that hits have; ties count."""
+    """Return the share of the true nearest neighbours among hits of these *similarities*; ties count as found.
+
+    *truth*: the similarities of the true nearest neighbours, ascending, shape (k,).
+    """
     worst = float(truth[0]) - _TIE
     return sum(similarity >= worst for similarity in similarities) / len(truth)
 
 
 def summary(shares: Sequence[float], k: int, index: str | None, setting: int | None) -> Recall:
-    """Return the recall that *shares*, one a query, amount to."""
+    """Return the recall over *shares*, one share per query."""
     low, high = interval(shares, k)
     return Recall(float(np.mean(shares)), low, high, k, len(shares), index, setting)
 
 
 def interval(shares: Sequence[float], k: int) -> tuple[float, float]:
-    """Return Wilson's interval at 95 % for the mean of *shares*, one a query, each of *k* neighbours."""
+    """Return Wilson's 95 % confidence interval for the mean of *shares*, one per query, each of *k* neighbours."""
     count, mean = len(shares), float(np.mean(shares))
-    # Neighbours of one query are found or missed together, so k of them are worth less than k samples.
+    # The neighbours of one query tend to be found or missed together, so k of them count for less than k samples.
     spread = float(np.var(shares)) / count
     worth = min(max(mean * (1 - mean) / spread, count), count * k) if spread else count * k
     centre = (mean + _Z**2 / (2 * worth)) / (1 + _Z**2 / worth)
     half = _Z / (1 + _Z**2 / worth) * math.sqrt(mean * (1 - mean) / worth + _Z**2 / (4 * worth**2))
-    # The mean is within it, but for rounding.
+    # The mean is always within the interval, except for rounding.
     return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))

@@ -1,4 +1,4 @@
-"""How a similarity query is to run: by which index, with which settings, or exactly. Decided from facts alone."""
+"""Decide how a similarity search runs: with which index and settings, or exactly. It runs no SQL."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ Method: TypeAlias = Literal["hnsw", "ivfflat"]
 Precision: TypeAlias = Literal["half", "full", "binary"]
 
 DEFAULT_RECALL: Final = 0.95
-"""The recall that a search has unless told otherwise."""
+"""The recall of a search by default."""
 
 MAX_EF_SEARCH: Final = 1000
-"""pgvector's limit of hnsw.ef_search."""
+"""pgvector's upper limit for hnsw.ef_search."""
 
 _UNTUNED_EF_SEARCH: Final = 200
 _UNTUNED_PROBES: Final = 2 / 3
-"""What an index that recall.tune has not seen is searched with: ef_search, and the share of its lists.
+"""The settings of an index that recall.tune has not measured: ef_search, and probes as a share of the lists.
 
-Half of the lists found 0.957 to 0.978 of the neighbours in hard made data, from one training to the next, and once
-0.9475; two thirds found 0.983 and more in 30 trainings.
+On hard generated data, half of the lists found 0.957 to 0.978 of the neighbours, depending on the training, and once
+0.9475. Two thirds found 0.983 or more in 30 trainings.
 """
 
 _MOST_BY_INDEX: Final = MAX_EF_SEARCH // 2
-"""The k past which ef_search cannot leave hnsw enough to choose from, and a search is exact."""
+"""The largest k for which ef_search leaves hnsw enough candidates. With a larger k a search is exact."""
 
-# Measured with 20,000 vectors (PostgreSQL 18.4, pgvector 0.8.5, half precision), in microseconds: a row compared
-# exactly, and one more of ef_search. They weigh an exact scan of what a filter leaves against a wider index scan.
+# In microseconds: comparing one row exactly, and raising ef_search by one. Measured with 20,000 vectors (PostgreSQL
+# 18.4, pgvector 0.8.5, half precision). They decide between an exact scan of the rows that pass a filter and a wider
+# index scan.
 _COST_OF_ROW: Final = 1.4
 _COST_OF_EF: Final = 9.0
 
-# The same data: what a row in an ivfflat list costs to compare, against one that passes a filter and is compared
-# exactly (1.3 to 2 microseconds, as the rows that do not pass have to be read as well).
+# On the same data: the cost of comparing a row in an ivfflat list, relative to the cost of comparing exactly a row that
+# passes a filter (1.3 to 2 microseconds, because the rows that do not pass have to be read as well).
 _COST_IN_LIST: Final[Mapping[Precision, float]] = {"full": 0.7, "half": 0.45, "binary": 0.2}
 
 _PRECISIONS: Final[Mapping[str, tuple[Precision, str]]] = {
@@ -46,7 +47,7 @@ _PRECISIONS: Final[Mapping[str, tuple[Precision, str]]] = {
     "halfvec_cosine_ops": ("half", "({column}::halfvec(1024))"),
     "bit_hamming_ops": ("binary", "(binary_quantize({column})::bit(1024))"),
 }
-"""Operator classes, and the very expression that a query of ours can be served by."""
+"""For each operator class, its precision and the index expression that our queries use."""
 
 _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
     ("hnsw", "half"),
@@ -62,10 +63,10 @@ _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
 class VectorIndex:
     """A vector index that a search can use.
 
-    lists: of ivfflat; m, ef_construction: of hnsw; None for the other. size: bytes. scans: since the server's
-    statistics began. rows: the table's, by the planner's estimate. rows_at_build, size_at_build, built_at: None for an
-    index that kimera_sql did not build. usable: valid and whole. tuned: (k, target recall) to the setting that reaches
-    it, probes or ef_search; None where none does. pgvector: the extension's version.
+    lists: for ivfflat. m, ef_construction: for hnsw. They are None for the other method. size: in bytes. scans: since
+    the server's statistics were reset. rows: the planner's estimate for the table. rows_at_build, size_at_build,
+    built_at: None for an index that kimera_sql did not build. usable: valid and complete. tuned: maps (k, target
+    recall) to the probes or ef_search that reach it, None if none does. pgvector: the extension's version.
     """
 
     name: str
@@ -87,13 +88,13 @@ class VectorIndex:
 
     @property
     def iterative(self) -> bool:
-        """Whether the server's pgvector can go on scanning until enough rows pass the filters (since 0.8.0)."""
+        """Whether pgvector can scan iteratively until enough rows pass the filters (since 0.8.0)."""
         return self.pgvector >= (0, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a caller wants a search to run; see geoids.similar."""
+    """The caller's options for a search; see geoids.similar. Raises InvalidValue for one out of range."""
 
     exact: bool = False
     probes: int | None = None
@@ -111,10 +112,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a search is to run. query: the name of the statement. index: None for an exact search.
+    """How to run a search. query: the name of the statement. index: None for an exact search.
 
-    parameters: what the statement takes beside the search's own. settings: the server's, for this statement alone.
-    reason: in words. setting: probes or ef_search.
+    parameters: the statement's parameters besides those of every search. settings: server settings, for this statement
+    only. reason: in words. setting: probes or ef_search.
     """
 
     query: str
@@ -127,9 +128,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How a search runs. index: its name, None for an exact one. used: whether the plan really uses it.
+    """How a search runs. index: its name, None for an exact search. used: whether the server's plan uses it.
 
-    reason: why so, in words. settings: what is set for it. plan: the server's, as EXPLAIN prints it.
+    reason: in words. settings: the server settings for this search. plan: the server's, as EXPLAIN prints it.
     """
 
     index: str | None
@@ -144,12 +145,13 @@ class Explanation:
 
 
 def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
-    """Return the index that a row of the query vector_indexes is about, None where no query of ours can use it."""
+    """Return the index that *row*, of the query vector_indexes, describes, or None if our queries cannot use it."""
     name, method, opclass, expression, usable, options, size, scans, rows, *built, tuned, pgvector = row
     if opclass not in _PRECISIONS:
         return None
     precision, served = _PRECISIONS[opclass]
-    if expression != served.format(column=table.vector):
+    # The server quotes every name where quote_all_identifiers is on.
+    if expression.replace('"', "") != served.format(column=table.vector):
         return None
     given = {key: int(value) for key, value in (option.split("=") for option in options)}
     hnsw = method == "hnsw"
@@ -175,14 +177,14 @@ def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
 
 
 def exactly(reason: str) -> Plan:
-    """Return the plan of comparing every row that passes the filters."""
+    """Return the plan that compares every row that passes the filters."""
     return Plan("similar_exact", None, {}, {}, f"exactly: {reason}")
 
 
 def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Options, matching: int | None) -> Plan:
-    """Decide how a search of *table* for *k* rows is to run.
+    """Decide how to search *table* for *k* rows.
 
-    *matching* is the planner's estimate of how many rows pass the filters, None where there are none.
+    *matching* is the planner's estimate of how many rows pass the filters, None without filters.
     """
     if options.exact:
         return exactly("it was asked for")
@@ -201,25 +203,25 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
     if matching is not None:
         rows = max(index.rows, matching, 1)
         if index.method == "ivfflat":
-            # The k nearest of those that match are as far away as this many of all.
+            # The k nearest of the matching rows are as far away as this many nearest of all rows.
             setting = _setting(index, math.ceil(k * rows / max(matching, 1)), options) or index.lists or setting
         if _exact_is_cheaper(index, matching, rows, setting):
             return exactly(f"the filters leave some {matching:,} of {rows:,} rows")
         if index.method == "hnsw":
-            # As many must be looked at as leave the setting's number once the filters have had their share.
+            # Scan enough rows that the filters leave as many as the setting asks for.
             setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / max(matching, 1)))
         reason += f", widened to {setting} for filters that leave some {matching:,} of {rows:,} rows"
     filtered = matching is not None
     settings = _settings(index, setting, filtered=filtered)
     for other in usable:
-        # The planner may as well take an index of the same expression and the other method.
+        # The planner may choose an index on the same expression by the other method.
         if other.precision == index.precision and other.method != index.method:
             settings |= _settings(other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered)
     return Plan(f"similar_{index.precision}", index, {"candidates": candidates}, settings, reason, setting)
 
 
 def _setting(index: VectorIndex, k: int, options: Options) -> int | None:
-    """Return the ef_search or probes for *k*, or None where recall.tune found that none will do."""
+    """Return the ef_search or probes for *k*, or None if recall.tune found that none reaches the recall."""
     given = options.ef_search if index.method == "hnsw" else options.probes
     if given is not None:
         return given
@@ -231,7 +233,7 @@ def _setting(index: VectorIndex, k: int, options: Options) -> int | None:
         cautious = math.ceil((index.lists or 1) * _UNTUNED_PROBES)
         if index.method == "hnsw":
             cautious = min(MAX_EF_SEARCH, max(_UNTUNED_EF_SEARCH, 4 * k))
-        # No less than a lower recall takes
+        # No less than what a lower recall needs
         lower = list(index.tuned.values())
         return None if None in lower else max(cautious, *(setting or 0 for setting in lower), 0)
     tuned_k = min((tuned_k for tuned_k, _ in measured if tuned_k >= k), default=max(measured)[0])
@@ -239,12 +241,12 @@ def _setting(index: VectorIndex, k: int, options: Options) -> int | None:
     setting = index.tuned[tuned_k, target]
     if setting is None or index.method == "ivfflat":
         return setting
-    # Past the greatest k that was measured ef_search grows with k.
+    # Above the largest k that was measured, ef_search grows with k.
     return min(MAX_EF_SEARCH, math.ceil(setting * max(1.0, k / tuned_k)))
 
 
 def _candidates(index: VectorIndex, k: int, setting: int) -> int:
-    """Return how many rows of the index's order the exact distance is to choose the k from."""
+    """Return how many of the index's nearest rows to re-rank exactly."""
     if index.precision == "full":
         return k
     if index.precision == "half":
@@ -257,19 +259,27 @@ def _settings(index: VectorIndex, setting: int, *, filtered: bool) -> dict[str, 
         settings = {"hnsw.ef_search": str(setting)}
     else:
         settings = {"ivfflat.probes": str(min(setting, index.lists or setting))}
-    # It was decided for the index; the planner is not to decide otherwise.
-    settings["enable_sort"] = "off"
+    # A search takes milliseconds. On a stock server compiling its plan took 158 of them, once its cost was past
+    # jit_above_cost, as it is with enable_sort = off: that adds 1e10 for the candidates that the plan has to sort.
+    settings["jit"] = "off"
     if not filtered:
-        # Then one plan is as good for every vector, and planning took an eighth of a search.
+        # The one other way to choose from.
+        settings["enable_seqscan"] = "off"
+        # Without filters one plan is good for every vector, and planning took an eighth of a search's time.
         settings["plan_cache_mode"] = "force_generic_plan"
-    elif index.iterative:
-        # Order is restored by the exact distances, so the relaxed one will do.
+        if index.pgvector >= (0, 9):
+            settings[f"{index.method}.iterative_scan"] = "off"  # the default changes with 0.9
+        return settings
+    # Another index, of a filter, would have to sort what it finds.
+    settings["enable_sort"] = "off"
+    if index.iterative:
+        # Re-ranking restores the exact order, so the relaxed one is enough.
         settings[f"{index.method}.iterative_scan"] = "relaxed_order"
     return settings
 
 
 def _exact_is_cheaper(index: VectorIndex, matching: int, rows: int, setting: int) -> bool:
     if index.method == "ivfflat":
-        # Both compare vectors one by one: all that match, or all in the lists that are looked into.
+        # Both compare vectors one by one: all matching rows, or all rows in the lists that are probed.
         return matching <= rows * setting / (index.lists or setting) * _COST_IN_LIST[index.precision]
     return matching * _COST_OF_ROW <= setting * rows / max(matching, 1) * _COST_OF_EF

@@ -1,4 +1,5 @@
-"""Recall, the share of the true nearest neighbours that a search finds: measured, and tuned to a target."""
+# Generated from kimera_sql/aio/search/recall.py by .ci/twins.py: change that one.
+"""Measure recall, the share of the true nearest neighbours that a search finds, and tune indexes to a target."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ from numpy.typing import NDArray
 
 from .. import checks, sql, tables
 from ..errors import InvalidValue
+from ..search import looks, measures
+from ..search.measures import KS, Recall, Tuned
+from ..search.plan import MAX_EF_SEARCH, Options, VectorIndex
 from ..sql import Connection, Queries
 from ..tables import Table
 from ..vectors import Vector, VectorLike, as_vector
-from . import looks, measures, run
-from .measures import KS, Recall, Tuned
-from .plan import MAX_EF_SEARCH, Options, VectorIndex
+from . import run
 
 __all__ = ["Recall", "Tuned", "measure", "tune"]
 
 _queries = Queries("recall")
 
 _CHUNK: Final = 2000
-"""Vectors that are held in memory at once."""
+"""Vectors held in memory at once."""
 
 
 def measure(
@@ -36,12 +38,13 @@ def measure(
     ef_search: int | None = None,
     recall: float | None = None,
 ) -> Recall:
-    """Compare *table*'s searches with exact ones, and return the share of the true nearest that they find.
+    """Measure the recall of *table*'s searches at *k*: compare them with exact ones.
 
-    *queries* are what is searched for; without them *sample* queries are made from rows picked at random, because a row
-    itself is easier to find than what is asked in earnest: each is moved 1.25 times as far as its row is from the
-    nearest other one, in the direction from one of its neighbours to another. The other options are those of similar.
-    The interval is Wilson's (1927), with the sample that the spread between queries amounts to.
+    *queries* are the vectors to search for, each of shape (1024,). Without them, *sample* queries are made from rows
+    picked at random. A row itself would be easier to find than a real query. So each query is moved away from its row,
+    by 1.25 times the angle to the row's nearest neighbour, in the direction from one of the row's neighbours to
+    another. The other options are those of similar.
+    The 95 % confidence interval is Wilson's (1927), with the effective sample size given by the spread between queries.
     Raises InvalidValue for a table without rows, and UnsupportedByServer on SQLite, whose searches are exact.
     """
     server, searched = _searched(conn, table)
@@ -61,21 +64,21 @@ def tune(
     sample: int = 600,
     queries: Sequence[VectorLike] | None = None,
 ) -> list[Tuned]:
-    """Find the cheapest probes or ef_search that reach a recall of *target*, and keep them.
+    """Find the cheapest probes or ef_search that reach a recall of *target*, and store them.
 
-    *target* is one or several, which are measured in one go; 0.95 and 0.99 unless given.
+    *target* is one recall or several, which are measured in one run; by default 0.95 and 0.99.
 
-    It does so for 10 and for 100 neighbours, with queries as measure has them, and for the index that searches use.
-    A setting counts as reaching the target when the low end of the measured recall's interval does; where queries are
-    made from rows, which can be easier than fresh ones, it is to miss half of what the target allows. Of *sample* or
-    *queries* 200 are asked at a time, until the interval is on one side of that or there are no more. Searches of this
-    and every other process take the setting up within half a minute; one that asks for a recall that no setting reaches
-    is exact.
+    Settings are found for the index that searches use, for 10 and for 100 neighbours, with the queries of measure.
+    A setting reaches the target if the low end of the confidence interval of its recall does. Queries made from rows
+    can be easier than fresh ones, so with them a setting may have only half of the misses that the target allows.
+    *sample* or *queries* are run in blocks of 200, until the interval lies on one side of the target or all have run.
+    Searches of this and every other process use the setting within half a minute. A search that asks for a recall that
+    no setting reaches is exact.
     Raises InvalidValue for a table without rows or index, and UnsupportedByServer on SQLite.
     """
     targets = measures.wanted(target)
     server, searched = _searched(conn, table)
-    index = run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1)).index
+    index = (run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1))).index
     if index is None:
         raise InvalidValue(f"table: {table} has no vector index to tune")
     asked = _asked(server, searched, sample, queries)
@@ -93,9 +96,9 @@ def tune(
 
 
 class _Trial:
-    """What settings of an index find of the *k* nearest to each of *asked*, as far as it had to be measured.
+    """The recall at *k* of an index's settings on the queries *asked*, measured as far as needed.
 
-    What a search makes good by an exact one, where its index gives too few, is no merit of the setting.
+    A search that gets too few rows from its index is not completed exactly here: that would hide a poor setting.
     """
 
     def __init__(
@@ -116,14 +119,14 @@ class _Trial:
         self._shares: dict[int, list[float]] = {}
 
     def cheapest(self, steps: Sequence[int], aim: float) -> int | None:
-        """Return the first of *steps* that reaches *aim*, which every one after it does too; None if none does."""
+        """Return the smallest of *steps* that reaches *aim*, None if none does; every larger step must reach it too."""
         search = measures.Bisection(steps)
         while (step := search.step) is not None:
             search.answer(self.reaches(step, aim))
         return search.found
 
     def reaches(self, setting: int, aim: float) -> bool:
-        """Return whether *setting* has a recall of *aim* at the low end of its interval; ask only what that takes."""
+        """Return whether the low end of *setting*'s recall interval reaches *aim*; run only the queries needed."""
         shares = self._shares.setdefault(setting, [])
         while True:
             low, high = measures.interval(shares, self._k) if shares else (0.0, 1.0)
@@ -135,7 +138,7 @@ class _Trial:
             shares += _shares(self._conn, self._table, asked, truth, self._k, options, complete=False)
 
     def recall(self, setting: int) -> Recall:
-        """Return the recall of a *setting* of which it is known whether it reaches an aim."""
+        """Return the recall of a *setting* that has been tried."""
         return measures.summary(self._shares[setting], self._k, self._index.name, setting)
 
 
@@ -164,7 +167,7 @@ def _asked(
 
 
 def _moved(conn: psycopg.Connection[Any], table: Table, row: Vector, number: int) -> Vector:
-    """Return a query made from *row*, of length 1; see measures.moved."""
+    """Return a query of norm 1 made from *row*; see measures.moved."""
     (found,) = run.rows(
         conn, table, [row], measures.NEIGHBOURS + 1, _unfiltered(table), measures.NEAR, with_vectors=True
     )
@@ -172,9 +175,9 @@ def _moved(conn: psycopg.Connection[Any], table: Table, row: Vector, number: int
 
 
 def _truth(conn: psycopg.Connection[Any], table: Table, asked: Sequence[Vector], k: int) -> NDArray[Any]:
-    """Return the similarities of the *k* nearest to each of *asked* by comparing all rows; see measures.Truth.
+    """Return the similarities of the *k* nearest rows to each of *asked*, found exactly; see measures.Truth.
 
-    Raises InvalidValue where there are no rows.
+    Raises InvalidValue for a table without rows.
     """
     truth = measures.Truth(asked, k)
     chunk: list[Vector] = []
@@ -201,6 +204,6 @@ def _shares(
     *,
     complete: bool = True,
 ) -> list[float]:
-    """Search for each of *asked*, and return the share of *truth* that it finds."""
+    """Search for each of *asked*, and return the share of *truth* that each search finds."""
     found = run.rows(conn, table, asked, k, _unfiltered(table), options, complete=complete)
     return [measures.share([row[-2] for row in hits], truth[:, place]) for place, hits in enumerate(found)]

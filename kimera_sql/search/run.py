@@ -1,4 +1,5 @@
-"""Runs a similarity query as it was decided: its settings in force for it alone, and k rows when k rows match."""
+# Generated from kimera_sql/aio/search/run.py by .ci/twins.py: change that one.
+"""Run a similarity search by its plan: with settings for that search only, and k rows if k rows match."""
 
 from __future__ import annotations
 
@@ -11,23 +12,23 @@ import psycopg
 
 from .. import checks, sql
 from ..errors import InvalidValue
+from ..search import diversity as varied
+from ..search.plan import Explanation, Options, Plan, decide, exactly
 from ..sql import Connection, Queries, Row, postgres
 from ..sql.rows import decode, mapper
 from ..tables import Table
 from ..vectors import Vector
 from . import catalogue
-from . import diversity as varied
-from .plan import Explanation, Options, Plan, decide, exactly
 
 S = TypeVar("S")
 
 _queries = Queries("search")
 
 _VARIED: Final = 5
-"""How many times k rows diversity chooses from."""
+"""A search with diversity chooses from this many times k rows."""
 
-_HNSW_ALONE: Final = ["hnsw.ef_search", "enable_sort", "plan_cache_mode"]
-"""The settings of a search by hnsw without filters."""
+_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
+"""The settings of an hnsw search without filters."""
 
 
 def plan(
@@ -39,12 +40,12 @@ def plan(
     *,
     besides: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Decide how a search for *k* rows that pass *where* is to run; see rows for *besides*."""
+    """Decide how to search for *k* rows that pass *where*; see rows for *besides*."""
     if not sql.is_postgres(conn):
         return exactly("SQLite's searches are exact")
     if options.exact:
         return decide(table, (), k, options, None)
-    indexes = catalogue.look(conn, table).indexes
+    indexes = (catalogue.look(conn, table)).indexes
     filtered = any(value is not None for value in where.values()) and any(index.usable for index in indexes)
     matching = catalogue.matching(conn, table, where, besides or {}) if filtered else None
     return decide(table, indexes, k, options, matching)
@@ -62,11 +63,11 @@ def rows(
     with_vectors: bool = False,
     complete: bool = True,
 ) -> list[list[Row]]:
-    """Return the *k* rows nearest to each of *vectors* that pass *where*, the nearest first, all in one go.
+    """Return the *k* rows nearest to each of *vectors* that pass *where*, nearest first, in one pipeline on PostgreSQL.
 
-    A row's last two columns are the similarity and, with *with_vectors*, the vector. *where* are the parameters that
-    filters are; *besides*, further ones that leave out next to nothing. Where the index alone gives fewer than *k*
-    rows the search is run again exactly, unless not *complete*.
+    The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
+    filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
+    rows, the search runs again exactly, unless *complete* is false.
     """
     chosen = plan(conn, table, k, where, options, besides=besides)
     several = [
@@ -74,7 +75,7 @@ def rows(
     ]
     found = _run(conn, table, chosen, several)
     if complete and chosen.index is not None:
-        # The index's lists, or its widest scan, can hold no more that pass the filters.
+        # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
         exact = Queries(table.entity).similar_exact
         for place, parameters in enumerate(several):
             if len(found[place]) < k:
@@ -83,14 +84,14 @@ def rows(
 
 
 def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
-    """Run *chosen* with each of *several* parameters, its settings in force for it alone."""
+    """Run *chosen* once for each of *several* sets of parameters, with its settings in force for these runs only."""
     query = getattr(Queries(table.entity), chosen.query)
     if not sql.is_postgres(conn):
         return [query.fetchall(conn, **parameters) for parameters in several]
     if not chosen.settings and len(several) == 1:
         return [query.fetchall(conn, **several[0], **chosen.parameters)]
     statement = query.statement(conn)
-    # Outside a transaction the pipeline is one of its own, and the settings end with it.
+    # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
     names, values = list(chosen.settings), list(chosen.settings.values())
     given: dict[str, Any] = {"names": names}
@@ -99,7 +100,7 @@ def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping
         given = {}
         change, undo = _queries.set_hnsw.statement(conn), _queries.put_back_hnsw.statement(conn)
     generic = "plan_cache_mode" in chosen.settings
-    with conn.pipeline():
+    with postgres.pipeline(conn):
         if names:
             postgres.run(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
         cursors = [
@@ -108,7 +109,7 @@ def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping
         ]
         if names and restore:
             postgres.run(conn, undo, given)
-    # Not before the pipeline's end: to fetch inside takes a round trip more.
+    # Fetched after the pipeline's end, because fetching inside it costs another round trip.
     return [cursor.fetchall() for cursor in cursors]
 
 
@@ -125,9 +126,10 @@ def nearest(
     with_vectors: bool = False,
     diversity: float = 0.0,
 ) -> list[list[tuple[S, float, Vector | None]]]:
-    """Return the hits for each of *vectors*: the row as a *summary*, its similarity and, if asked for, its vector.
+    """Return the hits for each of *vectors*: the row as a *summary*, its similarity, and its vector or None.
 
-    With a *diversity* above 0 they are *k* unlike ones of _VARIED times as many; see geoids.similar.
+    The vector comes only *with_vectors*. With a *diversity* above 0, the *k* hits are chosen from _VARIED times as many
+    to be unlike each other; see geoids.similar. Raises InvalidValue for a diversity outside 0 to 1.
     """
     if not 0 <= checks.number("diversity", diversity) <= 1:
         raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
@@ -166,7 +168,7 @@ def explain(
     *,
     besides: Mapping[str, Any] | None = None,
 ) -> Explanation:
-    """Say how a search would run, without running it. Raises UnsupportedByServer on SQLite."""
+    """Explain how a search would run, without running it. Raises UnsupportedByServer on SQLite."""
     server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
     chosen = plan(server, table, checks.limit(k, "k"), where, options, besides=besides)
     statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
@@ -182,10 +184,10 @@ def explain(
         if chosen.settings:
             _queries.set_local.fetchall(server, names=list(chosen.settings), values=list(chosen.settings.values()))
         lines = [line for (line,) in postgres.fetchall(server, statement, parameters)]
-        # Nothing was written. Rolling back takes the settings with it, where a release would keep them.
+        # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
         raise psycopg.Rollback(settings)
     name = chosen.index.name if chosen.index else None
     used = name is not None and any(f"Index Scan using {name} " in line for line in lines)
-    # The vector is of no interest, and of 10,000 characters.
+    # The vector has 10,000 characters that nobody wants to read.
     shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
     return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)

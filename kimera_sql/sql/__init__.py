@@ -1,28 +1,30 @@
 """Named queries: queries/<dialect>/<entity>.sql, loaded once with aiosql, run by the connection's driver.
 
-A query begins with its name, its parameters, and a suffix for what it gives: nothing for many rows, ^ for one row or
-none, $ for one value, ! for the number of rows it changed, # for a COPY. The comment lines after it are its
-documentation. Some of them are notes:
+A query begins with a line that has its name, its parameters and a suffix. The suffix says what it returns: nothing for
+many rows, ^ for one row or None, $ for one value, ! for the number of rows it changed, # for a COPY. The comment lines
+below are its documentation. Some of them are notes:
 
-    -- plan: custom             plan it anew each time; a generic plan would be a bad one
+    -- plan: custom             plan the query anew each time, because a generic plan would be slow
     -- types: uuid, vector      the column types of a COPY ... FROM STDIN (FORMAT BINARY)
 
 and others are for kimera_sql.verify, and for calling a query as a function:
 
-    -- returns: Dream           a row becomes this dataclass, whose fields are the columns in their order
-    -- returns: Dream, rank int, note str | None        it has further columns; then a row is a tuple
-    -- returns: UUID            a row is this one value
+    -- returns: Dream           a row becomes this dataclass, whose fields are the columns in order
+    -- returns: Dream, rank int, note str | None        a row becomes a tuple of the dataclass and further columns
+    -- returns: UUID            a row becomes this one value
     -- takes: NewDream          the parameters are this dataclass's fields
-    -- takes: since datetime | None                     the types of some parameters, where NULL is one of them
-    -- nullable: rank           columns that can be NULL, where that cannot be told from the statement
-    -- not null: rank           columns that never are, although it looks as if they could be
+    -- takes: since datetime | None                     the types of some parameters, with None where NULL may be passed
+    -- nullable: rank           columns that can be NULL, where the statement does not show it
+    -- not null: rank           columns that cannot be NULL, although the statement suggests they can
     -- uses: idx_geoid_tags     the indexes that its plan must use
-    -- needs: postgres 16       the least version of the server, or `vector 0.7`, or an extension's mere name;
-                                `postgres below 17` is the other way round
+    -- needs: postgres 16       the oldest server it runs on; or `vector 0.7`; or an extension's name alone;
+                                `postgres below 17` sets an upper limit
     -- only: postgres           SQLite has no query of that name
-    -- like: similar_exact      it finds what that query does, another way: the same rows pass, the same columns come
+    -- like: similar_exact      it finds the rows of that query another way, by the same parameters and conditions
+    -- like: find, +bucket, -limit                      but for what only this query has (+) or only that one (-):
+                                parameters of these names, and conditions that mention them
 
-A note can be repeated, which joins its lines with commas.
+A note can be repeated: its lines are joined with commas.
 """
 
 from .files import Dialect, Statement, shipped, statements
@@ -35,6 +37,7 @@ from .run import (
     atomic,
     dialect,
     is_postgres,
+    is_sqlite,
     require_postgres,
     script,
     snapshot,
@@ -53,6 +56,7 @@ __all__ = [
     "atomic",
     "dialect",
     "is_postgres",
+    "is_sqlite",
     "load",
     "require_postgres",
     "script",

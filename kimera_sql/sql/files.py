@@ -1,4 +1,4 @@
-"""The .sql files as statements: what each is called, takes and notes, read once with aiosql. Nothing is run here."""
+"""Read the .sql files with aiosql, once: each statement's name, parameters and notes. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from aiosql.utils import SQLParseException
 from ..errors import QueryError
 
 Dialect: TypeAlias = Literal["postgres", "sqlite"]
-"""The name of a folder of queries."""
+"""The name of a dialect's folder of queries."""
 
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
 
 NOTES: Final = ("plan", "types", "returns", "takes", "nullable", "not null", "uses", "needs", "only", "like")
-"""What a comment line that is a note begins with, before its colon."""
+"""The keys of notes. A note is a comment line `key: value`."""
 
 _NOTE: Final = re.compile(rf"({'|'.join(NOTES)}): +(.*\S)")
 
@@ -39,7 +39,7 @@ _SUFFIXES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One named statement of a .sql file, as it goes to the driver. suffix: of its name. doc: without the notes."""
+    """One named statement of a .sql file, as the driver gets it. suffix: its name's suffix. doc: without the notes."""
 
     name: str
     text: LiteralString
@@ -52,33 +52,33 @@ class Statement:
     declared: frozenset[str]
 
     def check(self, parameters: Mapping[str, Any]) -> None:
-        """Raise QueryError unless *parameters* are those that the statement declares, all of them and no other."""
+        """Raise QueryError unless *parameters* are exactly those that the statement declares."""
         if parameters.keys() != self.declared:
             raise QueryError(f"{self.name} takes ({', '.join(self.parameters)}), not ({', '.join(parameters)})")
 
     def explained(self) -> Statement:
-        """Return the EXPLAIN of this statement, with the same parameters."""
+        """Return this statement with EXPLAIN in front; its parameters stay the same."""
         return replace(self, text=f"EXPLAIN {self.text}")
 
     def listed(self, note: str) -> tuple[str, ...]:
-        """Return the items of a note, () without it."""
+        """Return the items of the note *note*, () if the statement does not have it."""
         return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())
 
 
 def literal(text: Any) -> LiteralString:
-    """Return *text*, which a .sql file holds and nobody's input, as the type that psycopg takes statements of."""
+    """Return *text* as a LiteralString, the type psycopg takes for statements. It must come from a .sql file."""
     return cast(LiteralString, text)
 
 
 def shipped(folder: str) -> Path:
-    """Return where *folder* (queries or schema) stands: inside the installed package, or beside it in a checkout."""
+    """Return the path of *folder* (queries or schema): inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def read_notes(lines: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Divide the comment lines of a query, without their dashes, into its documentation and its notes."""
+    """Split the comment lines of a query, without their dashes, into its documentation and its notes."""
     doc, notes = [], dict[str, str]()
     for line in lines:
         if found := _NOTE.fullmatch(line.strip()):
@@ -90,14 +90,14 @@ def read_notes(lines: Iterable[str]) -> tuple[str, dict[str, str]]:
 
 
 def query_file(dialect: Dialect, entity: str, folder: Path | None = None) -> Path:
-    """Return the file of an entity's queries. A *folder* without folders of dialects is PostgreSQL's."""
+    """Return the path of an entity's query file. A *folder* that has no dialect folders is for PostgreSQL."""
     parent = folder or shipped("queries")
     flat = dialect == "postgres" and not any((parent / one).is_dir() for one in DIALECTS)
     return (parent if flat else parent / dialect) / f"{entity}.sql"
 
 
 def entities(folder: Path | None = None) -> list[tuple[Dialect, str]]:
-    """Return the dialect and the entity of every file of queries, of PostgreSQL first. Raises QueryError for none."""
+    """Return the dialect and entity of every query file, PostgreSQL first. Raises QueryError if there is none."""
     found: list[tuple[Dialect, str]] = [
         (dialect, path.stem)
         for dialect in DIALECTS
@@ -110,7 +110,7 @@ def entities(folder: Path | None = None) -> list[tuple[Dialect, str]]:
 
 @functools.cache
 def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dict[str, Statement]:
-    """Read the queries of an entity: those that are shipped, or those of *folder*.
+    """Return the statements of an entity by name: kimera_sql's own, or those of *folder*.
 
     Raises QueryError for a file that is missing or cannot be parsed.
     """
@@ -132,7 +132,7 @@ def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dic
         parameters = tuple(datum.parameters or ())
         statement = Statement(
             name=f"{entity}.{name}",
-            # The name goes along, so that pg_stat_statements and the server's log show it.
+            # Shows the name in pg_stat_statements and the server's log
             text=literal(f"/* {entity}.{name} */ {datum.sql.rstrip(';')}"),
             doc=doc,
             parameters=parameters,

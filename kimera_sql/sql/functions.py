@@ -1,7 +1,7 @@
-"""The SQL functions of queries/sqlite: what PostgreSQL has built in and SQLite lacks, by PostgreSQL's names.
+"""SQL functions for queries/sqlite that PostgreSQL has and SQLite lacks, under PostgreSQL's names.
 
-gen_random_uuid, clock_timestamp, date_bin, percentile_cont and others are registered from Python, because many Pythons
-have a sqlite3 that can load no extension.
+gen_random_uuid, clock_timestamp, date_bin, percentile_cont and others are registered from Python, because the sqlite3
+module of many Pythons cannot load extensions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _null_on_null(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _CosineDistance:
-    """1 - cosine of two vectors; the second one, what is searched for, is the same from row to row."""
+    """1 - cosine of two BLOBs of little-endian float32. The second is the query vector, the same for every row."""
 
     def __init__(self) -> None:
         self._blob = b""
@@ -70,12 +70,12 @@ class _CosineDistance:
 
 
 def _contains(whole: Any, part: Any) -> bool:
-    """PostgreSQL's jsonb @>: every part of *part* is somewhere in *whole* at the same level."""
+    """Return whether *whole* contains *part*, as jsonb @> in PostgreSQL: every part, at the same level."""
     if isinstance(whole, dict) and isinstance(part, dict):
         return all(key in whole and _contains(whole[key], value) for key, value in part.items())
     if isinstance(whole, list) and isinstance(part, list):
         return all(any(_contains(item, wanted) for item in whole) for wanted in part)
-    # To Python True is 1, to JSON it is not.
+    # In Python True == 1, in JSON it does not.
     return isinstance(whole, bool) == isinstance(part, bool) and bool(whole == part)
 
 
@@ -116,7 +116,7 @@ class _PercentileCont:
 
 
 class _Ways:
-    """Collects the edges of a graph, and finds a way through it level by level, one step a level."""
+    """Collects the edges of a graph, and finds a path through it breadth-first: one step per level."""
 
     def __init__(self) -> None:
         self._edges: dict[Any, list[tuple[float, str, Any]]] = {}
@@ -129,7 +129,7 @@ class _Ways:
         self._start, self._goal, self._most = start, goal, most
 
     def _levels(self, *, total: bool) -> Iterator[tuple[float, list[str]]]:
-        """Yield each level's best way to the goal, by the weight of the last step or in *total*: weight and ids."""
+        """Yield each level's best path to the goal as (weight, ids). weight: of all steps if *total*, else the last."""
         level: dict[Any, tuple[float, list[str], list[Any]]] = {self._start: (0.0, [], [self._start])}
         for _ in range(self._most):
             following: dict[Any, tuple[float, list[str], list[Any]]] = {}
@@ -147,14 +147,14 @@ class _Ways:
 
 
 class _FewestSteps(_Ways):
-    """The ids of the fewest edges from start to goal, as a JSON array; NULL when there is no way."""
+    """The edge ids of the path of fewest edges from start to goal, as a JSON array; NULL if there is none."""
 
     def finalize(self) -> str | None:
         return next((json.dumps(ids) for _, ids in self._levels(total=False)), None)
 
 
 class _CheapestSteps(_Ways):
-    """The ids of the edges from start to goal that weigh least in all, as a JSON array; NULL when there is no way."""
+    """The edge ids of the path of least total weight from start to goal, as a JSON array; NULL if there is none."""
 
     def finalize(self) -> str | None:
         ways = [(weight, len(ids), ids) for weight, ids in self._levels(total=True)]

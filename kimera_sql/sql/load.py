@@ -1,4 +1,5 @@
-"""A folder of .sql files of one's own, as functions."""
+# Generated from kimera_sql/aio/sql/load.py by .ci/twins.py: change that one.
+"""Load a folder of your own .sql files as functions."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import QueryError
-from . import shapes
-from .files import entities, statements
+from ..sql import shapes
+from ..sql.files import entities, statements
 from .run import Queries
 
 
 class Library:
-    """The queries of a folder: `library.<file>.<name>(conn, ...)`; see load."""
+    """The queries of a folder, called as `library.<file>.<name>(conn, ...)`; see load."""
 
     def __init__(self, folder: Path, files: Mapping[str, Queries]) -> None:
         self.folder = folder
@@ -31,12 +32,12 @@ class Library:
 
 
 def load(folder: Path | str, records: ModuleType | str | None = None) -> Library:
-    """Load the queries of *folder*, whose dataclasses are in the module *records*, to be called as functions.
+    """Load the queries of *folder* as functions, with the dataclasses of the module *records*.
 
-    `load("sql", "app.records").dreams.by_phase(conn, phase="rem")` runs by_phase of sql/dreams.sql, and gives what its
-    suffix says: a list, one row or None, one value, or the number of rows changed; rows are what its note `returns`
-    says. *folder* has .sql files for PostgreSQL, or folders postgres and sqlite that have them.
-    Raises QueryError for a file that cannot be parsed and for a dataclass that is not there.
+    `load("sql", "app.records").dreams.by_phase(conn, phase="rem")` runs by_phase of sql/dreams.sql. Its suffix decides
+    what it returns: a list, one row or None, one value, or the number of rows changed. Its note `returns` decides what
+    a row becomes. *folder* has .sql files for PostgreSQL, or folders postgres and sqlite with .sql files.
+    Raises QueryError for a file that cannot be parsed and for a dataclass that does not exist.
     """
     folder = Path(folder)
     module = importlib.import_module(records) if isinstance(records, str) else records

@@ -1,94 +1,127 @@
-"""Running statements on PostgreSQL, with psycopg."""
+# Generated from kimera_sql/aio/sql/postgres.py by .ci/twins.py: change that one.
+"""Run statements on PostgreSQL with psycopg."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .files import Statement
-from .rows import Row, to_postgres
+from ..errors import InvalidValue
+from ..sql.files import Statement
+from ..sql.rows import Row, to_postgres
+from ..twins import Lock
+from ..vectors import keep_loaders
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
 _cursor_numbers = itertools.count(1)
 
+_copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
+"""The connections, by id, whose COPY the code that runs now is giving rows to."""
 
-def _bind(statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+_pipelines: WeakKeyDictionary[Connection, Lock] = WeakKeyDictionary()
+
+
+def _check_free(conn: Connection, what: str) -> None:
+    """Raise InvalidValue where *what* would wait for ever: for the end of a COPY that waits for it."""
+    if id(conn) in _copying.get():
+        raise InvalidValue(
+            f"conn: it is sending items and can run {what} only once they are sent; take what the items are made from "
+            "through another connection"
+        )
+
+
+def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
     statement.check(parameters)
+    _check_free(conn, statement.name)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
 def run(
     conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
 ) -> psycopg.Cursor[Row]:
-    """Run *statement* and return the cursor that has its rows; in a pipeline it has them once the pipeline ends.
+    """Run *statement* and return a cursor with its rows. In a pipeline the rows are there once the pipeline ends.
 
-    With *generic_plan* it may be prepared even if it is to be planned anew each time: these parameters need no plan of
-    their own.
+    *generic_plan* allows a prepared statement although the statement is noted `plan: custom`: with these parameters one
+    plan is good for every run.
     """
-    # A cursor of our own: the caller's connection may have another row or cursor factory.
-    return psycopg.Cursor(conn, row_factory=tuple_row).execute(
+    # Not conn.execute: the caller's connection may have another row or cursor factory.
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    keep_loaders(cursor)
+    return cursor.execute(
         statement.text,
-        _bind(statement, parameters),
+        _bind(conn, statement, parameters),
         prepare=False if statement.custom_plan and not generic_plan else None,
         binary=True,
     )
 
 
 def outside_transaction(conn: Connection) -> bool:
-    """Return whether *conn* is in autocommit with no transaction open, so that each statement is one of its own."""
+    """Return whether *conn* is in autocommit with no transaction open: each statement is then its own transaction."""
     return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
 
 
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    return run(conn, statement, parameters).fetchall()
+    cursor = run(conn, statement, parameters)
+    return cursor.fetchall()
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    return run(conn, statement, parameters).rowcount
+    cursor = run(conn, statement, parameters)
+    return cursor.rowcount
 
 
 def script(conn: Connection, text: str) -> None:
     """Run the statements of *text*, which has no parameters."""
-    # Without parameters psycopg sends the text as it is, all its statements at once.
+    # Without parameters psycopg sends the text unchanged, all statements at once.
     conn.execute(text.encode())
 
 
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows a round trip, in one transaction."""
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+    given = _bind(conn, statement, parameters)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
-    # No savepoint: closing the iterator early would undo what the caller has written since.
+    # No savepoint: closing the iterator early would roll back what the caller has written since.
     with (
         conn.transaction() if outside else nullcontext(),
         psycopg.ServerCursor(conn, name, row_factory=tuple_row) as cursor,
     ):
+        keep_loaders(cursor)
         cursor.itersize = chunk
-        cursor.execute(statement.text, _bind(statement, parameters), binary=True)
+        cursor.execute(statement.text, given, binary=True)
         with suppress(GeneratorExit):
-            yield from cursor
+            for row in cursor:
+                yield row
 
 
 def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Send *rows* through *statement*, a COPY ... FROM STDIN (FORMAT BINARY), and return how many there were.
 
-    Their values are in the order of its columns. All or nothing; an error of the server carries a note with the
-    number of the row, counted from 0, unless the server does not tell: foreign keys are checked after the last row.
+    The values of a row are in the order of the statement's columns. All rows are written, or none. A server error has a
+    note with the row's number, counted from 0, if the server reports it (not for foreign keys, which it checks after
+    the last row).
     """
     try:
         with atomic(conn), psycopg.Cursor(conn) as cursor:
             with cursor.copy(statement.text) as copy:
                 copy.set_types(statement.types)
-                for row in rows:
-                    copy.write_row([to_postgres(value) for value in row.values()])
+                before = _copying.set(_copying.get() | {id(conn)})
+                try:
+                    for row in rows:
+                        copy.write_row([to_postgres(value) for value in row.values()])
+                finally:
+                    _copying.reset(before)
             return cursor.rowcount
     except psycopg.Error as error:
         _, found, line = (error.diag.context or "").partition(", line ")
@@ -99,22 +132,39 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 
 @contextmanager
+def pipeline(conn: Connection) -> Iterator[None]:
+    """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
+
+    By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    """
+    try:
+        # Whoever shares the connection cannot enter the mode while another is in it.
+        with _pipelines.setdefault(conn, Lock()), conn.pipeline():
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            conn.close()
+        raise
+
+
+@contextmanager
 def snapshot(conn: Connection) -> Iterator[None]:
-    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     before = conn.isolation_level
-    conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    conn.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
     try:
         with conn.transaction():
             yield
     finally:
-        conn.isolation_level = before
+        conn.set_isolation_level(before)
 
 
 @contextmanager
 def atomic(conn: Connection) -> Iterator[None]:
-    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
+    _check_free(conn, "a transaction")
     if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
-        # conn.transaction() would commit at its end; an empty query makes psycopg send the caller's BEGIN first.
+        # conn.transaction() would commit at its end. An empty query makes psycopg send the caller's BEGIN first.
         conn.execute("")
     with conn.transaction():
         yield
@@ -122,6 +172,6 @@ def atomic(conn: Connection) -> Iterator[None]:
 
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
-    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
     with conn.transaction():
         yield

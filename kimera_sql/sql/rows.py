@@ -1,4 +1,4 @@
-"""Values on their way into a database, and rows on their way out of it: pure, and told the dialect."""
+"""Convert values for the database, and rows from it. Pure functions that take the dialect as an argument."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _dumps = functools.partial(json.dumps, allow_nan=False)
 
 
 def to_postgres(value: Any) -> Any:
-    """Return *value* as psycopg is to send it."""
+    """Return *value* in the form that psycopg sends."""
     return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
 
 
@@ -34,7 +34,7 @@ def to_sqlite(value: Any) -> Any:
         case UUID():
             return str(value)
         case datetime():
-            # In UTC and of one width, so that text sorts as time does
+            # In UTC and of fixed width, so that text sorts like time
             return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         case timedelta():
             return value // timedelta(microseconds=1)
@@ -49,7 +49,7 @@ def to_sqlite(value: Any) -> Any:
 
 
 _DECODERS: Final[Mapping[Dialect, Mapping[type, Callable[[Any], Any]]]] = {
-    # What psycopg does not give as a record has it: its arrays are lists.
+    # psycopg returns arrays as lists.
     "postgres": {tuple: tuple},
     "sqlite": {
         UUID: UUID,
@@ -61,17 +61,17 @@ _DECODERS: Final[Mapping[Dialect, Mapping[type, Callable[[Any], Any]]]] = {
         float: float,  # RETURNING gives a REAL that is a whole number as an int
     },
 }
-"""How what a database gives becomes a value of each type; a type that is not here comes as it is."""
+"""For each type, how to decode a database value. Values of other types are not converted."""
 
 
 def decode(dialect: Dialect, kind: type[R], value: Any) -> R:
-    """Return *value*, which is not NULL, as a *kind*."""
+    """Return the database value *value*, which is not NULL, as a *kind*."""
     decoder = _DECODERS[dialect].get(kind)
     return cast(R, decoder(value) if decoder else value)
 
 
 def mapper(dialect: Dialect, record: type[R]) -> Callable[[Row], R]:
-    """Return the function that makes *record*, a dataclass whose fields are the columns in order, from a row."""
+    """Return the function that makes a *record*, a dataclass whose fields are the columns in order, from a row."""
     return cast(Callable[[Row], R], _mapper(dialect, cast(Hashable, record)))
 
 
@@ -97,9 +97,9 @@ def _mapper(dialect: Dialect, record: Any) -> Callable[[Row], Any]:
 def noted_mapper(
     dialect: Dialect, entity: str, name: str, folder: Path | None, records: ModuleType | None
 ) -> Callable[[Row], Any]:
-    """Return the function that makes of a row what the query's note `returns` says; *folder* as statements has it.
+    """Return the function that maps a row as the query's note `returns` says; see statements for *folder*.
 
-    Without a note it is the row itself, or its one value where the query's suffix is $.
+    Without a note, it returns the row itself, or its one value if the query's suffix is $.
     """
     statement = statements(dialect, entity, folder)[name]
     note = statement.notes.get("returns")

@@ -1,4 +1,5 @@
-"""Running named queries on a connection, whichever database it is to. This is the one place that asks which."""
+# Generated from kimera_sql/aio/sql/run.py by .ci/twins.py: change that one.
+"""Run named queries on a connection to either database. Only this module decides which driver to use."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ from typing import Any, Final, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 import psycopg
 
 from ..errors import QueryError, UnsupportedByServer
+from ..sql.files import Dialect, Statement, statements
+from ..sql.rows import Row, decode, mapper, noted_mapper
 from . import postgres, sqlite
-from .files import Dialect, Statement, statements
-from .rows import Row, decode, mapper, noted_mapper
 
 Connection: TypeAlias = psycopg.Connection[Any] | sqlite3.Connection
 R = TypeVar("R")
 
 
 class Driver(Protocol):
-    """What the modules postgres and sqlite offer: running a statement on a connection of theirs."""
+    """The functions that the modules postgres and sqlite both have: each runs statements on its own connections."""
 
     def fetchall(self, conn: Any, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]: ...
     def execute(self, conn: Any, statement: Statement, parameters: Mapping[str, Any]) -> int: ...
@@ -38,22 +39,27 @@ _DRIVERS: Final[Mapping[Dialect, Driver]] = {"postgres": postgres, "sqlite": sql
 
 
 def is_postgres(conn: Connection) -> TypeGuard[psycopg.Connection[Any]]:
-    """Whether *conn* is to PostgreSQL."""
+    """Return whether *conn* is a connection to PostgreSQL."""
     return isinstance(conn, psycopg.Connection)
 
 
+def is_sqlite(conn: Connection) -> TypeGuard[sqlite3.Connection]:
+    """Return whether *conn* is a connection to SQLite."""
+    return isinstance(conn, sqlite3.Connection)
+
+
 def require_postgres(conn: Connection, why: str) -> psycopg.Connection[Any]:
-    """Return *conn*, a connection to PostgreSQL. Raises UnsupportedByServer with *why* for any other."""
+    """Return *conn* if it is a connection to PostgreSQL. Raises UnsupportedByServer, with *why* as message, if not."""
     if not is_postgres(conn):
         raise UnsupportedByServer(why)
     return conn
 
 
 def dialect(conn: Connection) -> Dialect:
-    """Return the name of the folder whose queries *conn* understands: postgres or sqlite."""
+    """Return the dialect of *conn*, postgres or sqlite, which names its folder of queries. Raises TypeError."""
     if is_postgres(conn):
         return "postgres"
-    if isinstance(conn, sqlite3.Connection):
+    if is_sqlite(conn):
         return "sqlite"
     raise TypeError(f"expected a psycopg.Connection or sqlite3.Connection, got {type(conn).__name__}")
 
@@ -65,7 +71,7 @@ def _driver(conn: Connection) -> Driver:
 class Queries:
     """The named queries of one entity: `Queries("geoids").find_by_id.fetchone(conn, Geoid, id=...)`.
 
-    They are those that are shipped, or those of *folder* with the dataclasses of *records*.
+    They are kimera_sql's own, or those of *folder* with the dataclasses of the module *records*.
     """
 
     def __init__(self, entity: str, folder: Path | None = None, records: ModuleType | None = None) -> None:
@@ -81,7 +87,7 @@ class Queries:
 class Query:
     """One named query. Its methods take a connection, then the query's parameters by name.
 
-    They raise QueryError for a parameter that it does not declare, or that is missing.
+    They raise QueryError for a parameter that is missing, or that the query does not declare.
     """
 
     entity: str
@@ -90,7 +96,7 @@ class Query:
     records: ModuleType | None = None
 
     def statement(self, conn: Connection) -> Statement:
-        """Return the statement in *conn*'s dialect. Raises QueryError when the file has none of this name."""
+        """Return the statement in *conn*'s dialect. Raises QueryError if the file has no query of this name."""
         spoken = dialect(conn)
         try:
             return statements(spoken, self.entity, self.folder)[self.name]
@@ -98,7 +104,7 @@ class Query:
             raise QueryError(f"{self.entity}.sql ({spoken}) has no query {self.name}") from None
 
     def __call__(self, conn: Connection, /, **parameters: Any) -> Any:
-        """Run it as its suffix says, and return what its note `returns` says; see load."""
+        """Run the query and return its result in the form that its suffix and its note `returns` define; see load."""
         statement = self.statement(conn)
         if statement.suffix == "!":
             return self.execute(conn, **parameters)
@@ -115,7 +121,7 @@ class Query:
     @overload
     def fetchall(self, conn: Connection, record: type[R], /, **parameters: Any) -> list[R]: ...
     def fetchall(self, conn: Connection, record: type[R] | None = None, /, **parameters: Any) -> list[R] | list[Row]:
-        """Run it and return all its rows, each as a *record*: a dataclass whose fields are the columns in order."""
+        """Run the query and return all rows: tuples, or *record*, a dataclass whose fields are the columns in order."""
         rows = _driver(conn).fetchall(conn, self.statement(conn), parameters)
         return rows if record is None else list(map(mapper(dialect(conn), record), rows))
 
@@ -124,50 +130,50 @@ class Query:
     @overload
     def fetchone(self, conn: Connection, record: type[R], /, **parameters: Any) -> R | None: ...
     def fetchone(self, conn: Connection, record: type[R] | None = None, /, **parameters: Any) -> R | Row | None:
-        """Run it and return its first row, as fetchall does, None without one."""
+        """Run the query and return its first row, in the form of fetchall, or None if there is no row."""
         rows = _driver(conn).fetchall(conn, self.statement(conn), parameters)
         if not rows:
             return None
         return rows[0] if record is None else mapper(dialect(conn), record)(rows[0])
 
     def fetchval(self, conn: Connection, kind: type[R], /, **parameters: Any) -> R | None:
-        """Run it and return the first column of its first row as a *kind*, None without a row or for NULL."""
+        """Run the query and return the first column of its first row as a *kind*; None for no row and for NULL."""
         row = self.fetchone(conn, **parameters)
         if row is None or row[0] is None:
             return None
         return decode(dialect(conn), kind, row[0])
 
     def execute(self, conn: Connection, /, **parameters: Any) -> int:
-        """Run it and return the number of rows it changed."""
+        """Run the query and return the number of rows it changed."""
         return _driver(conn).execute(conn, self.statement(conn), parameters)
 
     def stream(self, conn: Connection, /, *, chunk: int = 1000, **parameters: Any) -> Iterator[Row]:
-        """Yield its rows, *chunk* of them fetched at a time."""
+        """Yield the query's rows, fetched *chunk* at a time."""
         return _driver(conn).stream(conn, self.statement(conn), parameters, chunk)
 
     def copy(self, conn: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Send *rows* through it, all or none, and return how many there were.
+        """Write *rows*, all or none, with a COPY, and return how many there were.
 
-        Their values are in the order of its columns. A driver's error carries a note with the number of the row.
+        The values of a row are in the order of the columns. A driver's error has a note with the row's number.
         """
         return _driver(conn).copy(conn, self.statement(conn), rows)
 
 
 def atomic(conn: Connection) -> AbstractContextManager[None]:
-    """Make the block all or nothing without ending the caller's transaction, which it begins where none is open.
+    """Make the block atomic without ending the caller's transaction; if none is open, it begins one.
 
-    On an autocommit connection outside a transaction the block is a transaction of its own.
+    On an autocommit connection outside a transaction, the block is a transaction of its own.
     """
     return _driver(conn).atomic(conn)
 
 
 def transaction(conn: Connection) -> AbstractContextManager[None]:
-    """Make the block a transaction that is committed at its end, or a savepoint where the caller has one open."""
+    """Run the block in a transaction that is committed at its end, or in a savepoint if the caller has one open."""
     return _driver(conn).transaction(conn)
 
 
 def snapshot(conn: Connection) -> AbstractContextManager[None]:
-    """Let the block read the database as it is at its begin; *conn* is outside a transaction and writes nothing."""
+    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing."""
     return _driver(conn).snapshot(conn)
 
 

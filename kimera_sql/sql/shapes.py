@@ -1,4 +1,4 @@
-"""What the rows of a query become in Python: the notes `returns` and `takes` of the .sql files, and type hints."""
+"""Parse what rows become in Python: the notes `returns` and `takes` of the .sql files, and type hints."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TYPES: Final[Mapping[str, type]] = {
     "timedelta": timedelta,
     "tuple": tuple,
 }
-"""The types that a note can name; list and tuple take their items' type: list[int], tuple[str, ...]."""
+"""The types that a note can name. list and tuple take an item type: list[int], tuple[str, ...]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A Python type. kind: its class. item: that of a list's or tuple's items, object where any. optional: or None."""
+    """A Python type. kind: its class. item: the class of a list's or tuple's items, or object. optional: or None."""
 
     kind: type
     item: type = object
@@ -52,9 +52,9 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a row is made into: a dataclass's name, if any, and further columns as (name, type).
+    """What a row becomes: a dataclass's name or None, and further columns as (name, type).
 
-    A single column without a name is a row that becomes its one value.
+    A single column without a name means that the row becomes its one value.
     """
 
     record: str | None
@@ -62,7 +62,7 @@ class Shape:
 
 
 def parse(text: str) -> Shape:
-    """Read a note: `Dream`, `Dream, similarity float`, `name str, size int | None` or `int`. Raises QueryError."""
+    """Parse a note: `Dream`, `Dream, similarity float`, `name str, size int | None` or `int`. Raises QueryError."""
     record = None
     columns = []
     parts = _split(text)
@@ -82,7 +82,7 @@ def parse(text: str) -> Shape:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that are not in brackets."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "[") - (character == "]")
@@ -106,7 +106,10 @@ def _kind(text: str) -> Kind:
 
 
 def kind_of(hint: Any) -> Kind:
-    """Return the kind of a type hint; of a union's members the one that a column would be read as."""
+    """Return the kind of a type hint. For a union it is the kind of the member that a column is read as.
+
+    Raises QueryError for a type that a column cannot have.
+    """
     hint = getattr(hint, "__supertype__", getattr(hint, "__value__", hint))
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -132,13 +135,13 @@ def kind_of(hint: Any) -> Kind:
 
 
 def record_kinds(record: type) -> list[tuple[str, Kind]]:
-    """Return the fields of a dataclass in their order."""
+    """Return the fields of a dataclass in order, as (name, kind)."""
     hints = get_type_hints(record)
     return [(field.name, kind_of(hints[field.name])) for field in fields(record)]
 
 
 def find_record(records: ModuleType | None, name: str) -> type:
-    """Return the dataclass *name* of the module *records*. Raises QueryError."""
+    """Return the dataclass *name* of the module *records*. Raises QueryError if there is none."""
     if records is None:
         raise QueryError(f"{name} is looked for in no module: name the one that has the dataclasses (--records)")
     found = getattr(records, name, None)

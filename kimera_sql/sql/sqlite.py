@@ -1,14 +1,18 @@
-"""Running statements on SQLite, the database for development."""
+# Generated from kimera_sql/aio/sql/sqlite.py by .ci/twins.py: change that one.
+"""Run statements on SQLite, the development database."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-from .files import Statement
-from .rows import Row, to_sqlite
+from ..sql.files import Statement
+from ..sql.rows import Row, to_sqlite
+
+_CHUNK: Final = 1000
+"""Rows that are held in memory at once."""
 
 
 def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
@@ -20,17 +24,19 @@ def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str
 
 def fetchall(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    return _run(conn, statement, parameters).fetchall()
+    cursor = _run(conn, statement, parameters)
+    return list(map(tuple, cursor.fetchall()))
 
 
 def execute(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    return _run(conn, statement, parameters).rowcount
+    cursor = _run(conn, statement, parameters)
+    return cursor.rowcount
 
 
 def script(conn: sqlite3.Connection, text: str) -> None:
-    """Run the statements of *text*, which has no parameters, in the transaction that is open."""
-    # executescript would commit it.
+    """Run the statements of *text*, which has no parameters, in the open transaction."""
+    # executescript would commit the transaction.
     statement = ""
     for line in text.splitlines(keepends=True):
         statement += line
@@ -44,7 +50,8 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
     cursor = _run(conn, statement, parameters)
     try:
         while rows := cursor.fetchmany(chunk):
-            yield from rows
+            for row in rows:
+                yield tuple(row)
     finally:
         cursor.close()
 
@@ -52,27 +59,35 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
 def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 
-    An error carries a note with the number of the row, counted from 0.
+    An error has a note with the row's number, counted from 0.
     """
-    number = -1
+    sent = 0
 
-    def encoded() -> Iterator[dict[str, Any]]:
-        nonlocal number
-        for number, row in enumerate(rows):  # noqa: B007 - told to the error below
-            yield {name: to_sqlite(value) for name, value in row.items()}
+    def counted(chunk: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal sent
+        for row in chunk:
+            sent += 1
+            yield row
 
+    chunk: list[dict[str, Any]] = []
     try:
         with atomic(conn):
-            conn.executemany(statement.text, encoded())
+            for row in rows:
+                chunk.append({name: to_sqlite(value) for name, value in row.items()})
+                if len(chunk) == _CHUNK:
+                    conn.executemany(statement.text, counted(chunk))
+                    chunk.clear()
+            conn.executemany(statement.text, counted(chunk))
     except sqlite3.Error as error:
-        error.add_note(f"item {number} (counted from 0) was refused; nothing was written")
+        if sent:
+            error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
         raise
-    return number + 1
+    return sent
 
 
 @contextmanager
 def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
-    """Let the block read the database as it is now, whatever others write meanwhile; see sql.snapshot."""
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
     conn.execute("BEGIN")
     try:
         yield
@@ -82,7 +97,7 @@ def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
-    """Make the block all or nothing without ending the caller's transaction; see sql.atomic."""
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
     if conn.isolation_level is None:
         with transaction(conn):
             yield
@@ -95,7 +110,7 @@ def atomic(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def transaction(conn: sqlite3.Connection) -> Iterator[None]:
-    """Make the block a transaction, or a savepoint inside the caller's; see sql.transaction."""
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
     if conn.in_transaction:
         with _savepoint(conn):
             yield
@@ -116,7 +131,7 @@ def _savepoint(conn: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # SQLite ends the whole transaction by itself after some errors, such as a full disk.
+        # After some errors, such as a full disk, SQLite itself rolls back the whole transaction.
         if conn.in_transaction:
             conn.execute("ROLLBACK TO kimera")
             conn.execute("RELEASE kimera")

@@ -1,4 +1,4 @@
-"""Versions as servers and extensions write them."""
+"""Parse the versions of servers and extensions."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def version(text: str) -> tuple[int, ...]:
-    """Return the version "0.8.2" as (0, 8, 2), which can be compared."""
+    """Return a version such as "0.8.2" as a tuple such as (0, 8, 2), for comparisons."""
     return tuple(int(number) for number in re.findall(r"\d+", text))

@@ -3,208 +3,158 @@
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from ..errors import QueryError
 from ..sql import Statement, shapes
-from .text import Fault
+from .code import Code, Scope, as_dict, own_nodes
+from .text import COPY, Fault
 
 _METHODS: Final = ("fetchall", "fetchone", "fetchval", "execute", "stream")
 _OWN: Final = {"stream": {"chunk"}}
 """Keywords of a method's own."""
 
-_Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(slots=True)
-class _Module:
-    """A module. queries: names that stand for the queries of an entity, at the module's level."""
-
-    path: Path
-    statements: Mapping[str, Statement]
-    queries: dict[str, str] = field(default_factory=dict)
-    functions: dict[str, _Function] = field(default_factory=dict)
-
-    def fault(self, node: ast.expr, query: str | None, message: str, expected: str = "", found: str = "") -> Fault:
-        place = str(self.path), node.lineno, node.col_offset + 1
-        return Fault(*place, query, message, expected or None, found or None)
-
 
 def check(folder: Path, statements: Mapping[str, Statement]) -> Iterator[Fault]:
     """Check the modules of *folder*; *statements* go by their whole names."""
-    for path in sorted(folder.rglob("*.py")):
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except SyntaxError as error:
-            yield Fault(str(path), error.lineno or 1, error.offset or 1, None, f"the code cannot be read: {error.msg}")
-            continue
-        module = _Module(path, statements)
-        for node in tree.body:
-            if isinstance(node, _Function):
-                module.functions[node.name] = node
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and (name := _entity(node.value)):
-                module.queries[node.targets[0].id] = name
-        for function in (tree, *(node for node in ast.walk(tree) if isinstance(node, _Function))):
-            yield from _check_scope(module, function)
+    code = Code(folder)
+    for path, error in code.unreadable.items():
+        yield Fault(str(path), error.lineno or 1, error.offset or 1, None, f"the code cannot be read: {error.msg}")
+    checker = _Checker(code, statements)
+    # A method is read once for each object, and a function once for each call that hands a query on.
+    yield from dict.fromkeys(fault for scope, node in code.scopes() for fault in checker.check(scope, node))
 
 
-def _entity(node: ast.expr) -> str | None:
-    """Return the entity of `sql.Queries("entity")`."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sql.Queries", "Queries") and len(node.args) == 1:
-        argument = node.args[0]
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-            return argument.value
-    return None
+class _Checker:
+    """Checks pieces of *code* against *statements*."""
 
+    def __init__(self, code: Code, statements: Mapping[str, Statement]) -> None:
+        self._code = code
+        self._statements = statements
 
-def _own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, or of a module, without those of the functions in it."""
-    for child in ast.iter_child_nodes(scope):
-        if not isinstance(child, _Function):
-            yield child
-            yield from _own_nodes(child)
+    def check(self, scope: Scope, within: ast.AST) -> Iterator[Fault]:
+        """Check a module, class or function, and the functions that it hands queries to."""
+        for node in own_nodes(within):
+            if isinstance(node, (ast.Attribute, ast.Call)):
+                pattern = self._pattern(scope, node)
+                if pattern is not None and not self._matching(pattern):
+                    message = f"{ast.unparse(node)} names a query that its file does not have"
+                    yield _fault(scope, node, pattern, message)
+            if isinstance(node, ast.Call):
+                yield from self._check_call(scope, node)
+                yield from self._check_copy(scope, node)
+                handed = (*node.args, *(keyword.value for keyword in node.keywords))
+                if any(self._queries(scope, one) for one in handed) and (entered := self._code.enter(scope, node)):
+                    yield from self.check(*entered)
 
+    def _check_call(self, scope: Scope, call: ast.Call) -> Iterator[Fault]:
+        if not isinstance(call.func, ast.Attribute) or call.func.attr not in _METHODS:
+            return
+        method, query = call.func.attr, call.func.value
+        # What is wrong with a query that was handed in is to be put right where it was.
+        handed_in = isinstance(query, ast.Name) and query.id in scope.given
+        place = scope.site if scope.site and handed_in else (scope, call)
+        keys, whole = self._code.keys(scope, as_dict(call.keywords))
+        passed = [key for key in keys if key not in _OWN.get(method, ())]
+        for statement in self._queries(scope, query):
+            if statement.suffix == "#":
+                yield _fault(*place, statement.name, "a COPY is run by its method copy")
+                continue
+            unknown, missing = set(passed) - statement.declared, statement.declared - set(passed)
+            if unknown or (whole and missing):
+                message = "the call does not pass the parameters that the file declares"
+                declared, given = (", ".join(names) or "none" for names in (statement.parameters, passed))
+                yield _fault(*place, statement.name, message, declared, given)
+            if len(call.args) > 1 and "returns" in statement.notes:
+                wrong = self._check_type(scope, method, call.args[1], statement.notes["returns"])
+                if wrong is not None:
+                    yield _fault(*place, statement.name, *wrong)
 
-def _check_scope(module: _Module, scope: ast.Module | _Function) -> Iterator[Fault]:
-    nodes = list(_own_nodes(scope))
-    values = _assigned(nodes)
-    for node in nodes:
-        if isinstance(node, ast.expr):
-            found = _named(module, node)
-            if found == []:
-                yield module.fault(node, None, f"{ast.unparse(node)} names a query that its file does not have")
-        if isinstance(node, ast.Call):
-            yield from _check_call(module, node, values)
-            yield from _check_record(module, node)
+    def _check_copy(self, scope: Scope, call: ast.Call) -> Iterator[Fault]:
+        """Compare the keys of the rows that a COPY is sent, whose order counts, with its columns."""
+        if not (isinstance(call.func, ast.Attribute) and call.func.attr == "copy" and len(call.args) == 2):
+            return
+        item = self._code.item(scope, call.args[1])
+        sent, whole = ([], False) if item is None else self._code.keys(*item)
+        for statement in self._queries(scope, call.func.value) if whole else ():
+            copy = COPY.search(statement.text)
+            columns = [name.strip() for name in copy["columns"].split(",")] if copy else sent
+            if sent != columns:
+                message = "the rows do not have the columns of the COPY in their order"
+                yield _fault(scope, call, statement.name, message, ", ".join(columns), ", ".join(sent))
 
-
-def _assigned(nodes: Sequence[ast.AST]) -> dict[str, ast.expr | None]:
-    """Return what names are assigned, None for those that are assigned more than once."""
-    values: dict[str, ast.expr | None] = {}
-    for node in nodes:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and isinstance(node, (ast.Assign, ast.AnnAssign)):
-                values[target.id] = None if target.id in values else node.value
-    return values
-
-
-def _named(module: _Module, node: ast.AST) -> list[Statement] | None:
-    """Return the queries that `_queries.name` or `getattr(_queries, f"...")` can be, None if it is neither."""
-    if isinstance(node, ast.Attribute):
-        holder, pattern = node.value, re.escape(node.attr)
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) == 2:
-        holder, name = node.args
-        parts = name.values if isinstance(name, ast.JoinedStr) else [name]
-        pattern = "".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else r"\w+" for p in parts)
-    else:
-        return None
-    entity = module.queries.get(holder.id) if isinstance(holder, ast.Name) else _entity(holder)
-    if entity is None or pattern == "entity":
-        return None
-    return [one for name, one in module.statements.items() if re.fullmatch(rf"{entity}\.{pattern}", name)]
-
-
-def _check_call(module: _Module, call: ast.Call, values: Mapping[str, ast.expr | None]) -> Iterator[Fault]:
-    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _METHODS:
-        return
-    passed, whole = _passed(module, call.keywords, values)
-    passed = {name: node for name, node in passed.items() if name not in _OWN.get(call.func.attr, ())}
-    for statement in _named(module, call.func.value) or []:
-        if statement.suffix == "#":
-            yield module.fault(call, statement.name, "a COPY is run by its method copy")
-            continue
-        unknown, missing = passed.keys() - statement.declared, statement.declared - passed.keys()
-        if unknown or (whole and missing):
-            yield module.fault(
-                call,
-                statement.name,
-                "the call does not pass the parameters that the file declares",
-                ", ".join(statement.parameters) or "none",
-                ", ".join(passed) or "none",
-            )
-        yield from _check_value(module, call, statement)
-
-
-def _check_value(module: _Module, call: ast.Call, statement: Statement) -> Iterator[Fault]:
-    """Compare the type that fetchval is given with the note."""
-    if not (isinstance(call.func, ast.Attribute) and call.func.attr == "fetchval" and "returns" in statement.notes):
-        return
-    try:
-        shape = shapes.parse(statement.notes["returns"])
-    except QueryError:
-        return  # said at the note
-    if len(call.args) > 1 and len(shape.columns) == 1:
-        given, kind = ast.unparse(call.args[1]).rpartition(".")[2], shape.columns[0][1].kind
-        if given not in (kind.__name__, *(name for name, one in shapes.TYPES.items() if one is kind)):
-            message = "fetchval is given another type than the note `returns`"
-            yield module.fault(call, statement.name, message, kind.__name__, given)
-
-
-def _check_record(module: _Module, call: ast.Call) -> Iterator[Fault]:
-    """Compare the dataclass that a query's rows are to become with its note.
-
-    It is in `_queries.name.fetchall(conn, Class, ...)` and, where a function is given the query itself, in
-    `_all(conn, Class, _queries.name)`.
-    """
-    if isinstance(call.func, ast.Attribute) and call.func.attr in ("fetchall", "fetchone"):
-        source: ast.expr | None = call.func.value
-    else:
-        source = call.args[2] if len(call.args) == 3 else None
-    if source is None or len(call.args) < 2 or not ast.unparse(call.args[1])[0].isupper():
-        return
-    given = ast.unparse(call.args[1])
-    for statement in _named(module, source) or []:
-        note = statement.notes.get("returns")
-        if note not in (None, given):
+    def _check_type(self, scope: Scope, method: str, node: ast.expr, note: str) -> tuple[str, str, str] | None:
+        """Compare the dataclass that rows become, or the type that fetchval is given, with the note `returns`."""
+        given = self._type(scope, node)
+        if given is None:
+            return None
+        if method in ("fetchall", "fetchone"):
             message = "the rows are made into another dataclass than the note says"
-            yield module.fault(call, statement.name, message, note or "", given)
+            return (message, note, given) if given[0].isupper() and given != note else None
+        try:
+            columns = shapes.parse(note).columns
+        except QueryError:
+            return None  # said at the note
+        kinds = [kind.kind for _, kind in columns]
+        if len(kinds) != 1 or shapes.TYPES.get(given) is kinds[0] or given == kinds[0].__name__:
+            return None
+        return "fetchval is given another type than the note `returns`", kinds[0].__name__, given
 
+    def _type(self, scope: Scope, node: ast.AST) -> str | None:
+        """Return the name of the class that an argument is, None of a variable."""
+        scope, node = self._code.resolve(scope, node)
+        if isinstance(node, ast.ClassDef):
+            return node.name
+        if not isinstance(node, (ast.Name, ast.Attribute)) or scope.is_variable(ast.unparse(node).partition(".")[0]):
+            return None
+        return ast.unparse(node).rpartition(".")[2]
 
-def _passed(
-    module: _Module, keywords: Sequence[ast.keyword], values: Mapping[str, ast.expr | None]
-) -> tuple[dict[str, ast.expr], bool]:
-    """Return the names that keywords pass, and whether these are known to be all."""
-    passed: dict[str, ast.expr] = {}
-    whole = True
-    for keyword in keywords:
-        if keyword.arg is not None:
-            passed[keyword.arg] = keyword.value
+    def _queries(self, scope: Scope, node: ast.AST) -> list[Statement]:
+        """Return the queries that an expression can be, [] if it is none."""
+        scope, node = self._code.resolve(scope, node)
+        if isinstance(node, ast.IfExp):
+            return [*self._queries(scope, node.body), *self._queries(scope, node.orelse)]
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            return next(filter(None, (self._queries(scope, one) for one in node.values)), [])
+        pattern = self._pattern(scope, node)
+        return [] if pattern is None else self._matching(pattern)
+
+    def _matching(self, pattern: str) -> list[Statement]:
+        return [one for name, one in self._statements.items() if fnmatchcase(name, pattern)]
+
+    def _pattern(self, scope: Scope, node: ast.AST) -> str | None:
+        """Return the whole name of the query that `_queries.name` or `getattr(_queries, f"...")` is, None of others.
+
+        What is not known of it is a *.
+        """
+        scope, node = self._code.resolve(scope, node)
+        if isinstance(node, ast.Attribute):
+            holder, name = node.value, node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) == 2:
+            holder, name = node.args[0], _known(node.args[1])
         else:
-            names, known = _keys(module, keyword.value, values)
-            passed |= names
-            whole = whole and known
-    return passed, whole
+            return None
+        scope, made = self._code.resolve(scope, holder)
+        if not (isinstance(made, ast.Call) and ast.unparse(made.func) in ("sql.Queries", "Queries")):
+            return None
+        if len(made.args) != 1 or name == "entity":
+            return None
+        _, entity = self._code.resolve(scope, made.args[0])
+        pattern = f"{_known(entity)}.{name}"
+        return None if pattern == "*.*" else pattern
 
 
-def _keys(module: _Module, node: ast.expr, values: Mapping[str, ast.expr | None]) -> tuple[dict[str, ast.expr], bool]:
-    """Return the keys of a dict, as far as the code tells, and whether these are known to be all."""
-    if isinstance(node, ast.Name):
-        assigned = values.get(node.id)
-        return ({}, False) if assigned is None else _keys(module, assigned, values)
-    if isinstance(node, ast.Dict):
-        found: dict[str, ast.expr] = {}
-        whole = True
-        for key, value in zip(node.keys, node.values, strict=True):
-            if key is None:
-                names, known = _keys(module, value, values)
-                found |= names
-                whole = whole and known
-            elif isinstance(key, ast.Constant) and isinstance(key.value, str):
-                found[key.value] = value
-            else:
-                whole = False
-        return found, whole
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in module.functions:
-        function = module.functions[node.func.id]
-        own = list(_own_nodes(function))
-        returned = [one.value for one in own if isinstance(one, ast.Return) and one.value is not None]
-        if len(returned) == 1:
-            return _keys(module, returned[0], _assigned(own))
-    return {}, False
+def _known(node: ast.AST) -> str:
+    """Return a string as it stands in the code, with a * for what is put into it."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_known, node.values))
+    return str(node.value) if isinstance(node, ast.Constant) else "*"
+
+
+def _fault(
+    scope: Scope, node: ast.expr, query: str, message: str, expected: str | None = None, found: str | None = None
+) -> Fault:
+    return Fault(str(scope.module.path), node.lineno, node.col_offset + 1, query, message, expected, found)

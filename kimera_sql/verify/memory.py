@@ -49,4 +49,4 @@ def _place(source: Source, message: str) -> int | None:
     """Return where the word stands that SQLite names in its message."""
     named = re.search(r'near "(.+?)"|no such \w+: (?:\w+\.)?(\w+)', message)
     word = named and (named[1] or named[2])
-    return next((one.offset for one in source.words if one.text == word), source.offsets[0])
+    return next((token.offset for token in source.tokens if token.text.strip('"') == word), source.offsets[0])

@@ -14,20 +14,17 @@ from psycopg.pq import DiagnosticField, ExecStatus, Format
 
 from .. import sql
 from ..errors import SchemaError
-from ..migrations import files
+from ..schema import files
 from ..sql.files import literal
-from ..tables import TABLES
 from ..vectors import DIMENSIONS
 from . import nulls
 from .nulls import Catalogue, Column
-from .text import Fault, Source
+from .text import COPY, Fault, Source
 
 _queries = sql.Queries("verify")
 
 _PLANNED: Final = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|TABLE|MERGE|\()", re.IGNORECASE)
 """How a statement begins that is no utility statement."""
-
-_COPY: Final = re.compile(r"COPY\s+([\w.]+)\s*\(([^)]*)\)\s*FROM\s+STDIN\b", re.IGNORECASE)
 
 _USED: Final = re.compile(r"(?:Index (?:Only )?Scan(?: Backward)? using|Bitmap Index Scan on) (\S+)")
 
@@ -69,8 +66,8 @@ class Described:
     columns: tuple[tuple[str, str, bool | None], ...] = ()
 
 
-class Server:
-    """A server that prepares queries, in a transaction that the caller rolls back."""
+class Preparer:
+    """Has a server prepare queries, in a transaction that the caller rolls back."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
@@ -100,7 +97,7 @@ class Server:
 
     def describe(self, source: Source, types: Sequence[str]) -> Described | Fault:
         """Have the server prepare a query; a COPY's parameters are its columns, whose *types* the file notes."""
-        if copy := _COPY.match(source.text):
+        if copy := COPY.match(source.text):
             return self._describe_copy(source, copy, types)
         with self._undone():
             prepared = self._conn.pgconn.prepare(b"", source.text.encode())
@@ -120,8 +117,8 @@ class Server:
         return Described(parameters, tuple(columns))
 
     def _describe_copy(self, source: Source, copy: re.Match[str], types: Sequence[str]) -> Described | Fault:
-        names = [name.strip() for name in copy[2].split(",")]
-        table = composed.SQL(".").join(map(composed.Identifier, copy[1].split(".")))
+        names = [name.strip() for name in copy["columns"].split(",")]
+        table = composed.SQL(".").join(map(composed.Identifier, copy["table"].split(".")))
         listed = composed.SQL(", ").join(map(composed.Identifier, names))
         select = composed.SQL("SELECT {} FROM {}").format(listed, table).as_bytes(self._conn)
         with self._undone():
@@ -179,11 +176,10 @@ class Server:
             self._columns[table, number] = not_null, modifier
         return nulls.columns(tree, Catalogue(self._functions, self._operators, self._columns))
 
-    def indexes(self, source: Source, described: Described) -> list[str]:
-        """Return the indexes that plans of a query use. What can be left out of its parameters is."""
+    def indexes(self, source: Source, parameters: Sequence[tuple[str, str]]) -> list[str]:
+        """Return the indexes that plans of a query use. What can be left out of its typed *parameters* is."""
         values = {
-            name: "NULL" if source.leaves_out(name) else f"'{_sample(type_)}'::{type_}"
-            for name, type_ in described.parameters
+            name: "NULL" if source.leaves_out(name) else f"'{_sample(type_)}'::{type_}" for name, type_ in parameters
         }
         text = composed.SQL("EXPLAIN (COSTS OFF) ") + _text(source.filled(values))
         lines: list[str] = []
@@ -201,8 +197,8 @@ class Server:
 
 
 @contextmanager
-def throwaway(conn: psycopg.Connection[Any], *, own_schema: bool) -> Iterator[Server]:
-    """Lend a Server in a transaction that is rolled back; with the shipped schema made in one of its own, if asked."""
+def throwaway(conn: psycopg.Connection[Any], *, own_schema: bool) -> Iterator[Preparer]:
+    """Lend a Preparer in a transaction that is rolled back; with *own_schema*, the shipped tables are made in it."""
     with conn.transaction(force_rollback=True):
         # psycopg's prepared statements would outlive the tables that they are about.
         prepare, conn.prepare_threshold = conn.prepare_threshold, None
@@ -211,7 +207,7 @@ def throwaway(conn: psycopg.Connection[Any], *, own_schema: bool) -> Iterator[Se
             if own_schema:
                 _make_schema(conn)
             _queries.settings.fetchall(conn, names=list(settings), values=list(settings.values()))
-            yield Server(conn)
+            yield Preparer(conn)
         finally:
             conn.prepare_threshold = prepare
 
@@ -231,13 +227,6 @@ def _make_schema(conn: psycopg.Connection[Any]) -> None:
     for file in files("postgres"):
         sql.script(conn, file.read_text(encoding="utf-8"))
     sql.Queries("migrations").create_table.execute(conn)
-
-
-def seed(conn: psycopg.Connection[Any], rows: int) -> None:
-    """Fill the shipped tables with *rows* each, for plans."""
-    for table in TABLES:
-        sql.Queries(table.entity).seed.execute(conn, rows=rows)
-        conn.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table.name)))
 
 
 def _text(text: str) -> composed.SQL:

@@ -1,13 +1,16 @@
-"""Writes a .pyi file that gives editors and type checkers the functions of loaded queries."""
+"""A .pyi file that gives editors and type checkers the functions of loaded queries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from ..sql import Statement, shapes
 from ..sql.shapes import Kind
+from .text import Fault
 
 _HEADER: Final = """\
 # Written by `kimera-sql verify --update`, which keeps it as the queries are; do not edit.
@@ -19,7 +22,6 @@ _IMPORTS: Final = {
     "UUID": "from uuid import UUID",
     "Vector": "from kimera_sql.vectors import Vector",
     "VectorLike": "from kimera_sql.vectors import VectorLike",
-    "Query": "from kimera_sql.sql import Query",
     **{name: f"from datetime import {name}" for name in ("date", "datetime", "time", "timedelta")},
 }
 
@@ -50,18 +52,23 @@ _PARAMETERS: Final = {
 """What is passed for a parameter of each type."""
 
 
-def write(
-    queries: Sequence[tuple[str, Statement, str | None, Sequence[tuple[str, str]]]], records: ModuleType | None
+def text(
+    queries: Sequence[tuple[str, Statement, str | None, Sequence[tuple[str, str]]]],
+    records: ModuleType | None,
+    *,
+    asynchronous: bool,
 ) -> str:
-    """Return the stub of a module that has `queries = sql.load(...)`.
+    """Return the stub of a module that has `queries = sql.load(...)`, of kimera_sql or, *asynchronous*, kimera_sql.aio.
 
     *queries* are entity, statement, note `returns` and typed parameters; of a name that both dialects have the first
     one counts.
     """
+    package = "kimera_sql.aio.sql" if asynchronous else "kimera_sql.sql"
     classes: dict[str, dict[str, str]] = {}
     for entity, statement, note, parameters in queries:
         name = statement.name.rpartition(".")[2]
-        classes.setdefault(entity, {}).setdefault(name, _function(name, statement, note, parameters, records))
+        function = _function(name, statement, note, parameters, records, asynchronous=asynchronous)
+        classes.setdefault(entity, {}).setdefault(name, function)
     body = "".join(
         f"\n\nclass _{entity.title().replace('_', '')}:\n" + "\n".join(functions.values())
         for entity, functions in classes.items()
@@ -71,7 +78,7 @@ def write(
     )
     words = set(_words(body))
     imports = {line for name, line in _IMPORTS.items() if name in words}
-    imports.add("from kimera_sql.sql import Connection")
+    imports |= {f"from {package} import {name}" for name in ("Connection", "Query") if name in words}
     if records is not None:
         imports |= {f"from {records.__name__} import {name}" for name in words & vars(records).keys() - _IMPORTS.keys()}
     return _HEADER + "\n" + "\n".join(sorted(imports)) + body + "\n\nqueries: _Queries\n"
@@ -87,13 +94,18 @@ def _function(
     note: str | None,
     parameters: Sequence[tuple[str, str]],
     records: ModuleType | None,
+    *,
+    asynchronous: bool,
 ) -> str:
     doc = " ".join(statement.doc.split()).replace("\\", "\\\\").replace('"""', "'''")
     if statement.suffix == "#":
         return f"    {name}: Query\n    # {doc}\n"
     told = _told(statement.notes.get("takes"), records)
     given = "".join(f", {one}: {told.get(one) or _sent(type_)}" for one, type_ in parameters)
-    head = f"    def {name}(self, conn: Connection, /{', *' if given else ''}{given}) -> {_result(statement, note)}:"
+    define = "async def" if asynchronous else "def"
+    head = (
+        f"    {define} {name}(self, conn: Connection, /{', *' if given else ''}{given}) -> {_result(statement, note)}:"
+    )
     return f'{head}\n        """{doc}"""\n'
 
 
@@ -138,3 +150,17 @@ def _read(kind: Kind) -> str:
         if text.partition(" ")[0] == plain:
             text = text.replace(plain, whole, 1)
     return text
+
+
+def compare(path: Path, wanted: str) -> Iterator[Fault]:
+    """Compare the stub at *path* with what is *wanted*."""
+    try:
+        there = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        yield Fault(str(path), 1, 1, None, f"the stub cannot be read ({error.strerror}); --update writes it")
+        return
+    for number, (one, other) in enumerate(zip_longest(wanted.splitlines(), there, fillvalue="nothing"), start=1):
+        if one != other:
+            message = "the stub is not what the queries give; --update writes it anew"
+            yield Fault(str(path), number, 1, None, message, one.strip(), other.strip())
+            return

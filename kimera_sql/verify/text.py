@@ -10,10 +10,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 from ..sql.files import NOTES
+
+COPY: Final = re.compile(r"COPY\s+(?P<table>[\w.]+)\s*\((?P<columns>[^)]*)\)\s*FROM\s+STDIN\b", re.IGNORECASE)
 
 _NAME: Final = re.compile(r"--\s*name\s*:\s*")
 _NAME_LINE: Final = re.compile(r"^[ \t]*--\s*name\s*:[ \t]*(?P<rest>.*?)[ \t]*\r?$", re.MULTILINE)
@@ -64,12 +67,21 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A word of a statement. depth: how many parentheses it is in. offset: in the file."""
+class Token:
+    """A token of a statement. kind: as _TOKEN names it. depth: how many parentheses it is in. offset: in the file.
 
+    A parenthesis itself is not in the one that it opens or closes.
+    """
+
+    kind: str
     text: str
     depth: int
     offset: int
+
+    @property
+    def keyword(self) -> str:
+        """The word in capitals, "" of what is none."""
+        return self.text.upper() if self.kind == "word" else ""
 
 
 @dataclass(slots=True)
@@ -90,7 +102,7 @@ class Source:
     offsets: list[int] = field(default_factory=list)
     notes: dict[str, tuple[str, int]] = field(default_factory=dict)
     used: list[tuple[str, int]] = field(default_factory=list)
-    words: list[Word] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
     readable: bool = True
 
     def fault(
@@ -115,16 +127,12 @@ class Source:
 
     def column_offset(self, name: str) -> int | None:
         """Return where a result column seems to stand: its name in the last list of columns outside parentheses."""
-        outer = [word for word in self.words if not word.depth]
-        starts = [at for at, word in enumerate(outer) if word.text.upper() in ("SELECT", "RETURNING")]
+        outer = [token for token in self.tokens if not token.depth and token.kind in ("word", "quoted")]
+        starts = [at for at, token in enumerate(outer) if token.keyword in ("SELECT", "RETURNING")]
         if not starts:
             return None
-        listed = []
-        for word in outer[starts[-1] + 1 :]:
-            if word.text.upper() == "FROM":
-                break
-            listed.append(word)
-        found = [word for word in listed if word.text == name]
+        listed = takewhile(lambda token: token.keyword != "FROM", outer[starts[-1] + 1 :])
+        found = [token for token in listed if token.text.strip('"') == name]
         return found[-1].offset if found else outer[starts[-1]].offset
 
     def filled(self, values: dict[str, str]) -> str:
@@ -250,14 +258,15 @@ def _read_statement(source: Source, begin: int, end: int, dialect: str) -> Itera
                 at, f"the loader reads the array slice's {text} as a parameter; write a space after the colon"
             )
         elif kind == "parameter":
+            source.tokens.append(Token(kind, text, depth, at))
             yield from _use(source, text[1:], at, written, dialect)
             continue
         if kind == "sign":
             depth += (text == "(") - (text == ")")
             brackets += (text == "[") - (text == "]")
             ended = ended or text == ";"
-        if kind in ("word", "quoted"):
-            source.words.append(Word(text.strip('"'), depth, at))
+        if not text.isspace() and not ended:
+            source.tokens.append(Token(kind, text, depth - (text == "("), at))
         if not ended:
             # What psycopg makes of it
             sent = re.sub("%%", "%\0", text) if dialect == "postgres" else text

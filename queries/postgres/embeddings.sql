@@ -82,6 +82,7 @@ SELECT pg_advisory_xact_lock(hashtextextended(:text_content, 0));
 
 -- name: similar_full(vector, k, candidates, with_vectors, source, since, until, metadata)
 -- The k embeddings nearest by cosine that pass every filter given, by an index on the vectors as they are.
+-- like: similar_exact, +candidates
 -- returns: EmbeddingSummary, similarity float, embedding Vector | None
 -- not null: similarity
 -- uses: idx_embedding_vector
@@ -108,6 +109,7 @@ LIMIT :k;
 
 -- name: similar_half(vector, k, candidates, with_vectors, source, since, until, metadata)
 -- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- like: similar_exact, +candidates
 -- returns: EmbeddingSummary, similarity float, embedding Vector | None
 -- not null: similarity
 -- uses: idx_embedding_vector_hnsw_half
@@ -135,6 +137,7 @@ LIMIT :k;
 
 -- name: similar_binary(vector, k, candidates, with_vectors, source, since, until, metadata)
 -- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- like: similar_exact, +candidates
 -- returns: EmbeddingSummary, similarity float, embedding Vector | None
 -- not null: similarity
 -- uses: idx_embedding_vector_hnsw_binary
@@ -185,6 +188,7 @@ ORDER BY distance, id;
 
 -- name: matching_plan(source, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
+-- like: similar_exact, -vector, -k, -with_vectors
 -- returns: list
 -- not null: QUERY PLAN
 -- plan: custom
@@ -198,6 +202,7 @@ WHERE (:source::text IS NULL OR source = :source)
 
 -- name: matching_words(words, limit, source, since, until, metadata)
 -- The embeddings whose texts match words (websearch_to_tsquery's syntax) and pass the filters, the best match first.
+-- like: similar_exact, -vector, -k, -with_vectors, +words, +query, +limit
 -- returns: EmbeddingSummary
 -- uses: idx_embedding_words
 -- plan: custom

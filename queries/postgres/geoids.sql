@@ -74,6 +74,7 @@ ORDER BY timestamp, id;
 
 -- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
 -- States that pass every filter given (NULL is none), the newest first, without their vectors.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit
 -- returns: GeoidSummary
 -- uses: idx_geoid_timestamp
 -- plan: custom
@@ -98,6 +99,7 @@ WHERE id = :id;
 
 -- name: similar_full(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The k states nearest by cosine that pass every filter given, by an index on the vectors as they are.
+-- like: similar_exact, +candidates
 -- returns: GeoidSummary, similarity float, state_vector Vector | None
 -- not null: similarity
 -- uses: idx_geoid_vector
@@ -128,6 +130,7 @@ LIMIT :k;
 
 -- name: similar_half(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- like: similar_exact, +candidates
 -- returns: GeoidSummary, similarity float, state_vector Vector | None
 -- not null: similarity
 -- uses: idx_geoid_vector_hnsw_half
@@ -159,6 +162,7 @@ LIMIT :k;
 
 -- name: similar_binary(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- like: similar_exact, +candidates
 -- returns: GeoidSummary, similarity float, state_vector Vector | None
 -- not null: similarity
 -- uses: idx_geoid_vector_hnsw_binary
@@ -217,6 +221,7 @@ ORDER BY distance, id;
 
 -- name: matching_plan(other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
+-- like: similar_exact, -vector, -k, -with_vectors
 -- returns: list
 -- not null: QUERY PLAN
 -- plan: custom
@@ -249,7 +254,7 @@ UPDATE geoid_states
 SET tags = COALESCE(tags, '{}') || ARRAY(
     SELECT tag
     FROM unnest(:tags::text[]) WITH ORDINALITY AS new (tag, position)
-    WHERE tag <> ALL (COALESCE(tags, '{}'))
+    WHERE array_position(tags, tag) IS NULL
     GROUP BY tag
     ORDER BY min(position)
 )

@@ -1,10 +1,10 @@
 -- name: rights(tables)
--- Of each of a list of tables, whether it is there, and whether this role owns it and may vacuum it.
--- returns: table str, there bool, owned bool, vacuumed bool
--- not null: table, there, owned, vacuumed
+-- Of each of a list of tables, whether it exists, and whether this role owns it and may vacuum it.
+-- returns: Rights
+-- not null: table, present, owned, may_vacuum
 SELECT
     listed.name AS "table",
-    table_class.oid IS NOT NULL AS there,
+    table_class.oid IS NOT NULL AS present,
     COALESCE(pg_has_role(table_class.relowner, 'USAGE'), false) AS owned,
     COALESCE(
         pg_has_role(table_class.relowner, 'USAGE')
@@ -15,7 +15,7 @@ SELECT
             ELSE false
         END,
         false
-    ) AS vacuumed
+    ) AS may_vacuum
 FROM unnest(:tables::text[]) WITH ORDINALITY AS listed (name, place)
 JOIN pg_database AS database ON database.datname = current_database()
 LEFT JOIN pg_class AS table_class ON table_class.oid = to_regclass(listed.name)

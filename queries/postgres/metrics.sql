@@ -87,6 +87,7 @@ LIMIT :limit;
 
 -- name: series(metric_name, component, bucket, since, until)
 -- A metric in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left out.
+-- like: latest, -limit, +bucket, +since, +until
 -- returns: Bucket
 -- not null: bucket
 -- plan: custom

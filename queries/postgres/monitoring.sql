@@ -14,7 +14,7 @@ SELECT current_user::text AS role, pg_has_role(current_user, 'pg_read_all_stats'
 
 -- name: server()^
 -- The server, how long it has been up and how many of its connections are taken.
--- returns: Server
+-- returns: ServerState
 -- not null: uptime_seconds
 SELECT
     current_setting('server_version') AS version,
@@ -134,7 +134,7 @@ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements') AS
 
 -- name: statements(limit)
 -- The statements that took the longest in all; read times go by other names since PostgreSQL 17.
--- returns: Statement
+-- returns: StatementUse
 -- needs: pg_stat_statements
 SELECT
     statement.query,

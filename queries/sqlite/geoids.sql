@@ -67,6 +67,7 @@ ORDER BY timestamp, id;
 
 -- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
 -- States that pass every filter given (NULL is none), the newest first, without their vectors.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit
 SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags
 FROM geoid_states
 WHERE (:tags_all IS NULL OR json_contains(tags, :tags_all))

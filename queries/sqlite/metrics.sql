@@ -71,6 +71,7 @@ LIMIT :limit;
 
 -- name: series(metric_name, component, bucket, since, until)
 -- A metric in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left out.
+-- like: latest, -limit, +bucket, +since, +until
 SELECT
     date_bin(:bucket, timestamp, '1970-01-01T00:00:00.000000Z') AS bucket,
     count(*) AS count,

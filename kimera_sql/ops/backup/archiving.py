@@ -1,133 +1,100 @@
-"""What archive_command and restore_command run: it copies one file of WAL into the archive, or out of it.
+"""Continuous archiving: how the server's WAL gets into the archive, and out of it for a recovery."""
 
-    python -I -S archive.py put pg_wal/NAME ARCHIVE/NAME
-    python -I -S archive.py get ARCHIVE/NAME pg_wal/RECOVERYXLOG
+from __future__ import annotations
 
-PostgreSQL runs it for every segment, as its own user. So it is run as a file, stands alone, and imports only what
-starts at once.
-"""
-
-import fcntl
 import os
+import shlex
+import shutil
 import sys
-from io import BufferedRandom, BufferedReader
+from pathlib import Path
+from typing import Final
 
-_CHUNK = 2**20
-
-_MISSING = 1
-_BROKEN = 200
-"""Exit codes of get. PostgreSQL takes 1 for the end of the archive; above 125 it gives up rather than recover less."""
-
-
-class ArchiveError(Exception):
-    """A file cannot be archived, or cannot be read from the archive. No KimeraError: this file stands alone."""
+from ... import checks
+from ...errors import InvalidValue
+from ...sql import Connection
+from . import copy_wal, layout, tools
+from .base_backups import require_replication
+from .files import locked
 
 
-def put(source: str, target: str) -> None:
-    """Copy the file *source* to *target* so that it is there whole and on the disk, or not at all, with mode 0600.
+def _python() -> str:
+    """Return a Python that the server's user can run: this one may be in somebody's home."""
+    system = shutil.which("python3", path=os.defpath)
+    return system if system is not None and not _for_all(sys.executable) else sys.executable
 
-    A *target* that is there with the same content is success: PostgreSQL archives a file again when it was stopped
-    before it knew. One with other content is another server's, and stays: ArchiveError. The folder is not made: where
-    it is missing, a disk is not mounted.
+
+def _for_all(program: str) -> bool:
+    """Return whether every user may run *program*."""
+    path = Path(program).resolve()
+    return path.is_file() and all(one.stat().st_mode & 0o001 for one in (path, *path.parents))
+
+
+ARCHIVE_PROGRAM: Final = (_python(), "-I", "-S", os.path.abspath(copy_wal.__file__))
+"""What archives WAL, and what brings it back: a program and its first arguments."""
+
+
+def archive_settings(folder: Path, *, timeout: int = 300) -> dict[str, str]:
+    """Return the server's settings that archive its WAL in *folder*/wal, by name.
+
+    *timeout* is after how many seconds (1 to 86400) a segment is archived although it is not full: what can be lost at
+    most. Raises InvalidValue.
     """
-    folder, name = os.path.split(os.path.abspath(target))
-    if not os.path.isdir(folder):
-        raise ArchiveError(f"there is no folder {folder}; make it, or mount its disk")
-    partial = os.path.join(folder, f".{name}.partial")
-    with open(source, "rb") as reading, _locked(partial) as writing:
-        try:
-            if not os.path.lexists(target):
-                writing.truncate()
-                while chunk := reading.read(_CHUNK):
-                    writing.write(chunk)
-                writing.flush()
-                os.fsync(writing.fileno())
-                os.rename(partial, target)
-            elif _same(reading, target):
-                # An earlier run may have been killed before it knew that the disk has it.
-                _sync(target)
-                os.unlink(partial)
-            else:
-                raise ArchiveError(
-                    f"{target} is there with other content, and was left as it is; does another server archive there?"
-                )
-        except BaseException:
-            if os.path.lexists(partial):
-                os.unlink(partial)
-            raise
-    _sync(folder)
+    wait = checks.integer("timeout", timeout, least=1, most=86400)
+    return {
+        "wal_level": "replica",
+        "archive_mode": "on",
+        "archive_command": _command("put", '"%p"', _in_archive(layout.wal_folder(folder))),
+        "archive_timeout": f"{wait}s",
+    }
 
 
-def get(source: str, target: str) -> bool:
-    """Copy the file *source* of the archive to *target*, and return whether the archive has it.
+def restore_command(archive: Path) -> str:
+    """Return the restore_command for the archive *archive*. Raises InvalidValue."""
+    return _command("get", _in_archive(archive), '"%p"')
 
-    Where there is none, the segment that pg_receivewal was still writing, *source*.partial, stands in.
+
+def _command(verb: str, source: str, target: str) -> str:
+    return " ".join([*map(_escaped, ARCHIVE_PROGRAM), verb, source, target])
+
+
+def _in_archive(archive: Path) -> str:
+    return f"{_escaped(str(archive.absolute()))}/%f"
+
+
+def _escaped(text: str) -> str:
+    """Return *text* as a word of the shell's, in a command in which PostgreSQL replaces %p, %f and %%."""
+    if not text.isprintable():
+        raise InvalidValue(f"folder: control characters cannot stand in the server's settings: {text!r}")
+    return shlex.quote(text).replace("%", "%%")
+
+
+def postgresql_conf(settings: dict[str, str]) -> str:
+    """Return *settings* as lines of postgresql.conf."""
+    return "".join(f"{name} = {_literal(value)}\n" for name, value in settings.items())
+
+
+def _literal(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "''")
+    return f"'{escaped}'"
+
+
+def receive_wal(conn: Connection, folder: Path, *, slot: str = "kimera_archive") -> None:
+    """Receive the server's WAL into *folder*/wal until interrupted, each record as soon as it is written.
+
+    It stands in for archive_command where the archive is on another machine. The replication slot *slot*, which is
+    made if it is not there, keeps what was not received yet: while nobody receives it, the server's disk fills, up to
+    max_slot_wal_keep_size. Raises BackupError when the connection ends; starting it anew is the service manager's task.
     """
-    for path in (source, f"{source}.partial"):
-        try:
-            os.stat(path)  # os.path.exists would take a folder that may not be read for an empty one
-        except FileNotFoundError:
-            continue
-        with open(path, "rb") as reading, open(target, "wb") as writing:
-            while chunk := reading.read(_CHUNK):
-                writing.write(chunk)
-        return True
-    if not os.path.isdir(os.path.dirname(os.path.abspath(source))):
-        raise ArchiveError(f"there is no archive {os.path.dirname(source)}")
-    return False
-
-
-def _locked(partial: str) -> BufferedRandom:
-    """Open *partial*, which a run that was killed may have left, for this process alone."""
-    writing = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b")
-    try:
-        fcntl.flock(writing, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had it open before may have renamed it meanwhile: then it is the archived file itself.
-        if os.fstat(writing.fileno()).st_ino == os.stat(partial).st_ino:
-            return writing
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        writing.close()
-        raise
-    writing.close()
-    raise ArchiveError(f"another process is archiving to {partial} at this moment")
-
-
-def _same(reading: BufferedReader, path: str) -> bool:
-    with open(path, "rb") as other:
-        while True:
-            chunk = reading.read(_CHUNK)
-            if chunk != other.read(_CHUNK):
-                return False
-            if not chunk:
-                return True
-
-
-def _sync(path: str) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def main(arguments: list[str]) -> int:
-    """Run put or get, and return the exit code."""
-    if len(arguments) != 3 or arguments[0] not in ("put", "get"):
-        print("usage: archive.py put|get SOURCE TARGET", file=sys.stderr)
-        return _BROKEN
-    verb, source, target = arguments
-    try:
-        if verb == "put":
-            put(source, target)
-            return 0
-        return 0 if get(source, target) else _MISSING
-    except (OSError, ArchiveError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"kimera-sql: cannot {verb} {source}: {what}", file=sys.stderr)
-        return 1 if verb == "put" else _BROKEN
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    conn = require_replication(conn)
+    name = checks.text("slot", slot)
+    if not (0 < len(name) < 64 and all(char in "abcdefghijklmnopqrstuvwxyz0123456789_" for char in name)):
+        raise InvalidValue(f"slot: expected up to 63 of a to z, 0 to 9 and _, got {slot!r}")
+    tool = tools.find("pg_receivewal", conn)
+    parameters = {**tools.parameters(conn), "application_name": "kimera-sql receive-wal"}
+    with locked(layout.wal_folder(folder)) as archive:
+        tools.run(tool, [f"--slot={name}", "--create-slot", "--if-not-exists", "--no-password"], parameters)
+        tools.run(
+            tool,
+            [f"--directory={archive.absolute()}", f"--slot={name}", "--synchronous", "--no-loop", "--no-password"],
+            parameters,
+        )

@@ -1,19 +1,22 @@
-"""The folder of backups: one user at a time, whole files only, and errors that name the file."""
+"""Work on a folder of backups: one process at a time, names that are free, files that are on the disk.
+
+What the operating system refuses becomes a BackupError that names the file.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from ...errors import BackupError
-
-PARTIAL: Final = ".partial"
-"""What the name of a backup ends with, after a dot and its own name, while it is made."""
+from . import layout
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def locked(folder: Path) -> Iterator[Path]:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BackupError(f"another backup or pruning is at work in {folder}; wait for it") from None
-            for leftover in folder.glob(f".kimera_*{PARTIAL}"):
+            for leftover in folder.glob(layout.UNFINISHED):
                 leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
             yield folder
         finally:
@@ -47,6 +50,16 @@ def reported(path: Path) -> Iterator[None]:
         raise BackupError(f"{error.filename or path}: {error.strerror}") from error
 
 
+def free_path(folder: Path, name: Callable[[datetime], str]) -> tuple[datetime, Path]:
+    """Return the present second and what *name* makes of it in *folder*, or the first second after it that is free."""
+    while True:
+        now = datetime.now(UTC).replace(microsecond=0)
+        path = folder / name(now)
+        if not any(folder.glob(f"{path.stem}*")):
+            return now, path
+        time.sleep(0.1)
+
+
 def fsync(path: Path) -> None:
     """Wait until the file or folder *path* is on the disk."""
     number = os.open(path, os.O_RDONLY)
@@ -54,3 +67,9 @@ def fsync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

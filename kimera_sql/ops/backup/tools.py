@@ -87,7 +87,7 @@ def find_all(name: str, server: psycopg.Connection[Any] | int | None, *, exact: 
     return sorted(fitting, key=lambda path: found[path][0])
 
 
-def version(tool: Path) -> int:
+def program_version(tool: Path) -> int:
     """Return the version of the program *tool* as psycopg counts a server's: 150005, 180004."""
     major, minor = (*_version(tool), 0, 0)[:2]
     return major * 10000 + minor

@@ -1,0 +1,228 @@
+"""Finding the database, and the pool of connections to it.
+
+open_pool() asks the strategies in order. One that is not configured, or whose server does not answer, is passed
+over; one whose server answers and refuses (a wrong password, no such database) is final, because going on to
+another database would split the data without anyone noticing. For the same reason SQLite serves, unless told
+otherwise, only where no server is configured at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, Final, overload
+
+import psycopg
+from psycopg.errors import ConnectionTimeout
+from psycopg.pq import PGconn, Ping
+from psycopg.rows import TupleRow
+from psycopg.types import TypeInfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from .. import vectors
+from ..errors import ConnectionFailed, SettingsError
+from ..settings import Settings
+from ..strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
+from ..strategies import conninfo as complete
+from ..twins import ALock, acall, check_process
+from .sql import Connection, is_postgres, is_sqlite
+from .sqlite import SqlitePool, add_functions
+
+logger = logging.getLogger(__name__)
+
+# A server that takes connections, though not this one; and parameters that libpq refuses before it tries
+_ANSWERS: Final = (Ping.OK, Ping.NO_ATTEMPT)
+
+
+@overload
+async def open_pool(conninfo: str, *, settings: Settings | None = None) -> AsyncPool: ...
+@overload
+async def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool: ...
+async def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool:
+    """Open a pool of connections to the database that is configured.
+
+    *conninfo*, a postgresql:// URL or libpq's keyword=value pairs, is the only one tried where it is given.
+    Without it the strategies are tried in order: KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD as soon as
+    one of them is set, then DATABASE_URL, then, with nothing configured, an SQLite file for development, with a
+    FallbackWarning. *settings* stands in for the environment's.
+
+    Raises SettingsError for a setting that cannot be used, and ConnectionFailed, which lists each attempt and
+    its cause, when no server takes the connection.
+    """
+    settings = settings or Settings.from_env()
+    strategies: tuple[Strategy, ...] = STRATEGIES
+    if conninfo is not None:
+        strategies = (Strategy("conninfo", lambda _: parse(conninfo)),)
+    attempts = []
+    configured = False
+    for strategy in strategies:
+        parameters = strategy.parameters(settings)
+        if parameters is None:
+            attempts.append(f"{strategy.name}: not set")
+            continue
+        configured = True
+        full = complete(parameters, settings, strategy.name)
+        if cause := await _try(full, parameters):
+            attempts.append(f"{strategy.name} ({target(parameters)}): {cause}")
+            logger.warning("%s", attempts[-1])
+            continue
+        logger.info("%s (%s): connected", strategy.name, target(parameters))
+        pool = AsyncPool(full, settings)
+        await pool.open()
+        return pool
+    if conninfo is None:
+        if settings.sqlite_fallback == "always" or (settings.sqlite_fallback == "unconfigured" and not configured):
+            return await _sqlite_pool(settings)
+        attempts.append(f"SQLite: not tried (KIMERA_SQLITE_FALLBACK={settings.sqlite_fallback})")
+    raise ConnectionFailed(
+        "no database could be reached; set KIMERA_DB_HOST and its companions or DATABASE_URL:\n  "
+        + "\n  ".join(attempts)
+    )
+
+
+async def _try(conninfo: str, parameters: Mapping[str, str]) -> str | None:
+    """Connect once, and return why the server could not be reached, None if it could.
+
+    Raises ConnectionFailed if it answered and refused.
+    """
+    try:
+        tried = await psycopg.AsyncConnection.connect(conninfo)
+        await tried.close()
+    except psycopg.OperationalError as error:
+        cause = redact(str(error).strip(), parameters)
+        # libpq tells no error code of a failed connection; a ping tells whether there is a server.
+        unreachable = (
+            isinstance(error, ConnectionTimeout) or await acall(PGconn.ping, conninfo.encode()) not in _ANSWERS
+        )
+        if not unreachable:
+            raise ConnectionFailed(
+                f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
+            ) from None
+        return cause
+    except psycopg.ProgrammingError as error:
+        raise SettingsError(redact(str(error), parameters)) from None
+    return None
+
+
+async def _sqlite_pool(settings: Settings) -> SqlitePool:
+    pool = SqlitePool(
+        settings.sqlite_path, size=settings.pool_size + settings.pool_overflow, timeout=settings.pool_timeout
+    )
+    await pool.open()
+    logger.info("SQLite (%s): opened", pool.path)
+    warn_of_fallback(pool.path.absolute())
+    return pool
+
+
+class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
+    """A connection that knows its age, and that leaves word for its pool when connecting failed.
+
+    shared: what the connections of its pool have in common; searches keep there what they have seen of the catalogue.
+    """
+
+    opened_at: float
+    has_vectors: bool
+    shared: dict[str, Any]
+
+    @classmethod
+    async def connect(  # type: ignore[override]
+        cls, conninfo: str = "", *, failures: deque[psycopg.Error], shared: dict[str, Any], **kwargs: Any
+    ) -> AsyncPooledConnection:
+        try:
+            connection = await super().connect(conninfo, **kwargs)
+        except psycopg.Error as error:
+            failures.append(error)
+            raise
+        failures.clear()
+        assert isinstance(connection, AsyncPooledConnection)  # noqa: S101 - narrows the type for mypy
+        connection.opened_at = monotonic()
+        connection.has_vectors = False
+        connection.shared = shared
+        return connection
+
+
+class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
+    """psycopg's AsyncConnectionPool with the habits of SQLAlchemy's QueuePool: pre-ping, recycle and overflow.
+
+    `with pool.connection() as conn` commits at the end, or rolls back on an exception. Every connection has the
+    vector adapters. A connection that fails its check, or is older than pool_recycle seconds, makes the pool drop
+    all its idle connections at once: after a server restart they are all stale.
+    """
+
+    def __init__(self, conninfo: str, settings: Settings) -> None:
+        self._failures: deque[psycopg.Error] = deque(maxlen=1)
+        self._recycle = settings.pool_recycle
+        self._cleared_at = 0.0
+        self._clearing = ALock()
+        self._process = os.getpid()
+        super().__init__(
+            conninfo,
+            connection_class=AsyncPooledConnection,
+            kwargs={"failures": self._failures, "shared": {}},
+            min_size=settings.pool_size,
+            max_size=settings.pool_size + settings.pool_overflow,
+            timeout=settings.pool_timeout,
+            max_lifetime=settings.pool_recycle,
+            max_idle=60.0,
+            configure=add_adapters,
+            check=self._vet,
+            name="kimera_sql",
+            open=False,
+        )
+
+    async def getconn(self, timeout: float | None = None) -> AsyncPooledConnection:
+        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed.
+
+        Raises PoolClosed in a process that was forked since the pool was opened.
+        """
+        check_process(self._process)
+        try:
+            return await super().getconn(timeout)
+        except PoolTimeout as error:
+            if not self._failures:
+                raise PoolTimeout(
+                    f"{error}; all {self.max_size} connections are in use: shorten what holds them, or raise "
+                    "KIMERA_POOL_OVERFLOW"
+                ) from None
+            cause = self._failures[-1]
+            raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
+        if os.getpid() == self._process:
+            await super().close(timeout)
+
+    async def _vet(self, connection: AsyncPooledConnection) -> None:
+        try:
+            if monotonic() - connection.opened_at > self._recycle:
+                raise psycopg.OperationalError("the connection is past its age")
+            await self.check_connection(connection)
+            if not connection.has_vectors:
+                await add_adapters(connection)
+        except psycopg.Error:
+            await connection.close()
+            async with self._clearing:
+                if connection.opened_at > self._cleared_at:
+                    self._cleared_at = monotonic()
+                    await self.drain()
+            raise
+
+
+async def add_adapters(connection: Connection) -> None:
+    """Make a connection of your own ready for the entities' functions; a pool's connections are.
+
+    On PostgreSQL it registers the vector adapters, or nothing while the database has no pgvector; on SQLite the SQL
+    functions that the queries use.
+    """
+    if is_sqlite(connection):
+        await add_functions(connection)
+    elif is_postgres(connection):
+        types = [await TypeInfo.fetch(connection, name) for name in vectors.TYPES]
+        if types[0] is None:
+            return
+        vectors.register(connection, filter(None, types))
+        if isinstance(connection, AsyncPooledConnection):
+            connection.has_vectors = True

@@ -1,0 +1,186 @@
+"""Semantic embeddings: texts with their 1024-dimensional vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Unpack
+
+from .. import checks
+from ..model.embeddings import (
+    Embedding,
+    EmbeddingSummary,
+    Filters,
+    Fused,
+    Hit,
+    NewEmbedding,
+    depth,
+    fuse,
+    values,
+    where,
+)
+from ..search.plan import Explanation, Options
+from ..tables import VECTOR_TABLES
+from ..twins import avalue
+from ..vectors import VectorLike, as_vector
+from . import sql
+from .entity import Entity
+from .search import run
+from .sql import Connection
+
+__all__ = [
+    "Embedding",
+    "EmbeddingSummary",
+    "Filters",
+    "Fused",
+    "Hit",
+    "NewEmbedding",
+    "count",
+    "delete",
+    "entity",
+    "explain",
+    "get",
+    "get_many",
+    "get_or_create",
+    "hybrid",
+    "insert",
+    "insert_many",
+    "similar",
+    "similar_many",
+    "stream",
+]
+
+_queries = sql.Queries("embeddings")
+
+_table = VECTOR_TABLES["semantic_embeddings"]
+
+entity = Entity(_queries, Embedding, values, checks.identifier, vector="embedding")
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
+
+
+async def similar(
+    conn: Connection,
+    vector: VectorLike,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    diversity: float = 0.0,
+    **filters: Unpack[Filters],
+) -> list[Hit]:
+    """Return the *k* embeddings nearest to *vector* by cosine, the most similar first, that pass all *filters*.
+
+    *vector*: shape (1024,). The search is approximate where a vector index is built, unless *exact*; similarities are
+    exact either way, and *k* hits come back where as many embeddings pass. *recall* is the share of the true nearest
+    that it is to find (0.95 unless told otherwise), with the settings that recall.tune measured; *ef_search* (hnsw) or
+    *probes* (ivfflat) set them by hand. *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers
+    hits that are unlike each other (maximal marginal relevance).
+    Raises VectorError for a vector that cannot be searched for.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    (found,) = await run.nearest(
+        conn,
+        _table,
+        EmbeddingSummary,
+        [as_vector(vector)],
+        k,
+        where(**filters),
+        options,
+        with_vectors=with_vectors,
+        diversity=diversity,
+    )
+    return [Hit(*hit) for hit in found]
+
+
+async def similar_many(
+    conn: Connection,
+    vectors: Iterable[VectorLike],
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    **filters: Unpack[Filters],
+) -> list[list[Hit]]:
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    options = Options(exact, probes, ef_search, recall)
+    asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
+    found = await run.nearest(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+async def explain(
+    conn: Connection,
+    vector: VectorLike,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    **filters: Unpack[Filters],
+) -> Explanation:
+    """Say by which index, with which settings and by which plan similar would search, and why; print it.
+
+    Raises UnsupportedByServer on SQLite.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return await run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
+
+
+async def hybrid(
+    conn: Connection, text: str, vector: VectorLike, k: int = 10, **filters: Unpack[Filters]
+) -> list[Fused]:
+    """Return the *k* embeddings that best match the words of *text* and are nearest to *vector*, the best first.
+
+    The two rankings, each of 5 *k*, are fused: an embedding scores the sum of 1 / (60 + rank) over them (reciprocal
+    rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009). *text* is in websearch_to_tsquery's syntax, for English.
+    Raises UnsupportedByServer on SQLite.
+    """
+    server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
+    wanted, parameters = depth(k), where(**filters)
+    by_words = await _queries.matching_words.fetchall(
+        server, EmbeddingSummary, words=checks.text("text", text), limit=wanted, **parameters
+    )
+    (by_vector,) = await run.nearest(
+        server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options()
+    )
+    return fuse(by_words, [embedding for embedding, _, _ in by_vector])[:k]
+
+
+async def get_or_create(
+    conn: Connection,
+    text: str,
+    embed: Callable[[str], Awaitable[VectorLike] | VectorLike],
+    *,
+    source: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Embedding:
+    """Return the stored embedding of *text* from *source*; without one, call *embed* and store what it gives.
+
+    Of callers who want the same text at once one embeds it, and the others wait for that one's transaction to end
+    and then find its row; in a transaction of REPEATABLE READ or above they do not see it and add their own.
+    *metadata* goes into a row that is made. Raises VectorError for a vector that cannot be stored.
+    """
+    key = {"text_content": checks.text("text", text), "source": checks.optional(checks.text, "source", source)}
+    described = {} if metadata is None else checks.json_object("metadata", metadata)
+    found = await _queries.find_by_text.fetchone(conn, Embedding, **key)
+    if found is None:
+        async with sql.atomic(conn):
+            await _queries.lock_text.execute(conn, text_content=text)
+            found = await _queries.find_by_text.fetchone(conn, Embedding, **key)
+            if found is None:
+                new = NewEmbedding(
+                    text_content=text, embedding=await avalue(embed(text)), source=source, metadata=described
+                )
+                return await insert(conn, new)
+    return found

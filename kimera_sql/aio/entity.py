@@ -1,0 +1,149 @@
+"""What the five entities have in common: the same seven functions over queries of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar, get_type_hints
+from uuid import uuid4
+
+from .. import checks
+from ..errors import InvalidValue, NotFound
+from ..sql.rows import decode, mapper
+from ..twins import aeach
+from . import sql
+from .sql import Connection
+
+New = TypeVar("New")
+Record = TypeVar("Record", bound="_Identified")
+Id = TypeVar("Id")
+T = TypeVar("T")
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> Any: ...
+
+
+class Entity(Generic[New, Record, Id]):
+    """The functions that a module of one entity offers as its own.
+
+    queries: the entity's named queries.
+    record: the dataclass of a whole row, its fields in the order of the columns.
+    values: turns a new item into the columns to write, in the order of the query copy_in, or raises InvalidValue.
+    identifier: checks an id.
+    clock: the column that holds when a row was made, the server's clock unless given.
+    vector: the vector column, if there is one; it is the record's last field and is not sent back by insert.
+    copy_with_ids: the query of insert_as_they_are, copy_in unless that leaves the id out.
+    advance_ids: the query that lets the ids which the database makes go on after those.
+    """
+
+    def __init__(
+        self,
+        queries: sql.Queries,
+        record: type[Record],
+        values: Callable[[New | Record], dict[str, Any]],
+        identifier: Callable[[str, Id], Id],
+        *,
+        clock: str = "timestamp",
+        vector: str | None = None,
+        copy_with_ids: sql.Query | None = None,
+        advance_ids: sql.Query | None = None,
+    ) -> None:
+        self._queries = queries
+        self._record = record
+        self._values = values
+        self._identifier = identifier
+        self._clock = clock
+        self._vector = vector
+        self._copy_with_ids = copy_with_ids or queries.copy_in
+        self._advance_ids = advance_ids
+
+    async def insert(self, conn: Connection, new: New) -> Record:
+        """Insert *new* and return the row as it was stored.
+
+        Raises InvalidValue (VectorError for a vector) before any SQL is sent.
+        """
+        values = self._values(new)
+        (row,) = await self._queries.insert.fetchall(conn, **values)
+        if self._vector is not None:
+            row = (*row, values[self._vector])
+        return mapper(sql.dialect(conn), self._record)(row)
+
+    async def insert_many(self, conn: Connection, items: AsyncIterable[New] | Iterable[New]) -> int:
+        """Insert *items*, all or none and on PostgreSQL by COPY, and return how many there were.
+
+        *items* is read as it is sent, never held in memory. An item that is refused here raises InvalidValue with
+        the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
+        number where the server tells it.
+        """
+        now = await self._queries.now.fetchval(conn, datetime)
+
+        async def rows() -> AsyncIterator[dict[str, Any]]:
+            number = -1
+            async for item in aeach(items):
+                number += 1
+                try:
+                    values = self._values(item)
+                except InvalidValue as error:
+                    raise type(error)(f"item {number}: {error}") from None
+                if "id" in values and values["id"] is None:
+                    values["id"] = uuid4()
+                if values[self._clock] is None:
+                    values[self._clock] = now
+                yield values
+
+        return await self._queries.copy_in.copy(conn, rows())
+
+    async def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
+        """Return those of *ids* that rows have."""
+        kind = get_type_hints(self._record)["id"]
+        found = await self._queries.existing_ids.fetchall(conn, ids=list(ids))
+        return {decode(sql.dialect(conn), kind, id) for (id,) in found}
+
+    async def insert_as_they_are(self, conn: Connection, records: AsyncIterable[Record] | Iterable[Record]) -> int:
+        """Insert *records* with their ids and times, all or none, and return how many there were."""
+        rows = ({"id": record.id, **self._values(record)} async for record in aeach(records))
+        inserted = await self._copy_with_ids.copy(conn, rows)
+        if self._advance_ids is not None:
+            await self._advance_ids.fetchval(conn, int)
+        return inserted
+
+    async def get(self, conn: Connection, id: Id) -> Record:
+        """Return the row of *id*. Raises NotFound."""
+        found = await self._queries.find_by_id.fetchone(conn, self._record, id=self._identifier("id", id))
+        if found is None:
+            raise NotFound(f"no row has the id {id}")
+        return found
+
+    async def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
+        """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
+        wanted = [self._identifier("ids", id) for id in ids]
+        records = await self._queries.find_by_ids.fetchall(conn, self._record, ids=list(dict.fromkeys(wanted)))
+        found = {record.id: record for record in records}
+        return [found[id] for id in wanted if id in found]
+
+    async def delete(self, conn: Connection, id: Id) -> bool:
+        """Delete the row of *id* and say whether there was one."""
+        return await self._queries.delete_by_id.execute(conn, id=self._identifier("id", id)) == 1
+
+    async def update(self, conn: Connection, query: sql.Query, kind: type[T], id: Id, **parameters: Any) -> T:
+        """Run *query*, an UPDATE ... RETURNING of one column of *kind*, for the row of *id*. Raises NotFound."""
+        value = await query.fetchval(conn, kind, id=self._identifier("id", id), **parameters)
+        if value is None:
+            raise NotFound(f"no row has the id {id}")
+        return value
+
+    async def count(self, conn: Connection) -> int:
+        """Return the number of rows."""
+        return await self._queries.count_all.fetchval(conn, int) or 0
+
+    async def stream(self, conn: Connection, *, chunk: int = 1000) -> AsyncIterator[Record]:
+        """Yield every row, the oldest first, *chunk* of them fetched at a time.
+
+        PostgreSQL sends them from a server-side cursor, in one transaction that lasts until the iterator ends or is
+        closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+        """
+        make = mapper(sql.dialect(conn), self._record)
+        async for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
+            yield make(row)

@@ -1,0 +1,196 @@
+"""Geoid states: 1024-dimensional vectors with entropy, coherence, energy, metadata and tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Unpack
+from uuid import UUID
+
+import numpy as np
+
+from .. import checks
+from ..errors import NotFound
+from ..model.geoids import Filters, Geoid, GeoidSummary, Hit, NewGeoid, values, where
+from ..search.plan import Explanation, Options
+from ..tables import VECTOR_TABLES
+from ..vectors import Vector, VectorLike, as_vector
+from . import sql
+from .entity import Entity
+from .search import run
+from .sql import Connection
+
+__all__ = [
+    "Filters",
+    "Geoid",
+    "GeoidSummary",
+    "Hit",
+    "NewGeoid",
+    "add_tags",
+    "count",
+    "delete",
+    "entity",
+    "explain",
+    "find",
+    "get",
+    "get_many",
+    "insert",
+    "insert_many",
+    "latest",
+    "remove_tags",
+    "similar",
+    "similar_many",
+    "similar_to",
+    "stream",
+    "update_metadata",
+]
+
+_queries = sql.Queries("geoids")
+_table = VECTOR_TABLES["geoid_states"]
+
+_ALL: Mapping[str, Any] = {"other_than": None}
+"""That no state is left out."""
+
+entity = Entity(_queries, Geoid, values, checks.identifier, vector="state_vector")
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
+
+
+async def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:
+    """Return at most *limit* states that pass all *filters* (see Filters), the newest first."""
+    return await _queries.find.fetchall(conn, GeoidSummary, limit=checks.limit(limit), **where(**filters))
+
+
+async def latest(conn: Connection, limit: int = 10) -> list[GeoidSummary]:
+    """Return the *limit* newest states, the newest first."""
+    return await find(conn, limit=limit)
+
+
+async def similar(
+    conn: Connection,
+    vector: VectorLike,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    diversity: float = 0.0,
+    **filters: Unpack[Filters],
+) -> list[Hit]:
+    """Return the *k* states nearest to *vector* by cosine, the most similar first, that pass all *filters*.
+
+    *vector*: shape (1024,). The search is approximate where a vector index is built, unless *exact*; similarities are
+    exact either way, and *k* hits come back where as many states pass. *recall* is the share of the true nearest that
+    it is to find (0.95 unless told otherwise), with the settings that recall.tune measured; *ef_search* (hnsw) or
+    *probes* (ivfflat) set them by hand. *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers
+    hits that are unlike each other (maximal marginal relevance).
+    Raises VectorError for a vector that cannot be searched for.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    (found,) = await _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, with_vectors, diversity)
+    return found
+
+
+async def similar_to(
+    conn: Connection,
+    id: UUID,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    diversity: float = 0.0,
+    **filters: Unpack[Filters],
+) -> list[Hit]:
+    """Return the *k* states nearest to the state *id*, without itself; otherwise as similar. Raises NotFound."""
+    options = Options(exact, probes, ef_search, recall)
+    vector = await _queries.vector_of.fetchval(conn, np.ndarray, id=checks.identifier("id", id))
+    if vector is None:
+        raise NotFound(f"no row has the id {id}")
+    (found,) = await _nearest(conn, [vector], k, filters, options, {"other_than": id}, with_vectors, diversity)
+    return found
+
+
+async def similar_many(
+    conn: Connection,
+    vectors: Iterable[VectorLike],
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    **filters: Unpack[Filters],
+) -> list[list[Hit]]:
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    options = Options(exact, probes, ef_search, recall)
+    asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
+    return await _nearest(conn, asked, k, filters, options, _ALL, False, 0.0)
+
+
+async def explain(
+    conn: Connection,
+    vector: VectorLike,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    **filters: Unpack[Filters],
+) -> Explanation:
+    """Say by which index, with which settings and by which plan similar would search, and why; print it.
+
+    Raises UnsupportedByServer on SQLite.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return await run.explain(conn, _table, as_vector(vector), k, where(**filters), options, besides=_ALL)
+
+
+async def _nearest(
+    conn: Connection,
+    vectors: list[Vector],
+    k: int,
+    filters: Filters,
+    options: Options,
+    besides: Mapping[str, Any],
+    with_vectors: bool,
+    diversity: float,
+) -> list[list[Hit]]:
+    found = await run.nearest(
+        conn,
+        _table,
+        GeoidSummary,
+        vectors,
+        k,
+        where(**filters),
+        options,
+        besides=besides,
+        with_vectors=with_vectors,
+        diversity=diversity,
+    )
+    return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+async def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge *changes* into a state's metadata, key by key at the top level, and return the whole. Raises NotFound."""
+    changed = checks.json_object("changes", changes)
+    return await entity.update(conn, _queries.update_metadata, dict, id, changes=changed)
+
+
+async def add_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
+    """Add those of *tags* that a state does not have, and return all it has. Raises NotFound."""
+    return await entity.update(conn, _queries.add_tags, tuple, id, tags=checks.texts("tags", tags))
+
+
+async def remove_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
+    """Take *tags* away from a state, and return those that are left. Raises NotFound."""
+    return await entity.update(conn, _queries.remove_tags, tuple, id, tags=checks.texts("tags", tags))

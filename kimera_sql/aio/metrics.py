@@ -1,0 +1,113 @@
+"""System metrics: measurements over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .. import checks
+from ..errors import InvalidValue
+from ..model.metrics import Bucket, Metric, NewMetric, identifier, values
+from . import sql
+from .entity import Entity
+from .sql import Connection
+
+__all__ = [
+    "Bucket",
+    "Metric",
+    "NewMetric",
+    "count",
+    "delete",
+    "entity",
+    "get",
+    "get_many",
+    "insert",
+    "insert_many",
+    "latest",
+    "names",
+    "prune",
+    "record",
+    "series",
+    "stream",
+]
+
+_queries = sql.Queries("metrics")
+
+entity = Entity(
+    _queries, Metric, values, identifier, copy_with_ids=_queries.copy_in_with_ids, advance_ids=_queries.advance_ids
+)
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
+
+
+async def record(
+    conn: Connection, name: str, value: float, *, component: str, context: Mapping[str, Any] | None = None
+) -> Metric:
+    """Insert a measurement taken now: insert, without writing out a NewMetric."""
+    return await insert(
+        conn,
+        NewMetric(
+            metric_name=name, metric_value=value, component=component, context={} if context is None else context
+        ),
+    )
+
+
+async def latest(conn: Connection, name: str, *, component: str | None = None, limit: int = 1) -> list[Metric]:
+    """Return the newest measurements of a metric, of one component or of all, the newest first."""
+    return await _queries.latest.fetchall(
+        conn,
+        Metric,
+        metric_name=checks.text("name", name),
+        component=checks.optional(checks.text, "component", component),
+        limit=checks.limit(limit),
+    )
+
+
+async def series(
+    conn: Connection,
+    name: str,
+    *,
+    bucket: timedelta,
+    since: datetime,
+    until: datetime | None = None,
+    component: str | None = None,
+) -> list[Bucket]:
+    """Return a metric from *since* up to, not including, *until* (now if None), in buckets of time, oldest first.
+
+    Buckets are counted from 1970-01-01 UTC, and those without a measurement are left out.
+    """
+    if not isinstance(bucket, timedelta) or not timedelta(0) < bucket <= timedelta(days=36525):
+        raise InvalidValue(f"bucket: expected a timedelta above zero, up to a century, got {bucket!r}")
+    return await _queries.series.fetchall(
+        conn,
+        Bucket,
+        metric_name=checks.text("name", name),
+        component=checks.optional(checks.text, "component", component),
+        bucket=bucket,
+        since=checks.moment("since", since),
+        until=checks.moment("until", datetime.now(UTC) if until is None else until),
+    )
+
+
+async def names(conn: Connection) -> list[str]:
+    """Return the names of all metrics, in order."""
+    return [row[0] for row in await _queries.names.fetchall(conn)]
+
+
+async def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000) -> int:
+    """Delete the measurements from before *older_than* (aware), *batch* at a time, and return how many there were.
+
+    On an autocommit connection each batch is a transaction of its own, so that a long prune holds nothing up and
+    keeps what it has done if it is stopped; otherwise all are the caller's transaction.
+    """
+    moment, size = checks.moment("older_than", older_than), checks.limit(batch, "batch")
+    total = 0
+    while deleted := await _queries.prune.execute(conn, older_than=moment, batch=size):
+        total += deleted
+    return total

@@ -1,0 +1,59 @@
+"""Brings a database's schema up to date: schema/<dialect>/NNNN_<what>.sql, each applied once, in order."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..errors import SchemaError
+from ..schema import checksum, files, to_apply
+from . import connect, sql
+from .sql import Connection
+
+logger = logging.getLogger(__name__)
+
+_queries = sql.Queries("migrations")
+
+
+async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
+    """Apply the schema files that *conn*'s database does not have yet, and return their names.
+
+    Each file is one transaction (a savepoint if the caller is in a transaction), taken under an advisory lock, so
+    any number of processes may call this at once. *folder* stands in for the schema folder that is shipped.
+
+    Raises SchemaError for a file that was changed after it was applied, and for a database that has files this
+    version does not know. A file that fails leaves nothing behind, and the driver's error names it in a note.
+    """
+    known = files(sql.dialect(conn), folder)
+    done = []
+    if not known:
+        raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
+    # With nothing to do it changes nothing, so that whoever may read the database can ask.
+    if not await pending(conn, folder=folder):
+        await connect.add_adapters(conn)
+        return []
+    for path in known:
+        async with sql.transaction(conn):
+            await _queries.lock.execute(conn)
+            await _queries.create_table.execute(conn)
+            if to_apply(dict(await _queries.applied.fetchall(conn)), known).isdisjoint({path.name}):
+                continue
+            try:
+                await sql.script(conn, path.read_text(encoding="utf-8"))
+            except Exception as error:
+                error.add_note(f"while applying {path.name}; nothing of it was kept")
+                raise
+            await _queries.record_applied.execute(conn, name=path.name, checksum=checksum(path))
+        logger.info("applied %s", path.name)
+        done.append(path.name)
+    await connect.add_adapters(conn)
+    return done
+
+
+async def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
+    """Return the names of the schema files that *conn*'s database does not have yet. Raises SchemaError as migrate."""
+    known = files(sql.dialect(conn), folder)
+    applied: dict[str, str] = {}
+    if await _queries.exists.fetchval(conn, bool):
+        applied = dict(await _queries.applied.fetchall(conn))
+    return sorted(to_apply(applied, known))

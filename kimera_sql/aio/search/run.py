@@ -1,0 +1,195 @@
+"""Run a similarity search by its plan: with settings for that search only, and k rows if k rows match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import psycopg
+
+from ... import checks
+from ...errors import InvalidValue
+from ...search import diversity as varied
+from ...search.plan import Explanation, Options, Plan, decide, exactly
+from ...sql.rows import decode, mapper
+from ...tables import Table
+from ...vectors import Vector
+from .. import sql
+from ..sql import Connection, Queries, Row, postgres
+from . import catalogue
+
+S = TypeVar("S")
+
+_queries = Queries("search")
+
+_VARIED: Final = 5
+"""A search with diversity chooses from this many times k rows."""
+
+_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
+"""The settings of an hnsw search without filters."""
+
+
+async def plan(
+    conn: Connection,
+    table: Table,
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Decide how to search for *k* rows that pass *where*; see rows for *besides*."""
+    if not sql.is_postgres(conn):
+        return exactly("SQLite's searches are exact")
+    if options.exact:
+        return decide(table, (), k, options, None)
+    indexes = (await catalogue.look(conn, table)).indexes
+    filtered = any(value is not None for value in where.values()) and any(index.usable for index in indexes)
+    matching = await catalogue.matching(conn, table, where, besides or {}) if filtered else None
+    return decide(table, indexes, k, options, matching)
+
+
+async def rows(
+    conn: Connection,
+    table: Table,
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+    with_vectors: bool = False,
+    complete: bool = True,
+) -> list[list[Row]]:
+    """Return the *k* rows nearest to each of *vectors* that pass *where*, nearest first, in one pipeline on PostgreSQL.
+
+    The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
+    filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
+    rows, the search runs again exactly, unless *complete* is false.
+    """
+    chosen = await plan(conn, table, k, where, options, besides=besides)
+    several = [
+        {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where} for vector in vectors
+    ]
+    found = await _run(conn, table, chosen, several)
+    if complete and chosen.index is not None:
+        # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
+        exact = Queries(table.entity).similar_exact
+        for place, parameters in enumerate(several):
+            if len(found[place]) < k:
+                found[place] = await exact.fetchall(conn, **parameters)
+    return found
+
+
+async def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+    """Run *chosen* once for each of *several* sets of parameters, with its settings in force for these runs only."""
+    query = getattr(Queries(table.entity), chosen.query)
+    if not sql.is_postgres(conn):
+        return [await query.fetchall(conn, **parameters) for parameters in several]
+    if not chosen.settings and len(several) == 1:
+        return [await query.fetchall(conn, **several[0], **chosen.parameters)]
+    statement = query.statement(conn)
+    # Outside a transaction the pipeline is its own transaction, and the settings end with it.
+    restore = not postgres.outside_transaction(conn)
+    names, values = list(chosen.settings), list(chosen.settings.values())
+    given: dict[str, Any] = {"names": names}
+    change, undo = _queries.set_local.statement(conn), _queries.put_back.statement(conn)
+    if names == _HNSW_ALONE:
+        given = {}
+        change, undo = _queries.set_hnsw.statement(conn), _queries.put_back_hnsw.statement(conn)
+    generic = "plan_cache_mode" in chosen.settings
+    async with postgres.pipeline(conn):
+        if names:
+            await postgres.run(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
+        cursors = [
+            await postgres.run(conn, statement, {**parameters, **chosen.parameters}, generic_plan=generic)
+            for parameters in several
+        ]
+        if names and restore:
+            await postgres.run(conn, undo, given)
+    # Fetched after the pipeline's end, because fetching inside it costs another round trip.
+    return [await cursor.fetchall() for cursor in cursors]
+
+
+async def nearest(
+    conn: Connection,
+    table: Table,
+    summary: type[S],
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+    with_vectors: bool = False,
+    diversity: float = 0.0,
+) -> list[list[tuple[S, float, Vector | None]]]:
+    """Return the hits for each of *vectors*: the row as a *summary*, its similarity, and its vector or None.
+
+    The vector comes only *with_vectors*. With a *diversity* above 0, the *k* hits are chosen from _VARIED times as many
+    to be unlike each other; see geoids.similar. Raises InvalidValue for a diversity outside 0 to 1.
+    """
+    if not 0 <= checks.number("diversity", diversity) <= 1:
+        raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
+    checks.limit(k, "k")
+    wanted = k * _VARIED if diversity else k
+    several = await rows(
+        conn, table, vectors, wanted, where, options, besides=besides, with_vectors=with_vectors or diversity > 0
+    )
+    dialect = sql.dialect(conn)
+    make = mapper(dialect, summary)
+    hits = [
+        [
+            (make(tuple(columns)), similarity, None if vector is None else decode(dialect, np.ndarray, vector))
+            for *columns, similarity, vector in found
+        ]
+        for found in several
+    ]
+    return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
+
+
+def _unlike(
+    found: list[tuple[S, float, Vector | None]], k: int, diversity: float, with_vectors: bool
+) -> list[tuple[S, float, Vector | None]]:
+    relevance = np.array([similarity for _, similarity, _ in found])
+    places = varied.most_marginal([hit[2] for hit in found if hit[2] is not None], relevance, k, diversity)
+    return [found[place] if with_vectors else (*found[place][:2], None) for place in places]
+
+
+async def explain(
+    conn: Connection,
+    table: Table,
+    vector: Vector,
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """Explain how a search would run, without running it. Raises UnsupportedByServer on SQLite."""
+    server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
+    chosen = await plan(server, table, checks.limit(k, "k"), where, options, besides=besides)
+    statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
+    parameters = {
+        "vector": vector,
+        "k": k,
+        "with_vectors": False,
+        **(besides or {}),
+        **where,
+        **chosen.parameters,
+    }
+    async with sql.atomic(server), server.transaction() as settings:
+        if chosen.settings:
+            await _queries.set_local.fetchall(
+                server, names=list(chosen.settings), values=list(chosen.settings.values())
+            )
+        lines = [line for (line,) in await postgres.fetchall(server, statement, parameters)]
+        # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
+        raise psycopg.Rollback(settings)
+    name = chosen.index.name if chosen.index else None
+    used = name is not None and any(f"Index Scan using {name} " in line for line in lines)
+    # The vector has 10,000 characters that nobody wants to read.
+    shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
+    return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)

@@ -1,0 +1,178 @@
+"""Run statements on PostgreSQL with psycopg."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from ...errors import InvalidValue
+from ...sql.files import Statement
+from ...sql.rows import Row, to_postgres
+from ...twins import ALock
+from ...vectors import keep_loaders
+
+Connection: TypeAlias = psycopg.AsyncConnection[Any]
+
+_cursor_numbers = itertools.count(1)
+
+_copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
+"""The connections, by id, whose COPY the code that runs now is giving rows to."""
+
+_pipelines: WeakKeyDictionary[Connection, ALock] = WeakKeyDictionary()
+
+
+def _check_free(conn: Connection, what: str) -> None:
+    """Raise InvalidValue where *what* would wait for ever: for the end of a COPY that waits for it."""
+    if id(conn) in _copying.get():
+        raise InvalidValue(
+            f"conn: it is sending items and can run {what} only once they are sent; take what the items are made from "
+            "through another connection"
+        )
+
+
+def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    statement.check(parameters)
+    _check_free(conn, statement.name)
+    return {name: to_postgres(value) for name, value in parameters.items()}
+
+
+async def run(
+    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
+) -> psycopg.AsyncCursor[Row]:
+    """Run *statement* and return a cursor with its rows. In a pipeline the rows are there once the pipeline ends.
+
+    *generic_plan* allows a prepared statement although the statement is noted `plan: custom`: with these parameters one
+    plan is good for every run.
+    """
+    # Not conn.execute: the caller's connection may have another row or cursor factory.
+    cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    keep_loaders(cursor)
+    return await cursor.execute(
+        statement.text,
+        _bind(conn, statement, parameters),
+        prepare=False if statement.custom_plan and not generic_plan else None,
+        binary=True,
+    )
+
+
+def outside_transaction(conn: Connection) -> bool:
+    """Return whether *conn* is in autocommit with no transaction open: each statement is then its own transaction."""
+    return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
+
+
+async def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
+    """Run *statement* and return its rows."""
+    cursor = await run(conn, statement, parameters)
+    return await cursor.fetchall()
+
+
+async def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
+    """Run *statement* and return the number of rows it changed."""
+    cursor = await run(conn, statement, parameters)
+    return cursor.rowcount
+
+
+async def script(conn: Connection, text: str) -> None:
+    """Run the statements of *text*, which has no parameters."""
+    # Without parameters psycopg sends the text unchanged, all statements at once.
+    await conn.execute(text.encode())
+
+
+async def stream(
+    conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int
+) -> AsyncIterator[Row]:
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+    given = _bind(conn, statement, parameters)
+    name = f"kimera_{next(_cursor_numbers)}"
+    outside = outside_transaction(conn)
+    # No savepoint: closing the iterator early would roll back what the caller has written since.
+    async with (
+        conn.transaction() if outside else nullcontext(),
+        psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row) as cursor,
+    ):
+        keep_loaders(cursor)
+        cursor.itersize = chunk
+        await cursor.execute(statement.text, given, binary=True)
+        with suppress(GeneratorExit):
+            async for row in cursor:
+                yield row
+
+
+async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
+    """Send *rows* through *statement*, a COPY ... FROM STDIN (FORMAT BINARY), and return how many there were.
+
+    The values of a row are in the order of the statement's columns. All rows are written, or none. A server error has a
+    note with the row's number, counted from 0, if the server reports it (not for foreign keys, which it checks after
+    the last row).
+    """
+    try:
+        async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
+            async with cursor.copy(statement.text) as copy:
+                copy.set_types(statement.types)
+                before = _copying.set(_copying.get() | {id(conn)})
+                try:
+                    async for row in rows:
+                        await copy.write_row([to_postgres(value) for value in row.values()])
+                finally:
+                    _copying.reset(before)
+            return cursor.rowcount
+    except psycopg.Error as error:
+        _, found, line = (error.diag.context or "").partition(", line ")
+        digits = "".join(itertools.takewhile(str.isdigit, line))
+        if found and digits:
+            error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
+        raise
+
+
+@asynccontextmanager
+async def pipeline(conn: Connection) -> AsyncIterator[None]:
+    """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
+
+    By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
+    """
+    try:
+        # Whoever shares the connection cannot enter the mode while another is in it.
+        async with _pipelines.setdefault(conn, ALock()), conn.pipeline():
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            await conn.close()
+        raise
+
+
+@asynccontextmanager
+async def snapshot(conn: Connection) -> AsyncIterator[None]:
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
+    before = conn.isolation_level
+    await conn.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+    try:
+        async with conn.transaction():
+            yield
+    finally:
+        await conn.set_isolation_level(before)
+
+
+@asynccontextmanager
+async def atomic(conn: Connection) -> AsyncIterator[None]:
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
+    _check_free(conn, "a transaction")
+    if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        # conn.transaction() would commit at its end. An empty query makes psycopg send the caller's BEGIN first.
+        await conn.execute("")
+    async with conn.transaction():
+        yield
+
+
+@asynccontextmanager
+async def transaction(conn: Connection) -> AsyncIterator[None]:
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
+    async with conn.transaction():
+        yield

@@ -1,0 +1,142 @@
+"""Run statements on SQLite, the development database."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiosqlite
+
+from ...sql.files import Statement
+from ...sql.rows import Row, to_sqlite
+
+_CHUNK: Final = 1000
+"""Rows that are held in memory at once."""
+
+
+async def _run(conn: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]) -> aiosqlite.Cursor:
+    statement.check(parameters)
+    cursor = await conn.cursor()
+    cursor.row_factory = None  # the caller's connection may have another
+    return await cursor.execute(statement.text, {name: to_sqlite(value) for name, value in parameters.items()})
+
+
+async def fetchall(conn: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
+    """Run *statement* and return its rows."""
+    cursor = await _run(conn, statement, parameters)
+    return list(map(tuple, await cursor.fetchall()))
+
+
+async def execute(conn: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
+    """Run *statement* and return the number of rows it changed."""
+    cursor = await _run(conn, statement, parameters)
+    return cursor.rowcount
+
+
+async def script(conn: aiosqlite.Connection, text: str) -> None:
+    """Run the statements of *text*, which has no parameters, in the open transaction."""
+    # executescript would commit the transaction.
+    statement = ""
+    for line in text.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            await conn.execute(statement)
+            statement = ""
+
+
+async def stream(
+    conn: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int
+) -> AsyncIterator[Row]:
+    """Yield the rows of *statement*, *chunk* of them fetched at a time."""
+    cursor = await _run(conn, statement, parameters)
+    try:
+        while rows := await cursor.fetchmany(chunk):
+            for row in rows:
+                yield tuple(row)
+    finally:
+        await cursor.close()
+
+
+async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
+    """Run *statement* for each of *rows*, all or none, and return how many there were.
+
+    An error has a note with the row's number, counted from 0.
+    """
+    sent = 0
+
+    def counted(chunk: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal sent
+        for row in chunk:
+            sent += 1
+            yield row
+
+    chunk: list[dict[str, Any]] = []
+    try:
+        async with atomic(conn):
+            async for row in rows:
+                chunk.append({name: to_sqlite(value) for name, value in row.items()})
+                if len(chunk) == _CHUNK:
+                    await conn.executemany(statement.text, counted(chunk))
+                    chunk.clear()
+            await conn.executemany(statement.text, counted(chunk))
+    except sqlite3.Error as error:
+        if sent:
+            error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
+        raise
+    return sent
+
+
+@asynccontextmanager
+async def snapshot(conn: aiosqlite.Connection) -> AsyncIterator[None]:
+    """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
+    await conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        await conn.execute("ROLLBACK")
+
+
+@asynccontextmanager
+async def atomic(conn: aiosqlite.Connection) -> AsyncIterator[None]:
+    """Make the block atomic without ending the caller's transaction; see sql.atomic."""
+    if conn.isolation_level is None:
+        async with transaction(conn):
+            yield
+    else:
+        if not conn.in_transaction:
+            await conn.execute("BEGIN IMMEDIATE")
+        async with _savepoint(conn):
+            yield
+
+
+@asynccontextmanager
+async def transaction(conn: aiosqlite.Connection) -> AsyncIterator[None]:
+    """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
+    if conn.in_transaction:
+        async with _savepoint(conn):
+            yield
+        return
+    await conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        await conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            await conn.execute("ROLLBACK")
+        raise
+
+
+@asynccontextmanager
+async def _savepoint(conn: aiosqlite.Connection) -> AsyncIterator[None]:
+    await conn.execute("SAVEPOINT kimera")
+    try:
+        yield
+    except BaseException:
+        # After some errors, such as a full disk, SQLite itself rolls back the whole transaction.
+        if conn.in_transaction:
+            await conn.execute("ROLLBACK TO kimera")
+            await conn.execute("RELEASE kimera")
+        raise
+    await conn.execute("RELEASE kimera")

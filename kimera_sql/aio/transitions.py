@@ -1,0 +1,157 @@
+"""Cognitive transitions: the directed steps between geoid states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from .. import checks
+from ..model.transitions import EnergyBalance, NewTransition, Transition, values
+from . import sql
+from .entity import Entity
+from .sql import Connection
+
+__all__ = [
+    "EnergyBalance",
+    "NewTransition",
+    "Transition",
+    "between",
+    "by_type",
+    "count",
+    "delete",
+    "energy_balance",
+    "entity",
+    "get",
+    "get_many",
+    "incoming",
+    "insert",
+    "insert_many",
+    "outgoing",
+    "path",
+    "record",
+    "stream",
+    "trajectory",
+    "unbalanced",
+]
+
+_queries = sql.Queries("transitions")
+
+entity = Entity(_queries, Transition, values, checks.identifier)
+insert = entity.insert
+insert_many = entity.insert_many
+get = entity.get
+get_many = entity.get_many
+delete = entity.delete
+count = entity.count
+stream = entity.stream
+
+
+async def record(
+    conn: Connection,
+    source_id: UUID,
+    target_id: UUID,
+    transition_type: str,
+    *,
+    energy: float,
+    error: float = 0.0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Transition:
+    """Insert a transition that happens now: insert, without writing out a NewTransition.
+
+    Raises psycopg's ForeignKeyViolation when a state does not exist.
+    """
+    return await insert(
+        conn,
+        NewTransition(
+            source_id=source_id,
+            target_id=target_id,
+            transition_type=transition_type,
+            transition_energy=energy,
+            conservation_error=error,
+            metadata={} if metadata is None else metadata,
+        ),
+    )
+
+
+async def outgoing(conn: Connection, state_id: UUID, *, limit: int = 100) -> list[Transition]:
+    """Return the transitions that lead away from a state, the newest first."""
+    return await _queries.outgoing.fetchall(
+        conn, Transition, state_id=checks.identifier("state_id", state_id), limit=checks.limit(limit)
+    )
+
+
+async def incoming(conn: Connection, state_id: UUID, *, limit: int = 100) -> list[Transition]:
+    """Return the transitions that lead to a state, the newest first."""
+    return await _queries.incoming.fetchall(
+        conn, Transition, state_id=checks.identifier("state_id", state_id), limit=checks.limit(limit)
+    )
+
+
+async def by_type(conn: Connection, transition_type: str, *, limit: int = 100) -> list[Transition]:
+    """Return the transitions of a type, the newest first."""
+    return await _queries.by_type.fetchall(
+        conn, Transition, transition_type=checks.text("transition_type", transition_type), limit=checks.limit(limit)
+    )
+
+
+async def between(conn: Connection, since: datetime, until: datetime, *, limit: int = 100) -> list[Transition]:
+    """Return the transitions from *since* up to, not including, *until* (both aware), the oldest first."""
+    return await _queries.between.fetchall(
+        conn,
+        Transition,
+        since=checks.moment("since", since),
+        until=checks.moment("until", until),
+        limit=checks.limit(limit),
+    )
+
+
+async def path(conn: Connection, source_id: UUID, target_id: UUID, *, max_steps: int = 20) -> list[Transition] | None:
+    """Return the fewest transitions that lead from one state to another, in their order.
+
+    [] when the two are the same state, None when no way of at most *max_steps* leads there. Where several are as
+    short, each step prefers the least energy.
+    """
+    checks.identifier("source_id", source_id)
+    if source_id == checks.identifier("target_id", target_id):
+        return []
+    return (
+        await _queries.path.fetchall(
+            conn, Transition, source_id=source_id, target_id=target_id, max_steps=checks.limit(max_steps, "max_steps")
+        )
+        or None
+    )
+
+
+async def trajectory(conn: Connection, state_id: UUID, *, max_steps: int = 100) -> list[Transition]:
+    """Return the way onward from a state through time, at most *max_steps* transitions.
+
+    It begins with the state's first transition and goes on, at each state reached, with the first one that is
+    later than the one that led there; so it ends even where states repeat.
+    """
+    return await _queries.trajectory.fetchall(
+        conn,
+        Transition,
+        state_id=checks.identifier("state_id", state_id),
+        max_steps=checks.limit(max_steps, "max_steps"),
+    )
+
+
+async def energy_balance(
+    conn: Connection, *, since: datetime | None = None, until: datetime | None = None
+) -> list[EnergyBalance]:
+    """Return the balance of each type of transition, by type, from *since* up to, not including, *until*."""
+    return await _queries.energy_balance.fetchall(
+        conn,
+        EnergyBalance,
+        since=checks.optional(checks.moment, "since", since),
+        until=checks.optional(checks.moment, "until", until),
+    )
+
+
+async def unbalanced(conn: Connection, tolerance: float, *, limit: int = 100) -> list[Transition]:
+    """Return the transitions whose conservation error is beyond *tolerance* either way, the worst first."""
+    return await _queries.unbalanced.fetchall(
+        conn, Transition, tolerance=checks.number("tolerance", tolerance), limit=checks.limit(limit)
+    )

@@ -1,0 +1,160 @@
+"""A clone: the files of a base backup in a folder of their own, and the server that replays WAL there."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+from typing import Final
+
+from ...errors import BackupError
+from ...progress import Bar
+from . import tools
+from .base_backups import BaseBackup
+
+_PATIENCE: Final = 5 * 366 * 86400
+"""Seconds that replaying may take. pg_ctl has no "for ever", and sees when the server ends."""
+
+_TICK: Final = 0.1
+"""Seconds between two looks at the server."""
+
+_PERSISTENT: Final = """\
+
+# A recovered server does not archive into the archive that it came from. Give it one of its own before you change this.
+archive_mode = 'off'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A clone in the folder *data*, run by *pg_ctl* as the operating system's user *user*, None for this one."""
+
+    data: Path
+    pg_ctl: Path
+    user: str | None
+
+    def copy(self, made: BaseBackup) -> None:
+        """Copy the base backup *made* here, with modes 0700 and 0600, and make it ready for recovery."""
+        if (made.path / "tablespace_map").exists():
+            raise BackupError(
+                f"{made.path} has tablespaces outside its folder; recover it with PostgreSQL's own programs"
+            )
+        self.data.mkdir(0o700, exist_ok=True)
+        self.data.chmod(0o700)
+        control = Path("global/pg_control")
+        done = 0
+        with Bar() as bar:
+            # The server does not start without this file: a copy that was cut off must not pass for a server.
+            for path in (*(one for one in _walk(made.path) if one != control), control):
+                source, target = made.path / path, self.data / path
+                if source.is_dir():
+                    target.mkdir(0o700)
+                    continue
+                shutil.copyfile(source, target)
+                done += source.stat().st_size
+                bar.draw("copying", done, made.size)
+        self._prepare()
+        self._hand_over()
+
+    def _prepare(self) -> None:
+        # Left behind by a standby that the backup was made of, it would make the server wait for more WAL for ever.
+        (self.data / "standby.signal").unlink(missing_ok=True)
+        # Of a socket in the old data folder, as an embedded server has it
+        for lock in self.data.glob(".s.PGSQL.*.lock"):
+            lock.unlink()
+        (self.data / "recovery.signal").touch()
+        with (self.data / "postgresql.auto.conf").open("a") as conf:
+            conf.write(_PERSISTENT)
+        # Where they are kept in /etc, the backup does not have them.
+        for name, text in (("postgresql.conf", ""), ("pg_hba.conf", "local all all peer\n")):
+            if not (self.data / name).exists():
+                (self.data / name).write_text(text)
+
+    def _hand_over(self) -> None:
+        owner = pwd.getpwnam(self.user) if self.user is not None else None
+        for path in (self.data, *self.data.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            if owner is not None:
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+
+    def start(self, settings: Mapping[str, str], tick: Callable[[], object]) -> None:
+        """Start the server, on a socket in its folder alone, and wait until it has recovered.
+
+        *settings* are added to those that keep it to itself. *tick* is called meanwhile. Raises BackupError when the
+        server ends; what it said is in log().
+        """
+        # On the command line they hold for this run alone, go before whatever files say, and hold no secret.
+        own = {
+            "data_directory": str(self.data),
+            "hba_file": str(self.data / "pg_hba.conf"),
+            "external_pid_file": str(self.data / "recovery.pid"),
+            "listen_addresses": "",
+            "unix_socket_directories": f'"{self.data}"',
+            "port": "5432",
+            "ssl": "off",
+            # Off, no setting has to be as large as the old server's, and nobody sees what is not recovered yet.
+            "hot_standby": "off",
+            "archive_mode": "off",
+            "recovery_min_apply_delay": "0",
+            "logging_collector": "off",
+            "log_destination": "stderr",
+            "log_min_messages": "warning",
+            "timezone": "UTC",
+            "lc_messages": "C",
+        }
+        options = shlex.join(word for name, value in {**own, **settings}.items() for word in ("-c", f"{name}={value}"))
+        arguments = ["start", "--wait", f"--timeout={_PATIENCE}", "--silent"]
+        where = [f"--pgdata={self.data}", f"--log={self._log}", f"--options={options}"]
+        tools.run(self.pg_ctl, [*arguments, *where], tick=tick, user=self.user)
+        # Without hot standby pg_ctl does not wait for the end of recovery.
+        while not self._is_ready():
+            tick()
+            sleep(_TICK)
+
+    def _is_ready(self) -> bool:
+        """Return whether the server has recovered. Raises BackupError when it has ended."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            os.kill(int(lines[0]), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            raise BackupError("the server has ended") from None
+        return len(lines) > 7 and lines[7].strip() == "ready"
+
+    def stop(self, *, mode: str) -> None:
+        """Stop the server, where it runs. mode: of pg_ctl."""
+        if (self.data / "postmaster.pid").exists():
+            arguments = ["stop", f"--mode={mode}", "--wait", f"--timeout={_PATIENCE}", "--silent"]
+            tools.run(self.pg_ctl, [*arguments, f"--pgdata={self.data}"], user=self.user)
+
+    def log(self) -> str:
+        """Return what the server has said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def _log(self) -> Path:
+        return self.data / "recovery.log"
+
+    def remove(self, before: os.stat_result | None) -> None:
+        """Make the folder again what it was *before*: empty, or not there."""
+        for path in self.data.iterdir() if self.data.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.data.exists():
+            if before is None:
+                self.data.rmdir()
+            else:
+                os.chown(self.data, before.st_uid, before.st_gid)
+                self.data.chmod(stat.S_IMODE(before.st_mode))
+
+
+def _walk(source: Path, inside: Path = Path()) -> Iterator[Path]:
+    """Yield what is in *source*, relative to it, each folder before its contents."""
+    for path in sorted((source / inside).iterdir()):
+        yield inside / path.name
+        if path.is_dir():
+            yield from _walk(source, inside / path.name)

@@ -1,0 +1,135 @@
+"""Retention: which backups may go, and never the last good ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from ... import checks
+from ...errors import BackupError
+from . import layout, tools
+from .base_backups import first_segment, major_version
+from .files import fsync, locked, reported
+from .inventory import Backup, list_backups, verify_backup
+
+RemovedKind: TypeAlias = Literal["dump", "base", "wal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What prune_backups removed, or would. size: bytes."""
+
+    kind: RemovedKind
+    name: str
+    size: int
+
+
+def prune_backups(folder: Path, *, keep_days: int = 30, keep: int = 3, dry_run: bool = False) -> list[Removed]:
+    """Remove what is older than *keep_days* in *folder*, and return it; with *dry_run* only return it.
+
+    Days are counted back from the newest backup of the kind that verifies now, not from today: while backups fail,
+    nothing ages. The newest *keep* dumps that verify stay at any age. Of base backups the newest that verifies and
+    had ended before those days stays too, so that every moment of them can be recovered; WAL goes that no base
+    backup left there needs. Raises BackupError, and removes nothing, when there is a kind of which none verifies.
+    """
+    days = timedelta(days=checks.integer("keep_days", keep_days, least=1, most=36525))
+    least = checks.limit(keep, "keep")
+    with reported(folder):
+        if not folder.is_dir():
+            raise BackupError(f"there is no folder {folder}")
+        found = list_backups(folder)
+        dumps = _old_dumps([one for one in found if one.kind == "dump"], days, least)
+        bases, wal_from = _old_bases([one for one in found if one.kind == "base"], days)
+        wal = _old_wal(folder, wal_from) if wal_from else []
+        removed = [Removed(one.kind, one.name, one.size) for one in (*dumps, *bases)]
+        removed += [Removed("wal", file.name, file.stat().st_size) for file in wal]
+        if removed and not dry_run:
+            with locked(layout.dump_folder(folder)) as place:
+                _remove_dumps(place, dumps)
+                _remove_bases(folder, bases)
+                if wal_from and wal:
+                    _clean_wal(folder, wal_from)
+    return removed
+
+
+def _old_dumps(dumps: Sequence[Backup], days: timedelta, keep: int) -> list[Backup]:
+    """Return which of *dumps*, the newest first, may go."""
+    good = _good(dumps, keep)
+    return [one for one in dumps if one.made_at < good[0].made_at - days and one not in good] if good else []
+
+
+def _old_bases(bases: Sequence[Backup], days: timedelta) -> tuple[list[Backup], Path | None]:
+    """Return which of *bases*, the newest first, may go, and the oldest that stays and can be used."""
+    good = _good(bases, 1)
+    if not good:
+        return [], None
+    before = good[0].made_at - days
+    for one in bases:
+        if one.complete and _ended_at(one) < before and not _fault(one):
+            return [older for older in bases if older.made_at < one.made_at], one.path
+    return [], [one for one in bases if one.complete][-1].path
+
+
+def _good(backups: Sequence[Backup], count: int) -> list[Backup]:
+    """Return the first *count* of *backups* that verify. Raises BackupError when there are some and none does."""
+    good: list[Backup] = []
+    faults = []
+    for one in backups:
+        if len(good) == count:
+            break
+        if fault := _fault(one):
+            faults.append(f"\n  {fault}")
+        else:
+            good.append(one)
+    if backups and not good:
+        raise BackupError(f"nothing was removed, as no {backups[0].kind} is known to be good:{''.join(faults)}")
+    return good
+
+
+def _fault(one: Backup) -> str | None:
+    """Return what is wrong with a backup, None where it verifies."""
+    if not one.complete:
+        return f"{one.path} does not have its manifest, or is not as long as that says"
+    try:
+        verify_backup(one.path)
+    except BackupError as error:
+        return str(error)
+    return None
+
+
+def _ended_at(base: Backup) -> datetime:
+    # The manifest is written at the end. A copy that has a later time only makes an older backup stay.
+    written = datetime.fromtimestamp((base.path / "backup_manifest").stat().st_mtime, UTC)
+    return max(base.made_at, written)
+
+
+def _old_wal(folder: Path, base: Path) -> list[Path]:
+    """Return the files of the archive that come before what the base backup *base* needs."""
+    if not layout.wal_folder(folder).is_dir():
+        return []
+    # With -n the names come on standard output, a path each.
+    return sorted(Path(line) for line in _clean_wal(folder, base, "-n").splitlines() if line)
+
+
+def _remove_dumps(place: Path, dumps: Sequence[Backup]) -> None:
+    for one in dumps:
+        for file in (one.path, layout.globals_file(one.path), layout.manifest_file(one.path)):
+            file.unlink(missing_ok=True)
+    fsync(place)
+
+
+def _remove_bases(folder: Path, bases: Sequence[Backup]) -> None:
+    # A removal that is cut short leaves no half of a backup under a backup's name.
+    for one in bases:
+        one.path.rename(layout.doomed(one.path))
+    for doomed in layout.base_folder(folder).glob(layout.DOOMED_BASES):
+        shutil.rmtree(doomed)
+
+
+def _clean_wal(folder: Path, base: Path, *options: str) -> str:
+    tool = tools.find("pg_archivecleanup", major_version(base) * 10000)
+    return tools.run(tool, [*options, layout.wal_folder(folder).absolute(), first_segment(base)])

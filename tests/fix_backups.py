@@ -1,0 +1,116 @@
+"""What the tests of backups share: a database with rows of every kind, a dump of one, and damage."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from fix_servers import Server
+from strategies import unit
+
+from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
+from kimera_sql.ops import backup
+from kimera_sql.sql import Connection
+
+SECRET = "planted-secret: \\ 'ä'"
+
+
+def fill(conn: Connection, rows: int = 40) -> None:
+    states = [
+        geoids.insert(
+            conn,
+            geoids.NewGeoid(
+                state_vector=unit(number),
+                entropy=number / 7,
+                coherence_factor=-0.0,
+                energy_level=1e300,
+                metadata={"number": number, "text": "ä\n\\"},
+                creation_context="" if number % 2 else None,
+                tags=["a", "b"][: number % 3],
+            ),
+        )
+        for number in range(rows)
+    ]
+    for source, target in itertools.pairwise(states):
+        transitions.record(conn, source.id, target.id, "association", energy=0.1, error=1e-300)
+    for number in range(5):
+        embeddings.insert(
+            conn, embeddings.NewEmbedding(text_content=f"text {number}", embedding=unit(number), source="test")
+        )
+    portals.insert(
+        conn,
+        portals.NewPortal(
+            source_dimension=1,
+            target_dimension=2,
+            radius=0.1,
+            energy_requirement=0.2,
+            stability_factor=0.3,
+            configuration_parameters={"phase": 1},
+            status="active",
+        ),
+    )
+    metrics.record(conn, "search_ms", 1 / 3, component="geoids")
+
+
+@pytest.fixture
+def filled(database: str) -> str:
+    with psycopg.connect(database) as conn:
+        add_adapters(conn)
+        fill(conn)
+    return database
+
+
+@pytest.fixture(scope="module")
+def sample(newest: Server, tmp_path_factory: pytest.TempPathFactory) -> backup.Dump:
+    """A dump to copy, of the newest server."""
+    database = newest.create(template=newest.template)
+    with psycopg.connect(database) as conn:
+        add_adapters(conn)
+        fill(conn, 3)
+        conn.commit()
+        made = backup.make_dump(conn, tmp_path_factory.mktemp("sample"))
+    newest.drop(database)
+    return made
+
+
+def copied(sample: backup.Dump, folder: Path, moment: datetime) -> Path:
+    """Put *sample* into *folder* as if it had been made at *moment*."""
+    (folder / "dumps").mkdir(parents=True, exist_ok=True)
+    path = folder / "dumps" / f"kimera_full_{moment:%Y%m%d_%H%M%S}.dump"
+    for suffix in (".dump", ".globals.sql", ".json"):
+        shutil.copy(sample.path.with_suffix(suffix), path.with_suffix(suffix))
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path: Path, at: float) -> None:
+    """Flip a bit of *path*, *at* of the way through it."""
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+def children(program: str) -> list[int]:
+    """The processes of *program* that this one, or a child of it, has started."""
+    parents, found = {}, []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            parents[pid] = int(rest.split()[1])
+            if name == program:
+                found.append(pid)
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in found if ours(pid)]

@@ -1,0 +1,419 @@
+"""schema/roles.sql: each role can do what it is for, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from commands import run
+from fix_servers import Server
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from strategies import unit
+
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, tables, transitions
+from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
+from kimera_sql.migrations import pending
+from kimera_sql.ops import maintenance, monitoring, roles
+from kimera_sql.ops.backup import tools
+from kimera_sql.search import indexes, recall
+
+Connection = psycopg.Connection[Any]
+
+GROUPS = ("kimera_owner", "kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup")
+ENTITY_TABLES = tables.NAMES
+BOOKS = ("kimera_migrations", "kimera_vector_indexes", "kimera_recall_settings")
+
+
+@pytest.fixture(autouse=True)
+def _no_roles_left(server: Server) -> Iterator[None]:
+    """Roles belong to the whole server: drop them, and first what the tests' databases gave them."""
+    with psycopg.connect(server.conninfo) as conn:
+        if conn.execute("SELECT FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)]).rowcount:
+            pytest.skip("the server has roles of these names, which are not ours to drop")
+    yield
+    with psycopg.connect(server.conninfo, autocommit=True) as conn:
+        rows = conn.execute("SELECT datname FROM pg_database WHERE datname LIKE 'kimera_test_%'").fetchall()
+        for (name,) in rows:
+            with psycopg.connect(make_conninfo(server.conninfo, dbname=name), autocommit=True) as inside:
+                for group in GROUPS:
+                    if inside.execute("SELECT FROM pg_roles WHERE rolname = %s", [group]).rowcount:
+                        inside.execute(f"REASSIGN OWNED BY {group} TO CURRENT_USER".encode())
+                        inside.execute(f"DROP OWNED BY {group}".encode())
+        for group in GROUPS:
+            conn.execute(f"DROP ROLE IF EXISTS {group}".encode())
+
+
+@pytest.fixture
+def login(server: Server, database: str) -> Iterator[Callable[..., str]]:
+    """A function that makes a login in a group, and returns its conninfo."""
+    made: list[str] = []
+    with psycopg.connect(database, autocommit=True) as conn:
+        roles.create(conn)
+
+    def make(group: str, attributes: str = "") -> str:
+        name = f"kimera_test_{uuid4().hex}"
+        with psycopg.connect(database, autocommit=True) as conn:
+            conn.execute(f"CREATE ROLE {name} LOGIN {attributes} IN ROLE {group}".encode())
+        made.append(name)
+        return make_conninfo(database, user=name)
+
+    yield make
+    with psycopg.connect(server.conninfo, autocommit=True) as conn:
+        for name in made:
+            conn.execute(f"DROP ROLE {name}".encode())
+
+
+@contextmanager
+def connected(conninfo: str, **options: Any) -> Iterator[Connection]:
+    with psycopg.connect(conninfo, **options) as conn:
+        add_adapters(conn)
+        yield conn
+
+
+def fill(conn: Connection) -> None:
+    geoids.insert_many(
+        conn,
+        [
+            geoids.NewGeoid(
+                state_vector=unit(seed), entropy=0.5, coherence_factor=0, energy_level=0, tags=["a"], metadata={"a": 1}
+            )
+            for seed in range(20)
+        ],
+    )
+
+
+def test_the_app_role_can_run_every_entity_function(database: str, login: Callable[..., str]) -> None:
+    with connected(database) as conn:
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+        recall.tune(conn, "geoid_states", target=0.5, sample=5)
+    with connected(login("kimera_app")) as conn:
+        assert pending(conn) == []
+        vec, now = unit(100), datetime.now(UTC)
+        fill(conn)
+        state = geoids.insert(conn, geoids.NewGeoid(state_vector=vec, entropy=0, coherence_factor=0, energy_level=0))
+        other = next(geoids.stream(conn))
+        assert geoids.get(conn, state.id) == geoids.get_many(conn, [state.id])[0]
+        assert geoids.similar(conn, vec, 1)[0].geoid.id == state.id
+        assert len(geoids.similar(conn, vec, 3, exact=True)) == 3
+        assert len(geoids.similar(conn, vec, 5, recall=0.99, tags_any=["a"], metadata={"a": 1})) == 5
+        assert len(geoids.similar_to(conn, state.id, 3)) == 3
+        assert len(geoids.similar_many(conn, [vec, vec], k=2)) == 2
+        assert len(geoids.similar(conn, vec, 3, diversity=0.3)) == 3
+        assert geoids.explain(conn, vec).index is not None
+        assert geoids.find(conn, tags_all=["a"], limit=1)
+        assert len(geoids.latest(conn, 2)) == 2
+        assert geoids.update_metadata(conn, state.id, {"x": 1}) == {"x": 1}
+        assert geoids.add_tags(conn, state.id, "blue")
+        geoids.remove_tags(conn, state.id, "blue")
+        assert geoids.count(conn) == 41
+
+        step = transitions.record(conn, state.id, other.id, "association", energy=0.3, error=0.5)
+        transitions.insert_many(
+            conn,
+            [
+                transitions.NewTransition(
+                    source_id=other.id,
+                    target_id=state.id,
+                    transition_type="association",
+                    transition_energy=0,
+                    conservation_error=0,
+                )
+            ],
+        )
+        assert transitions.outgoing(conn, state.id)
+        assert transitions.incoming(conn, state.id)
+        assert transitions.by_type(conn, "association")
+        assert transitions.between(conn, now - timedelta(days=1), now + timedelta(days=1))
+        assert transitions.path(conn, state.id, other.id)
+        assert transitions.trajectory(conn, state.id)
+        assert transitions.energy_balance(conn)
+        assert transitions.unbalanced(conn, tolerance=0.01)
+        assert transitions.delete(conn, step.id)
+
+        def embed(_: str) -> Any:
+            return vec
+
+        text = embeddings.get_or_create(conn, "a text", embed, source="test")
+        assert embeddings.similar(conn, vec, 1, source="test")[0].embedding.id == text.id
+        assert embeddings.hybrid(conn, "text", vec, k=1)
+        assert embeddings.delete(conn, text.id)
+
+        portal = portals.insert(
+            conn,
+            portals.NewPortal(
+                source_dimension=3,
+                target_dimension=7,
+                radius=1,
+                energy_requirement=1,
+                stability_factor=1,
+                configuration_parameters={},
+                status="active",
+            ),
+        )
+        assert portals.between(conn, 3, 7)
+        assert portals.by_status(conn, "active")
+        assert portals.route(conn, 3, 7)
+        portals.mark_used(conn, portal.id)
+        portals.update_parameters(conn, portal.id, {"a": 1})
+        portals.set_status(conn, portal.id, "closed")
+        assert portals.delete(conn, portal.id)
+
+        metrics.record(conn, "m", 1, component="c")
+        metrics.insert_many(conn, [metrics.NewMetric(metric_name="m", metric_value=1, component="c")])
+        assert metrics.latest(conn, "m")
+        assert metrics.series(conn, "m", bucket=timedelta(hours=1), since=now - timedelta(days=1))
+        assert metrics.names(conn) == ["m"]
+        assert metrics.prune(conn, now + timedelta(days=1)) == 2
+
+
+FORBIDDEN = [
+    *(f"DROP TABLE {table} CASCADE" for table in (*ENTITY_TABLES, *BOOKS)),
+    *(f"TRUNCATE {table} CASCADE" for table in (*ENTITY_TABLES, *BOOKS)),
+    *(f"ALTER TABLE {table} ADD COLUMN more TEXT" for table in (*ENTITY_TABLES, *BOOKS)),
+    "CREATE TABLE mine (id INTEGER)",
+    "CREATE TEMPORARY TABLE mine (id INTEGER)",
+    "CREATE FUNCTION mine() RETURNS INTEGER LANGUAGE sql AS 'SELECT 1'",
+    "CREATE SCHEMA mine",
+    "CREATE INDEX mine ON geoid_states (energy_level)",
+    "DROP INDEX idx_geoid_tags",
+    "SELECT setval('system_metrics_id_seq', 1)",
+    "DELETE FROM kimera_migrations",
+    "UPDATE kimera_recall_settings SET setting = 1",
+    "DELETE FROM kimera_vector_indexes",
+    "CREATE ROLE more",
+    "ALTER TABLE geoid_states OWNER TO CURRENT_USER",
+]
+
+WRITES = ("DELETE FROM one", "UPDATE one SET id = id", "INSERT INTO one SELECT * FROM one")
+
+
+def refused(conn: Connection, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+        conn.execute(statement.encode())
+
+
+@pytest.mark.parametrize("group", ["kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup"])
+def test_no_group_but_the_owner_changes_the_schema(group: str, login: Callable[..., str]) -> None:
+    with connected(login(group)) as conn:
+        for statement in FORBIDDEN:
+            refused(conn, statement)
+
+
+def test_the_app_role_does_not_tune_or_build(database: str, login: Callable[..., str]) -> None:
+    with connected(database) as conn:
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+    with connected(login("kimera_app"), autocommit=True) as conn:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            recall.tune(conn, "geoid_states", sample=5)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            indexes.build(conn, "geoid_states", method="ivfflat")
+        assert len(indexes.existing(conn)) == 1
+
+
+def test_the_readonly_role_reads_and_searches_and_does_not_write(database: str, login: Callable[..., str]) -> None:
+    with connected(database) as conn:
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+        metrics.record(conn, "m", 1, component="c")
+    with connected(login("kimera_readonly")) as conn:
+        assert geoids.count(conn) == 20
+        assert len(geoids.similar(conn, unit(0), 3)) == 3
+        assert geoids.explain(conn, unit(0)).index is not None
+        assert metrics.latest(conn, "m")
+        conn.commit()
+        for table in ENTITY_TABLES:
+            conn.execute("SELECT count(*) FROM one".replace("one", table).encode())
+            for statement in WRITES:
+                refused(conn, statement.replace("one", table))
+        refused(conn, "SELECT nextval('system_metrics_id_seq')")
+
+
+def test_the_monitor_role_sees_the_server_and_no_row(database: str, login: Callable[..., str]) -> None:
+    with connected(database) as conn:
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+    with connected(login("kimera_monitor"), autocommit=True) as conn:
+        assert monitoring.visibility(conn).sees_all
+        assert len(indexes.existing(conn)) == 1
+        with connected(database) as other:
+            query = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+            other.execute("SELECT 'what others do'")
+            assert conn.execute(query, [other.info.backend_pid]).fetchone() == ("SELECT 'what others do'",)
+        for table in ENTITY_TABLES:
+            refused(conn, "SELECT count(*) FROM one".replace("one", table))
+
+
+def test_the_backup_role_dumps_everything_and_writes_nothing(
+    database: str, login: Callable[..., str], tmp_path: Path
+) -> None:
+    with connected(database) as conn:
+        fill(conn)
+        metrics.record(conn, "m", 1, component="c")
+    conninfo = login("kimera_backup")
+    with connected(conninfo) as conn:
+        for table in ENTITY_TABLES:
+            for statement in WRITES:
+                refused(conn, statement.replace("one", table))
+        tool = tools.find("pg_dump", conn)
+    dump = tmp_path / "all.dump"
+    subprocess.run([tool, "--format=custom", f"--file={dump}", conninfo], check=True)
+    listed = subprocess.run([tool.with_name("pg_restore"), "--list", dump], check=True, capture_output=True, text=True)
+    assert {f"TABLE DATA public {table} " in listed.stdout for table in (*ENTITY_TABLES, *BOOKS)} == {True}
+
+
+def test_replication_is_the_logins_own_and_not_inherited(login: Callable[..., str]) -> None:
+    for attributes, may in (("", False), ("REPLICATION", True)):
+        conninfo = make_conninfo(login("kimera_backup", attributes), replication="true")
+        with ExitStack() as stack:
+            if not may:
+                stack.enter_context(pytest.raises(psycopg.OperationalError, match=r"REPLICATION|replication"))
+            pg = psycopg.pq.PGconn.connect(conninfo.encode())
+            stack.callback(pg.finish)
+            if pg.status != psycopg.pq.ConnStatus.OK:
+                raise psycopg.OperationalError(pg.error_message.decode())
+            assert pg.exec_(b"IDENTIFY_SYSTEM").status == psycopg.pq.ExecStatus.TUPLES_OK
+
+
+def test_the_owner_role_migrates_builds_tunes_and_keeps_up(database: str, login: Callable[..., str]) -> None:
+    with connected(login("kimera_owner"), autocommit=True) as conn:
+        assert migrate(conn) == []
+        fill(conn)
+        indexes.build(conn, "geoid_states", method="ivfflat", lists=2, concurrently=True)
+        recall.tune(conn, "geoid_states", sample=5)
+        steps = maintenance.run_all(conn, metrics_age=timedelta(days=1))
+        assert [step.error for step in steps] == [None] * 3
+        indexes.drop(conn, indexes.existing(conn)[0].name)
+
+
+def test_tables_of_later_migrations_have_the_same_rights(database: str, login: Callable[..., str]) -> None:
+    with connected(login("kimera_owner")) as conn:
+        conn.execute("SET ROLE kimera_owner")
+        conn.execute("CREATE TABLE later (id BIGSERIAL PRIMARY KEY)")
+    with connected(login("kimera_app")) as conn:
+        conn.execute("INSERT INTO later DEFAULT VALUES")
+        refused(conn, "TRUNCATE later")
+    with connected(login("kimera_readonly")) as conn:
+        assert conn.execute("SELECT id FROM later").fetchall() == [(1,)]
+        refused(conn, "DELETE FROM later")
+    with connected(login("kimera_monitor")) as conn:
+        refused(conn, "SELECT id FROM later")
+
+
+def test_a_role_of_no_group_is_not_let_in(database: str, login: Callable[..., str]) -> None:
+    with connected(database, autocommit=True) as conn:
+        name = conninfo_to_dict(login("kimera_app"))["user"]
+        conn.execute(f"REVOKE kimera_app FROM {name}".encode())
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(make_conninfo(database, user=name))
+
+
+def acl(conn: Connection) -> list[Any]:
+    return conn.execute(
+        "SELECT relname, relowner::regrole::text, relacl::text FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')"
+        " UNION ALL SELECT 'default', defaclrole::regrole::text, defaclacl::text FROM pg_default_acl"
+        " UNION ALL SELECT datname, datdba::regrole::text, datacl::text FROM pg_database"
+        " WHERE datname = current_database() ORDER BY 1, 2, 3"
+    ).fetchall()
+
+
+def test_applied_again_it_changes_nothing_and_takes_back_what_was_given_since(database: str) -> None:
+    with connected(database, autocommit=True) as conn:
+        roles.create(conn)
+        before = acl(conn)
+        conn.execute("GRANT ALL ON geoid_states TO kimera_app")
+        conn.execute("GRANT SELECT ON geoid_states TO PUBLIC")
+        assert acl(conn) != before
+        roles.create(conn)
+        assert sorted(map(str, acl(conn))) == sorted(map(str, before))
+        logins = conn.execute("SELECT rolname FROM pg_roles WHERE rolcanlogin AND rolname = ANY(%s)", [list(GROUPS)])
+        assert logins.fetchall() == []
+
+
+def test_psql_applies_the_file_too(database: str) -> None:
+    with connected(database) as conn:
+        psql = tools.find("pg_dump", conn).with_name("psql")
+    printed = run("roles", "--print").stdout
+    arguments = ["--no-psqlrc", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-q", database]
+    subprocess.run([psql, *arguments], check=True, capture_output=True, input=printed, text=True)
+    with connected(database) as conn:
+        row = conn.execute("SELECT pg_has_role('kimera_monitor', 'pg_monitor', 'USAGE')").fetchone()
+        assert row == (True,)
+
+
+def test_who_owned_the_tables_can_still_do_everything(database: str, server: Server) -> None:
+    name = f"kimera_test_{uuid4().hex}"
+    with connected(database, autocommit=True) as conn:
+        conn.execute(f"CREATE ROLE {name} LOGIN".encode())
+        for table in (*ENTITY_TABLES, *BOOKS):
+            conn.execute(f"ALTER TABLE {table} OWNER TO {name}".encode())
+        roles.create(conn)
+    try:
+        with connected(make_conninfo(database, user=name), autocommit=True) as conn:
+            fill(conn)
+            assert len(maintenance.vacuum(conn)) == 5
+            conn.execute("ALTER TABLE geoid_states ADD COLUMN more TEXT")
+    finally:
+        server.drop(database)
+        with connected(server.conninfo, autocommit=True) as conn:
+            conn.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.mark.parametrize("attribute", ["SUPERUSER", "CREATEROLE", "CREATEDB", "REPLICATION", "BYPASSRLS"])
+def test_a_group_that_may_too_much_already_is_refused(database: str, attribute: str) -> None:
+    with connected(database, autocommit=True) as conn:
+        conn.execute(f"CREATE ROLE kimera_app {attribute}".encode())
+        with pytest.raises(MaintenanceError, match=r"^roles\.sql: role kimera_app may do more than a group should"):
+            roles.create(conn)
+        rows = conn.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)]).fetchall()
+        assert rows == [("kimera_app",)]
+
+
+def test_only_a_superuser_makes_them(database: str, login: Callable[..., str]) -> None:
+    for group in ("kimera_owner", "kimera_app"):
+        ran = run("roles", DATABASE_URL=login(group))
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("kimera-sql: roles.sql: ")
+        assert ran.stderr.endswith("; run this as a superuser; nothing was changed\n")
+
+
+def test_the_command_makes_them(database: str) -> None:
+    ran = run("roles", DATABASE_URL=database)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "the roles kimera_owner, _app, _readonly, _monitor and _backup are up to date\n"
+    with connected(database) as conn:
+        rows = conn.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)])
+        assert rows.rowcount == 5
+
+
+def test_without_the_tables_nothing_is_made(empty_database: str) -> None:
+    with connected(empty_database, autocommit=True) as conn:
+        with pytest.raises(
+            SchemaError, match=r"^there is no table geoid_states, .+; kimera-sql init makes the schema$"
+        ):
+            roles.create(conn)
+        rows = conn.execute("SELECT FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)])
+        assert rows.rowcount == 0
+
+
+def test_sqlite_has_no_roles() -> None:
+    with (
+        SqlitePool(":memory:") as pool,
+        pool.connection() as conn,
+        pytest.raises(UnsupportedByServer, match=r"^SQLite has no roles"),
+    ):
+        roles.create(conn)
+
+
+def test_no_password_is_in_the_file() -> None:
+    lines = (sql.shipped("schema") / "roles.sql").read_text(encoding="utf-8").splitlines()
+    assert "PASSWORD" not in "\n".join(line.partition("--")[0] for line in lines).upper()

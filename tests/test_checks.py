@@ -1,0 +1,95 @@
+"""Values that look right and would be stored wrongly, or not be known by name in an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.lib.stride_tricks import as_strided
+from strategies import unit
+
+from kimera_sql import InvalidValue, VectorError, checks, geoids
+from kimera_sql.sql import Connection
+from kimera_sql.vectors import as_vector
+
+
+@pytest.mark.parametrize(
+    "value", [{1: "a", "1": "b"}, {"a": {None: 1}}, {"a": [{True: 1}]}, {"a": ({2.5: 1},)}, {"a": {("b",): 1}}]
+)
+def test_a_key_of_json_that_is_no_str_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^metadata: a key of a JSON object is a str, got "):
+        checks.json_object("metadata", value)
+
+
+def test_a_moment_that_is_none_is_named() -> None:
+    from datetime import datetime
+
+    class NaT(datetime):
+        """As pandas has it: a datetime that equals nothing, itself included."""
+
+        def __ne__(self, other: object) -> bool:
+            return True
+
+        __hash__ = datetime.__hash__
+
+    with pytest.raises(InvalidValue, match=r"^timestamp: .* is no moment; give None for none$"):
+        checks.moment("timestamp", NaT(2024, 1, 1))
+
+
+def frozen(array: Any) -> Any:
+    array.flags.writeable = False
+    return array
+
+
+def test_a_read_only_view_of_what_can_change_is_copied() -> None:
+    whole = np.ones(1024, np.float32)
+    taken = as_vector(frozen(whole[:]))
+    whole[0] = 7
+    assert taken[0] == 1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        frozen(np.asarray(np.random.default_rng(0).standard_normal((1024, 3)), np.float32)[:, 1]),
+        frozen(np.broadcast_to(np.float32(1.5), (1024,))),
+        frozen(as_strided(np.arange(1, 2049, dtype=np.float32), (1024,), (8,))),
+    ],
+    ids=["a column", "broadcast", "strided"],
+)
+def test_arrays_in_pieces_are_stored_whole(conn: Connection, array: Any) -> None:
+    stored = geoids.insert(conn, geoids.NewGeoid(state_vector=array, entropy=0, coherence_factor=0, energy_level=0))
+    assert geoids.get(conn, stored.id).state_vector.tolist() == array.tolist()
+
+
+def test_an_array_that_nobody_can_change_is_taken_as_it_is() -> None:
+    vector = as_vector(unit(1))
+    assert as_vector(vector) is vector
+
+
+@pytest.mark.parametrize(
+    ("array", "fault"),
+    [
+        (np.ones(3, complex), "expected real numbers, got dtype complex128"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "expected real numbers, got a masked array"),
+        (np.array(["2024-01-01"], "datetime64[D]"), r"expected real numbers, got dtype datetime64\[D\]"),
+        (np.ones(16_001), "16,001 dimensions; pgvector's VECTOR has at most 16,000"),
+    ],
+    ids=["complex", "masked", "datetime64", "long"],
+)
+@pytest.mark.parametrize("placeholder", ["%b", "%t"])
+def test_an_array_that_would_lose_a_part_is_not_sent(
+    pg_conn: psycopg.Connection, placeholder: str, array: Any, fault: str
+) -> None:
+    with pytest.raises(VectorError, match=fault):
+        pg_conn.execute(f"SELECT {placeholder}::vector".encode(), [array])
+
+
+def test_tags_with_null_of_another_writer_can_be_added_to(pg_conn: psycopg.Connection) -> None:
+    stored = geoids.insert(
+        pg_conn, geoids.NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0)
+    )
+    pg_conn.execute("UPDATE geoid_states SET tags = '{a,NULL}'")
+    assert list(geoids.add_tags(pg_conn, stored.id, "b", "a")) == ["a", None, "b"]
