@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -146,3 +146,10 @@ def cosines(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArr
     one /= np.linalg.norm(one, axis=1, keepdims=True)
     other /= np.linalg.norm(other, axis=1, keepdims=True)
     return one @ other.T
+
+
+def shares_found(found: Sequence[Sequence[float]], similarities: NDArray[np.float64], k: int) -> list[float]:
+    """The share of the *k* nearest that each query found, by the similarities of its hits and of all; ties count."""
+    assert {len(one) for one in found} == {k}
+    worst = np.sort(similarities, axis=1)[:, -k]
+    return [float(np.mean(np.array(one) >= least - 1e-5)) for one, least in zip(found, worst, strict=True)]

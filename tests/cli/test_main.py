@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, environment, run
+from commands import COMMAND, environment, run_as_process
 
 
 def test_init_creates_the_schema_once(empty_database: str) -> None:
-    first = run("init", DATABASE_URL=empty_database)
+    first = run_as_process("init", DATABASE_URL=empty_database)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.startswith("applied 0001_")
-    again = run("init", DATABASE_URL=empty_database)
+    again = run_as_process("init", DATABASE_URL=empty_database)
     assert (again.returncode, again.stdout, again.stderr) == (0, "the schema is up to date\n", "")
 
 
@@ -28,13 +28,13 @@ def test_init_creates_the_schema_once(empty_database: str) -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], said: str) -> None:
-    ran = run(*arguments)
+    ran = run_as_process(*arguments)
     assert ran.returncode == 2
     assert said in ran.stderr
 
 
 def test_no_server_exits_with_1_and_no_traceback() -> None:
-    ran = run("init", KIMERA_DB_HOST="localhost", KIMERA_DB_PORT="1", KIMERA_DB_PASSWORD="planted-secret")
+    ran = run_as_process("init", KIMERA_DB_HOST="localhost", KIMERA_DB_PORT="1", KIMERA_DB_PASSWORD="planted-secret")
     assert ran.returncode == 1
     assert ran.stderr.startswith("kimera-sql: no database could be reached")
     assert "Traceback" not in ran.stderr
@@ -42,7 +42,7 @@ def test_no_server_exits_with_1_and_no_traceback() -> None:
 
 
 def test_an_empty_url_is_an_error() -> None:
-    ran = run("init", DATABASE_URL="")
+    ran = run_as_process("init", DATABASE_URL="")
     assert (ran.returncode, ran.stderr) == (
         1,
         "kimera-sql: DATABASE_URL is set but empty; give it a value or unset it\n",
@@ -51,14 +51,14 @@ def test_an_empty_url_is_an_error() -> None:
 
 def test_embedded_keeps_its_data_in_the_folder(open_folder: Path) -> None:
     folder = open_folder / "data"
-    assert run("--embedded", str(folder), "init").returncode == 0
-    again = run("--embedded", str(folder), "init")
+    assert run_as_process("--embedded", str(folder), "init").returncode == 0
+    again = run_as_process("--embedded", str(folder), "init")
     assert (again.returncode, again.stdout, again.stderr) == (0, "the schema is up to date\n", "")
     assert not (folder / "postmaster.pid").exists()
 
 
 def test_embedded_takes_no_command_for_its_folder() -> None:
-    ran = run("--embedded", "init", "--help")
+    ran = run_as_process("--embedded", "init", "--help")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "usage: kimera-sql init" in ran.stdout
 
