@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from . import connect, sql
@@ -29,8 +30,11 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     done = []
     if not known:
         raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
-    # With nothing to do it changes nothing, so that whoever may read the database can ask.
-    if not pending(conn, folder=folder):
+    # With nothing to do it changes nothing, so that whoever may read the database can ask. The question leaves no
+    # transaction open, in which the files would be savepoints; SQLite's opens none, and BEGIN would have to write.
+    with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext():
+        complete = not pending(conn, folder=folder)
+    if complete:
         connect.add_adapters(conn)
         return []
     for path in known:

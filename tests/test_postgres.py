@@ -90,7 +90,9 @@ SETTINGS = {
     "hnsw.iterative_scan": "strict_order",
     "ivfflat.probes": "7",
     "ivfflat.iterative_scan": "off",
+    "enable_seqscan": "on",
     "enable_sort": "on",
+    "jit": "on",
     "plan_cache_mode": "force_custom_plan",
 }
 SEARCHES: dict[str, Callable[[Connection], object]] = {

@@ -6,12 +6,16 @@ import importlib
 import re
 
 import pytest
+from fix_servers import NAMES as SERVERS
 
 from kimera_sql import sql
 from kimera_sql.errors import InvalidValue
 from kimera_sql.sql import Connection, is_postgres
 from kimera_sql.tables import BOOKKEEPING, NAMES, TABLES, VECTOR_TABLES, Table, with_vectors
 from kimera_sql.vectors import DIMENSIONS
+
+# The catalogue is asked: once a database, not once a twin.
+each_database = pytest.mark.parametrize("conn", [*SERVERS, "sqlite"], indirect=True)
 
 
 def tables(conn: Connection) -> set[str]:
@@ -50,6 +54,7 @@ def references(conn: Connection) -> set[tuple[str, str]]:
     return set(conn.execute(statement))
 
 
+@each_database
 def test_every_table_is_listed_and_every_listed_table_is_there(conn: Connection) -> None:
     # SQLite has no vector indexes to keep books of.
     bookkeeping = BOOKKEEPING if is_postgres(conn) else BOOKKEEPING[:1]
@@ -57,10 +62,12 @@ def test_every_table_is_listed_and_every_listed_table_is_there(conn: Connection)
     assert len(NAMES) == len(set(NAMES))
 
 
+@each_database
 def test_every_column_of_vectors_is_listed_and_has_1024_dimensions(conn: Connection) -> None:
     assert vectors(conn) == {(table.name, table.vector, DIMENSIONS) for table in VECTOR_TABLES.values()}
 
 
+@each_database
 def test_foreign_keys_lead_to_tables_that_are_listed_before(conn: Connection) -> None:
     found = {(one, other) for one, other in references(conn) if one in NAMES}
     assert found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..errors import SchemaError
@@ -28,8 +29,11 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     done = []
     if not known:
         raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
-    # With nothing to do it changes nothing, so that whoever may read the database can ask.
-    if not await pending(conn, folder=folder):
+    # With nothing to do it changes nothing, so that whoever may read the database can ask. The question leaves no
+    # transaction open, in which the files would be savepoints; SQLite's opens none, and BEGIN would have to write.
+    async with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext():
+        complete = not await pending(conn, folder=folder)
+    if complete:
         await connect.add_adapters(conn)
         return []
     for path in known:

@@ -129,7 +129,6 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (version("18.6", 180006, "0.8.1"), "error", "pgvector 0.8.1", "CVE-2026-3172"),
     (version("18.6", 180006, "0.6.0"), "error", "pgvector 0.6.0", "CVE-2026-3172"),
     (version("18.6", 180006, "0.5.1"), "warning", "pgvector 0.5.1", "corrupt hnsw"),
-    (version("18.6", 180006, "0.8.6"), "warning", "pgvector 0.8.6", "ivfflat"),
     ({"extensions": (Extension("vector", "0.8.5", "0.8.7"),)}, "warning", "extension vector", "0.8.5, the server's"),
     ({"has_schema": False}, "error", "schema", "kimera may not see them"),
     ({"checked_fault": "why not"}, "note", "settings", "were not compared with the recommendation: why not"),

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql, tables
+from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql, sqlite, tables
 from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer
 from kimera_sql.ops import maintenance
 from kimera_sql.search import indexes, recall
@@ -180,7 +180,7 @@ def test_without_the_tables_it_says_what_makes_them(empty_database: str, work: A
     "work", [maintenance.vacuum, maintenance.analyze, maintenance.reindex, maintenance.retrain, maintenance.run_all]
 )
 def test_sqlite_is_told_what_to_use(work: Any) -> None:
-    with SqlitePool(":memory:") as pool, pool.connection() as conn:
+    with closing(sqlite.connect(":memory:")) as conn:
         with pytest.raises(UnsupportedByServer, match=r"sqlite3 FILE VACUUM"):
             work(conn)
         assert maintenance.working(conn) == []

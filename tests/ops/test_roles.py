@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fix_servers import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, sql, tables, transitions
+from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, portals, sql, sqlite, tables, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
 from kimera_sql.migrations import pending
 from kimera_sql.ops import maintenance, monitoring, roles
@@ -407,8 +407,7 @@ def test_without_the_tables_nothing_is_made(empty_database: str) -> None:
 
 def test_sqlite_has_no_roles() -> None:
     with (
-        SqlitePool(":memory:") as pool,
-        pool.connection() as conn,
+        closing(sqlite.connect(":memory:")) as conn,
         pytest.raises(UnsupportedByServer, match=r"^SQLite has no roles"),
     ):
         roles.create(conn)

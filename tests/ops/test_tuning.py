@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -11,7 +12,7 @@ from commands import run
 from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
-from kimera_sql import SqlitePool
+from kimera_sql import sqlite
 from kimera_sql.errors import InvalidValue, UnsupportedByServer
 from kimera_sql.ops import tuning
 
@@ -168,8 +169,7 @@ def test_a_server_elsewhere_needs_to_be_told_its_memory(
 
 def test_sqlite_has_no_settings() -> None:
     with (
-        SqlitePool(":memory:") as pool,
-        pool.connection() as conn,
+        closing(sqlite.connect(":memory:")) as conn,
         pytest.raises(UnsupportedByServer, match=r"^SQLite has no server settings"),
     ):
         tuning.check(conn)
