@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 pytest_plugins = (
     "fix_servers",
@@ -41,3 +43,9 @@ if (
     and shutil.disk_usage(MEMORY).free > 8 * 2**30
 ):
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have the most slow tests, so that no process is left alone with one in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

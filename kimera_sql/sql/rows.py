@@ -72,7 +72,7 @@ def decode(dialect: Dialect, kind: type[R], value: Any) -> R:
 
 def mapper(dialect: Dialect, record: type[R]) -> Callable[[Row], R]:
     """Return the function that makes a *record*, a dataclass whose fields are the columns in order, from a row."""
-    return cast(Callable[[Row], R], _mapper(dialect, cast(Hashable, record)))
+    return cast("Callable[[Row], R]", _mapper(dialect, cast(Hashable, record)))
 
 
 @functools.cache
