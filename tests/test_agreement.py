@@ -9,6 +9,7 @@ from uuid import UUID
 
 import numpy as np
 import psycopg
+import pytest
 from fix_twins import asynchronous
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from strategies import unit
 from kimera_sql import SqlitePool, embeddings, geoids, metrics, migrate, portals, transitions
 from kimera_sql.errors import KimeraError
 from kimera_sql.sql import Connection
+
+pytestmark = pytest.mark.slow
 
 TAGS = st.lists(st.sampled_from("abc"), max_size=3)
 TIMES = st.integers(0, 5).map(seconds)

@@ -20,6 +20,8 @@ from strategies import unit
 
 from kimera_sql import add_adapters, geoids, sql
 
+pytestmark = pytest.mark.slow
+
 PAGE = (sql.shipped("queries").parent / "docs" / "service.md").read_text(encoding="utf-8")
 
 

@@ -10,6 +10,8 @@ import time
 import psycopg
 from commands import COMMAND, environment, run
 
+pytestmark = pytest.mark.slow
+
 
 def fill(database: str, rows: int) -> None:
     with psycopg.connect(database) as conn:

@@ -22,6 +22,8 @@ from kimera_sql.ops import backup
 from kimera_sql.ops.backup import files, tools
 from kimera_sql.ops.backup.base_backups import describe_base, verify_base
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=NAMES)
 def archiving(request: pytest.FixtureRequest) -> Iterator[Cluster]:

@@ -10,6 +10,8 @@ import pytest
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup.contents import differences, read_contents, settle
 
+pytestmark = pytest.mark.slow
+
 
 def test_differences_are_told(sample: backup.Dump) -> None:
     held = sample.contents

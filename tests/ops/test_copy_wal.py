@@ -15,6 +15,8 @@ import pytest
 
 from kimera_sql.ops.backup import copy_wal
 
+pytestmark = pytest.mark.slow
+
 NAME = "000000010000000000000002"
 PROGRAM = [sys.executable, "-I", "-S", copy_wal.__file__]
 

@@ -40,6 +40,8 @@ from kimera_sql.ops.tuning import Check
 from kimera_sql.search import indexes
 from kimera_sql.sql.postgres import Connection
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 HEALTHY = Facts(

@@ -28,6 +28,8 @@ from kimera_sql.ops.backup import tools
 from kimera_sql.ops.backup.dumps import describe_dump
 from kimera_sql.ops.backup.files import locked
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def conn(filled: str) -> Iterator[psycopg.Connection]:

@@ -27,6 +27,8 @@ from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaEr
 from kimera_sql.ops import maintenance
 from kimera_sql.search import indexes, recall
 
+pytestmark = pytest.mark.slow
+
 Connection = psycopg.Connection[Any]
 
 SPECIFIED: dict[str, Any] = {"method": "ivfflat", "precision": "full"}

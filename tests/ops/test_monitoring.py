@@ -31,6 +31,8 @@ from kimera_sql.ops.monitoring import Sample, Unavailable
 from kimera_sql.search import indexes
 from kimera_sql.sql.postgres import Connection
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def conn(own_conn: Connection) -> Connection:

@@ -27,6 +27,8 @@ from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Target, tools
 from kimera_sql.ops.backup.base_backups import describe_base
 
+pytestmark = pytest.mark.slow
+
 Rows = list[tuple[Any, ...]]
 
 CONTENTS = "SELECT id, metadata ->> 'name', vector_send(state_vector) FROM geoid_states ORDER BY timestamp, id"

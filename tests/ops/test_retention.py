@@ -18,6 +18,8 @@ from kimera_sql.errors import BackupError
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import tools
 
+pytestmark = pytest.mark.slow
+
 
 def test_prune_counts_from_the_newest_good_dump(sample: backup.Dump, tmp_path: Path) -> None:
     last = datetime(2026, 3, 1, 1, tzinfo=UTC)

@@ -24,6 +24,8 @@ from kimera_sql.ops import maintenance, monitoring, roles
 from kimera_sql.ops.backup import tools
 from kimera_sql.search import indexes, recall
 
+pytestmark = pytest.mark.slow
+
 Connection = psycopg.Connection[Any]
 
 GROUPS = ("kimera_owner", "kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup")

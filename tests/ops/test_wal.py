@@ -13,6 +13,8 @@ from kimera_sql.errors import BackupError
 from kimera_sql.ops.backup import wal
 from kimera_sql.ops.backup.segments import missing_segment
 
+pytestmark = pytest.mark.slow
+
 MB = 2**20
 SIZES = st.sampled_from([2**power for power in range(20, 31)])
 

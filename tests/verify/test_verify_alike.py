@@ -12,6 +12,8 @@ from fix_verify import found, planted, query
 
 from kimera_sql.verify import alike, conditions, text, verify_queries
 
+pytestmark = pytest.mark.slow
+
 FAST: Final = query(
     """\
 SELECT id, timestamp, entropy, 1 AS rank, 2 AS weight

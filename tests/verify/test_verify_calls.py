@@ -15,6 +15,8 @@ from kimera_sql import sql
 from kimera_sql.tables import TABLES
 from kimera_sql.verify import calls
 
+pytestmark = pytest.mark.slow
+
 CALLS: Final = {
     "_queries.find_by_id.fetchone(conn, ident=id)": (
         "geoids.find_by_id: the call does not pass the parameters that the file declares (expected id, found ident)"

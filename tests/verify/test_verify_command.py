@@ -19,6 +19,8 @@ from fix_verify import RECORDS, STATE, change, query
 from kimera_sql import add_adapters, geoids
 from kimera_sql.verify import verify_queries
 
+pytestmark = pytest.mark.slow
+
 # What the guide shows a user
 GUIDE_SQL, GUIDE_RECORDS, GUIDE_QUERIES = re.findall(
     r"```(?:sql|python)\n(.*?)```",

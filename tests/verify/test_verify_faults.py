@@ -11,6 +11,8 @@ from fix_verify import GOOD, RECORDS, both, found, planted, query
 
 from kimera_sql.verify import Skipped, verify_queries
 
+pytestmark = pytest.mark.slow
+
 FAULTS: Final = {
     "syntax": (query("SELECT id FORM @@geoid_states", "returns: UUID"), "the server refuses it: syntax error"),
     "unknown column": (query("SELECT @@idd FROM geoid_states", "returns: UUID"), 'column "idd" does not exist'),

@@ -12,6 +12,8 @@ from fix_verify import GOOD, RECORDS, STATE, Dream, both, query
 from kimera_sql import embeddings, geoids, sql
 from kimera_sql.errors import QueryError
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_loaded_query_gives_what_its_suffix_says(conn_newest: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "dreams.sql").write_text(

@@ -12,6 +12,8 @@ from fix_verify import RECORDS, found, query
 from kimera_sql.verify import nulls, queries, verify_queries
 from kimera_sql.verify.server import Described, throwaway
 
+pytestmark = pytest.mark.slow
+
 NULLS: Final = {
     "SELECT entropy, creation_context, 1 AS a, NULL AS b FROM geoid_states": "-n-n",
     "SELECT COALESCE(creation_context, ''), COALESCE(creation_context, NULL), NULLIF(id, id) FROM geoid_states": "-nn",

@@ -15,6 +15,8 @@ from kimera_sql import add_adapters, geoids, sql
 from kimera_sql.errors import QueryError, SchemaError, UnsupportedByServer
 from kimera_sql.verify import verify_queries
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_shipped_queries_have_no_fault(server: Server) -> None:
     conninfo = server.create()

@@ -12,6 +12,8 @@ from kimera_sql.errors import QueryError
 from kimera_sql.pytest_plugin import Verify
 from kimera_sql.verify import verify_queries
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_snapshot_is_readable_and_settles(kept: Path, conn_newest: psycopg.Connection) -> None:
     text = (kept / "snapshot.txt").read_text()
