@@ -17,6 +17,8 @@ import pytest
 from kimera_sql import ConnectionFailed, embedded, migrate
 from kimera_sql.ops import tuning
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import psycopg
+import pytest
 from commands import COMMAND, environment, run
 
 pytestmark = pytest.mark.slow
