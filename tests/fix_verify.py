@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -126,11 +126,14 @@ def kept(conn_newest: psycopg.Connection, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shipped_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def shipped_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A copy of the folder of shipped queries that verify takes for the folder itself."""
     shutil.copytree(sql.shipped("queries"), tmp_path / "queries")
     shipped: Callable[[str], Path] = sql.shipped
     moved = lambda folder: tmp_path / folder if folder == "queries" else shipped(folder)  # noqa: E731
     monkeypatch.setattr("kimera_sql.sql.files.shipped", moved)
     monkeypatch.setattr(sql, "shipped", moved)
-    return tmp_path / "queries"
+    sql.statements.cache_clear()
+    yield tmp_path / "queries"
+    # The tests that follow in this process load the package's own again.
+    sql.statements.cache_clear()
