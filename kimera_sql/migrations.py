@@ -41,7 +41,7 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         with sql.transaction(conn):
             _queries.lock.execute(conn)
             _queries.create_table.execute(conn)
-            if to_apply(dict(_queries.applied.fetchall(conn)), known).isdisjoint({path.name}):
+            if path.name not in to_apply(dict(_queries.applied.fetchall(conn)), known):
                 continue
             try:
                 sql.script(conn, path.read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         async with sql.transaction(conn):
             await _queries.lock.execute(conn)
             await _queries.create_table.execute(conn)
-            if to_apply(dict(await _queries.applied.fetchall(conn)), known).isdisjoint({path.name}):
+            if path.name not in to_apply(dict(await _queries.applied.fetchall(conn)), known):
                 continue
             try:
                 await sql.script(conn, path.read_text(encoding="utf-8"))

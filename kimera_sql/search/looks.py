@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
@@ -19,6 +19,9 @@ from ..tables import Table
 from .plan import Options, Plan, VectorIndex, decide
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _FRESH: Final = 30.0
 """Seconds for which a look is valid."""
@@ -40,9 +43,7 @@ class Look:
     def plan(self, table: Table, k: int, options: Options) -> Plan:
         """Return how to search *table* for *k* rows without filters, decided once."""
         if (k, options) not in self._plans:
-            if len(self._plans) >= _MOST_REMEMBERED:
-                self._plans.clear()
-            self._plans[k, options] = decide(table, self.indexes, k, options, None)
+            _remember(self._plans, (k, options), decide(table, self.indexes, k, options, None))
         return self._plans[k, options]
 
     def estimate(self, filters: str) -> int | None:
@@ -51,9 +52,13 @@ class Look:
 
     def remember(self, filters: str, rows: int) -> None:
         """Store the estimate *rows* for *filters*."""
-        if len(self._estimates) >= _MOST_REMEMBERED:
-            self._estimates.clear()
-        self._estimates[filters] = rows
+        _remember(self._estimates, filters, rows)
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _MOST_REMEMBERED:
+        known.clear()
+    known[key] = value
 
 
 class _Changes:

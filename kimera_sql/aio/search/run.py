@@ -70,9 +70,7 @@ async def rows(
     rows, the search runs again exactly, unless *complete* is false.
     """
     chosen = await plan(conn, table, k, where, options, besides=besides)
-    several = [
-        {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where} for vector in vectors
-    ]
+    several = [_given(vector, k, with_vectors, where, besides) for vector in vectors]
     found = await _run(conn, table, chosen, several)
     if complete and chosen.index is not None:
         # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
@@ -81,6 +79,13 @@ async def rows(
             if len(found[place]) < k:
                 found[place] = await exact.fetchall(conn, **parameters)
     return found
+
+
+def _given(
+    vector: Vector, k: int, with_vectors: bool, where: Mapping[str, Any], besides: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the parameters of a search, but for those that its plan adds."""
+    return {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where}
 
 
 async def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
@@ -172,14 +177,7 @@ async def explain(
     server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
     chosen = await plan(server, table, checks.limit(k, "k"), where, options, besides=besides)
     statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
-    parameters = {
-        "vector": vector,
-        "k": k,
-        "with_vectors": False,
-        **(besides or {}),
-        **where,
-        **chosen.parameters,
-    }
+    parameters = {**_given(vector, k, False, where, besides), **chosen.parameters}
     async with sql.atomic(server), server.transaction() as settings:
         if chosen.settings:
             await _queries.set_local.fetchall(
