@@ -31,7 +31,7 @@ from kimera_sql.ops.backup import Dump, restore_dump, run_drill, tools
 from kimera_sql.ops.backup.contents import read_contents, settle
 from kimera_sql.search import indexes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 TABLES = ("geoid_states", "cognitive_transitions", "semantic_embeddings", "portal_configurations", "system_metrics")
 
