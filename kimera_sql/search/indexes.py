@@ -37,7 +37,8 @@ _queries = Queries("indexes")
 GROWTH: Final = 2.0
 """The growth of a table, as a multiple of the rows its ivfflat index was trained on, at which to retrain the index.
 
-Beyond twice the rows, most of them had no part in the centroids.
+Beyond twice the rows, most of them had no part in the centroids. Below half of them, most of the centroids stand for
+rows that are gone.
 """
 
 
@@ -110,8 +111,9 @@ def find(conn: Connection, name: str) -> VectorIndex:
 def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     """Return the ivfflat indexes to retrain because their centroids are out of date, ordered by table and name.
 
-    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build, and those that
-    kimera_sql did not build, for which nobody knows how many rows there were. Rows are counted, not estimated.
+    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build or has shrunk to
+    less than that part of them, and those that kimera_sql did not build, for which nobody knows how many rows there
+    were. Rows are counted, not estimated.
     On SQLite there are none. Raises InvalidValue for a growth below 1.
     """
     if checks.number("growth", growth) < 1:
@@ -119,7 +121,11 @@ def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     trained = [index for index in existing(conn) if index.method == "ivfflat" and index.usable]
     counts = {table: _count(conn, table) for table in dict.fromkeys(index.table for index in trained)}
     return [
-        index for index in trained if index.rows_at_build is None or counts[index.table] > growth * index.rows_at_build
+        index
+        for index in trained
+        if index.rows_at_build is None
+        or counts[index.table] > growth * index.rows_at_build
+        or counts[index.table] * growth < index.rows_at_build
     ]
 
 

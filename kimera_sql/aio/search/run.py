@@ -46,7 +46,8 @@ async def plan(
     if options.exact:
         return decide(table, (), k, options, None)
     seen = await catalogue.look(conn, table)
-    if all(value is None for value in where.values()) or not any(index.usable for index in seen.indexes):
+    filtered = seen.guarded or any(value is not None for value in where.values())
+    if not filtered or not any(index.usable for index in seen.indexes):
         return seen.plan(table, k, options)
     return decide(table, seen.indexes, k, options, await catalogue.matching(conn, table, where, besides or {}))
 
