@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from . import foreign
 from .errors import FallbackWarning, SettingsError
 from .settings import Settings
 
@@ -27,6 +29,8 @@ _CONNECTION_DEFAULTS: Final = {
     # it equals idle + interval x count, as TCP_USER_TIMEOUT takes over from the count where both are set.
     "tcp_user_timeout": "80000",
 }
+
+_NUMBERS: Final = ["connect_timeout", *(name for name, value in _CONNECTION_DEFAULTS.items() if value.isdecimal())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +60,54 @@ STRATEGIES: Final = (
 
 
 def parse(conninfo: str, *, source: str = "conninfo") -> dict[str, str]:
-    """Return the libpq parameters of *conninfo*: a URL, SQLAlchemy's form of one, or keyword=value pairs.
+    """Return the libpq parameters of *conninfo*: keyword=value pairs, or a URL of libpq's, SQLAlchemy's or JDBC's form.
 
     Raises SettingsError, which names *source* and never repeats *conninfo*: it can hold a password.
     """
-    scheme, separator, rest = conninfo.strip().partition("://")
-    if separator and "=" not in scheme:
-        if scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError(f"{source}: expected a URL that begins with postgresql://")
-        conninfo = f"postgresql://{rest}"
+    conninfo = conninfo.strip()
+    scheme, separator, _ = conninfo.partition("://")
+    is_url = bool(separator) and "=" not in scheme
+    if is_url:
+        conninfo = foreign.url(conninfo, source)
     try:
         parameters = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-    except psycopg.Error:
+    except psycopg.Error as error:
+        quoted = re.search(r'"([\w-]+)"', str(error))
+        if not is_url and quoted and (found := re.search(rf"\b{quoted[1]}\s*=", conninfo)):
+            raise foreign.unknown(quoted[1], conninfo[: found.start()], source) from None
         raise SettingsError(f"{source}: neither a postgresql:// URL nor keyword=value pairs") from None
     if not parameters:
         raise SettingsError(f"{source}: empty; give a postgresql:// URL or leave it out")
     # An @ or / that was not escaped leaves a part of the password in one of these, so they are not repeated.
     if "@" in parameters.get("host", "") or "@" in parameters.get("dbname", ""):
         raise SettingsError(f"{source}: write special characters of the password as %XX (@ is %40, / is %2F)")
-    _check_port(parameters, source)
+    _check(parameters, source)
     return parameters
 
 
-def _check_port(parameters: Mapping[str, str], source: str) -> None:
-    ports = parameters.get("port", "").split(",")
-    if not all(not port or (port.isdecimal() and 0 < int(port) < 2**16) for port in ports):
+def _check(parameters: Mapping[str, str], source: str) -> None:
+    """Raise SettingsError for a value that libpq would refuse only when it has begun to connect, or without advice."""
+    if not _are_ports(parameters.get("port", "")):
         raise SettingsError(
-            f"{source}: the port is not a number from 1 to 65535; in a URL, write special characters as %XX"
+            f"{source}: the port is not a number from 1 to 65535; in a URL, write special characters as %XX, "
+            "and an IPv6 address in [brackets]"
         )
+    for name in _NUMBERS:
+        if name in parameters and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", parameters[name]):
+            raise SettingsError(f"{source}: {name} must be a whole number, without a unit")
+    if parameters.get("sslmode", "prefer") not in foreign.SSL_MODES:
+        raise SettingsError(
+            f"{source}: sslmode must be one of {', '.join(foreign.SSL_MODES)}; for no-verify write require"
+        )
+
+
+def _are_ports(text: str) -> bool:
+    return all(not port or (port.isdecimal() and 0 < int(port) < 2**16) for port in text.split(","))
 
 
 def conninfo(parameters: Mapping[str, str], settings: Settings, source: str) -> str:
     """Return the conninfo of *parameters*, with the defaults for what they leave out. Raises SettingsError."""
-    _check_port(parameters, source)
+    _check(parameters, source)
     return make_conninfo("", **{**_CONNECTION_DEFAULTS, "connect_timeout": str(settings.connect_timeout), **parameters})
 
 
