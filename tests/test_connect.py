@@ -226,6 +226,14 @@ def test_every_host_of_sqlalchemys_form_is_tried(relay: int) -> None:
             assert conn.info.port == relay
 
 
+@pytest.mark.parametrize("mode", ["require", "verify-full"])
+def test_a_server_without_the_tls_that_is_demanded_is_not_passed_over(mode: str, second: str, relay: int) -> None:
+    place = {"host": "127.0.0.1", "port": str(relay), "user": "postgres", "sslmode": mode}
+    with pytest.raises(ConnectionFailed, match="answered and refused, so nothing else was tried") as failed:
+        open_pool(settings=Settings(credentials=place, database_url=url(second)))
+    assert "server does not support SSL, but SSL was required" in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [

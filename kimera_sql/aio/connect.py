@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, overload
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
@@ -93,7 +94,9 @@ async def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str
         answer = await acall(PGconn.ping, conninfo.encode())
         if answer == Ping.NO_ATTEMPT:
             raise SettingsError(f"{source}: {redact(refusal(conninfo), parameters)}") from None
-        if answer == Ping.OK:
+        # It finds none whose TLS is not what sslmode demands, so it asks once more without.
+        plain = make_conninfo(conninfo, sslmode="disable").encode()
+        if answer == Ping.OK or await acall(PGconn.ping, plain) == Ping.OK:
             raise ConnectionFailed(
                 f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
