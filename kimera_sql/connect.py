@@ -14,9 +14,10 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
@@ -28,14 +29,10 @@ from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
-from .strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
-from .strategies import conninfo as complete
+from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from .twins import Lock, call, check_process
 
 logger = logging.getLogger(__name__)
-
-# A server that takes connections, though not this one; and parameters that libpq refuses before it tries
-_ANSWERS: Final = (Ping.OK, Ping.NO_ATTEMPT)
 
 
 @overload
@@ -47,30 +44,28 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
 
     *conninfo*, a postgresql:// URL or libpq's keyword=value pairs, is the only one tried where it is given.
     Without it the strategies are tried in order: KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD as soon as
-    one of them is set, then DATABASE_URL, then, with nothing configured, an SQLite file for development, with a
-    FallbackWarning. *settings* stands in for the environment's.
+    one of them is set, then DATABASE_URL. With neither, libpq's own variables are followed where they name a database
+    (PGHOST, PGHOSTADDR, PGSERVICE, PGDATABASE), and with nothing configured at all an SQLite file for development
+    serves, with a FallbackWarning. *settings* stands in for the environment's.
 
     Raises SettingsError for a setting that cannot be used, and ConnectionFailed, which lists each attempt and
     its cause, when no server takes the connection.
     """
     settings = settings or Settings.from_env()
-    strategies: tuple[Strategy, ...] = STRATEGIES
-    if conninfo is not None:
-        strategies = (Strategy("conninfo", lambda _: parse(conninfo)),)
     attempts = []
     configured = False
-    for strategy in strategies:
-        parameters = strategy.parameters(settings)
+    for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
-            attempts.append(f"{strategy.name}: not set")
+            attempts.append(f"{name}: not set")
             continue
         configured = True
-        full = complete(parameters, settings, strategy.name)
-        if cause := _try(full, parameters):
-            attempts.append(f"{strategy.name} ({target(parameters)}): {cause}")
+        resolved = resolve(parameters, name)
+        full = complete(parameters, resolved, settings)
+        if cause := _try(full, resolved, name):
+            attempts.append(f"{name} ({target(resolved)}): {cause}")
             logger.warning("%s", attempts[-1])
             continue
-        logger.info("%s (%s): connected", strategy.name, target(parameters))
+        logger.info("%s (%s): connected", name, target(resolved))
         pool = Pool(full, settings)
         pool.open()
         return pool
@@ -84,25 +79,29 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
     )
 
 
-def _try(conninfo: str, parameters: Mapping[str, str]) -> str | None:
+def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str | None:
     """Connect once, and return why the server could not be reached, None if it could.
 
-    Raises ConnectionFailed if it answered and refused.
+    Raises ConnectionFailed if it answered and refused, SettingsError if libpq refused to try.
     """
     try:
         tried = psycopg.Connection.connect(conninfo)
         tried.close()
     except psycopg.OperationalError as error:
         cause = redact(str(error).strip(), parameters)
+        if isinstance(error, ConnectionTimeout):
+            return cause
         # libpq tells no error code of a failed connection; a ping tells whether there is a server.
-        unreachable = isinstance(error, ConnectionTimeout) or call(PGconn.ping, conninfo.encode()) not in _ANSWERS
-        if not unreachable:
+        answer = call(PGconn.ping, conninfo.encode())
+        if answer == Ping.NO_ATTEMPT:
+            raise SettingsError(f"{source}: {redact(refusal(conninfo), parameters)}") from None
+        # It finds none whose TLS is not what sslmode demands, so it asks once more without.
+        plain = make_conninfo(conninfo, sslmode="disable").encode()
+        if answer == Ping.OK or call(PGconn.ping, plain) == Ping.OK:
             raise ConnectionFailed(
                 f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
         return cause
-    except psycopg.ProgrammingError as error:
-        raise SettingsError(redact(str(error), parameters)) from None
     return None
 
 

@@ -480,9 +480,12 @@ def test_the_commands_restore_and_drill(
     assert ran.stdout == (
         f"{name}: {len(made.contents.tables)} tables, {made.contents.rows:,} rows, as they were dumped\n"
     )
-    again = run("restore", str(path), "--into", name, DATABASE_URL=url)
-    assert again.returncode == 1
-    assert "--replace" in again.stderr
+    place = conninfo_to_dict(server.conninfo)
+    variables = {f"PG{key.upper()}": str(place[key]) for key in ("host", "port", "user", "password") if place.get(key)}
+    for configured in ({"DATABASE_URL": url}, {**variables, "PGDATABASE": made.origin.database}):
+        again = run("restore", str(path), "--into", name, **configured)
+        assert again.returncode == 1
+        assert "--replace" in again.stderr
     replaced = run("restore", str(path), "--into", name, "--replace", "--json", DATABASE_URL=url)
     assert (replaced.returncode, replaced.stderr) == (0, "")
     assert json.loads(replaced.stdout)["kept"].startswith(f"{name[:39]}_before_")
