@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 from uuid import uuid4
@@ -145,5 +146,8 @@ class Entity(Generic[New, Record, Id]):
         closed. What the caller writes meanwhile stays, even when the iterator is closed early.
         """
         make = mapper(sql.dialect(conn), self._record)
-        for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
-            yield make(row)
+        rows = self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk"))
+        # Else the rows would be closed some time after the records, by whoever frees them.
+        with closing(rows):  # type: ignore[type-var]
+            for row in rows:
+                yield make(row)

@@ -20,6 +20,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 from strategies import unit
 
@@ -259,6 +260,22 @@ def test_a_stream_that_is_left_early_and_closed_leaves_the_connection_usable(dat
                 async for _ in states:
                     break
             assert await kimera.geoids.count(conn) == 30
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_was_closed_leaves_nothing_to_do(database: str) -> None:
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await kimera.add_adapters(conn)
+            await filled(conn, 30)
+            async with aclosing(kimera.geoids.stream(conn, chunk=5)) as states:  # type: ignore[type-var]
+                async for _ in states:
+                    break
+            assert conn.info.transaction_status == TransactionStatus.IDLE
+            async with conn.transaction():
+                assert await kimera.geoids.count(conn) == 30
+            assert conn.info.transaction_status == TransactionStatus.IDLE
 
     asyncio.run(main())
 

@@ -209,8 +209,8 @@ def vectors(conn: Connection) -> list[VectorHealth]:
 
     invalid: its build was not finished, or it covers a part of the table. untrained: ivfflat, built from fewer rows
     than it has lists, or from an unknown number, as when kimera_sql did not build it. aged: ivfflat, on a table with
-    more than twice the rows it was built from, or less than half of them (indexes.GROWTH). swollen: it takes more than 1.5 times the bytes a row
-    that it took when built. unused: never scanned. untuned: recall.tune has not measured it.
+    more than twice the rows it was built from, or less than half of them (indexes.GROWTH). swollen: it takes more than
+    1.5 times the bytes a row that it took when built. unused: never scanned. untuned: recall.tune has not measured it.
     """
     return [_health(index) for index in indexes.existing(_server(conn))]
 

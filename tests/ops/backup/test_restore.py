@@ -24,7 +24,7 @@ from fix_servers import Server
 from psycopg import sql as composed
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids
+from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids, migrate
 from kimera_sql.errors import BackupError, KimeraError
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Dump, restore_dump, run_drill, tools
@@ -372,6 +372,47 @@ def test_a_dump_without_a_manifest_is_restored_and_not_compared(
         assert binary(conn) == source[1]
     with pytest.raises(BackupError, match="has no manifest to compare with"):
         run_drill(path)
+
+
+@pytest.mark.parametrize(
+    ("extension", "tables"), [("extensions", "public"), ("public", "Kimera's"), ("extensions", "Kimera's")]
+)
+def test_a_database_with_a_search_path_is_restored_and_compared(
+    server: Server,
+    admin: psycopg.Connection,
+    empty_database: str,
+    name: str,
+    tmp_path: Path,
+    extension: str,
+    tables: str,
+) -> None:
+    source = str(conninfo_to_dict(empty_database)["dbname"])
+    schemas = [composed.Identifier(schema) for schema in (tables, extension)]
+    path = composed.SQL("ALTER DATABASE {} SET search_path TO {}")
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        for schema in schemas:
+            conn.execute(composed.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        conn.execute(composed.SQL("CREATE EXTENSION vector SCHEMA {}").format(schemas[1]))
+        conn.execute(path.format(composed.Identifier(source), composed.SQL(", ").join(schemas)))
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        migrate(conn)
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+        made, rows = backup.make_dump(conn, tmp_path), binary(conn)
+    assert made.contents.searches
+    assert restore_dump(admin, made.path, into=name).compared
+    admin.execute(path.format(composed.Identifier(name), composed.SQL(", ").join(schemas)))
+    with inside(server, name) as conn:
+        add_adapters(conn)
+        assert binary(conn) == rows
+        assert len(geoids.similar(conn, next(iter(geoids.stream(conn))).state_vector, k=5)) == 5
+    drilled = run_drill(made.path, conn=admin)
+    assert (drilled.differences, drilled.searches) == ((), len(made.contents.searches))
+    restore_dump(admin, made.path, into=name, replace=True, drop_old=True)
+    with inside(server, name) as conn:
+        assert binary(conn) == rows
+    made.path.with_suffix(".json").unlink()
+    assert not restore_dump(admin, made.path, into=name, replace=True, drop_old=True).compared
 
 
 def test_bad_names_and_connections_are_refused(
