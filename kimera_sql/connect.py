@@ -20,7 +20,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -198,6 +198,7 @@ class Pool(ConnectionPool[PooledConnection]):
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
             self.check_connection(connection)
+            _restore(connection)
             if not connection.has_vectors:
                 add_adapters(connection)
         except psycopg.Error:
@@ -207,6 +208,22 @@ class Pool(ConnectionPool[PooledConnection]):
                     self._cleared_at = monotonic()
                     self.drain()
             raise
+
+
+def _restore(connection: PooledConnection) -> None:
+    """Take back what an earlier user of *connection* has made of it; a plain SET alone stays, as with every pool.
+
+    It is done when the connection is taken: a pool's own reset would hand every connection back by way of a worker.
+    """
+    connection.row_factory = tuple_row
+    if connection.autocommit:
+        connection.set_autocommit(False)
+    if connection.isolation_level is not None:
+        connection.set_isolation_level(None)
+    if connection.read_only is not None:
+        connection.set_read_only(None)
+    if connection.deferrable is not None:
+        connection.set_deferrable(None)
 
 
 def add_adapters(connection: Connection) -> None:

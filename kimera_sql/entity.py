@@ -12,6 +12,7 @@ from uuid import uuid4
 from . import checks, sql
 from .errors import InvalidValue, NotFound
 from .sql import Connection
+from .sql.postgres import CopyRefused
 from .sql.rows import decode, mapper
 from .twins import each
 
@@ -72,7 +73,7 @@ class Entity(Generic[New, Record, Id]):
         return mapper(sql.dialect(conn), self._record)(row)
 
     def insert_many(self, conn: Connection, items: Iterable[New]) -> int:
-        """Insert *items*, all or none and on PostgreSQL by COPY, and return how many there were.
+        """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
 
         *items* is read as it is sent, never held in memory. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
@@ -94,7 +95,10 @@ class Entity(Generic[New, Record, Id]):
                     values[self._clock] = now
                 yield values
 
-        return self._queries.copy_in.copy(conn, rows())
+        try:
+            return self._queries.copy_in.copy(conn, rows())
+        except CopyRefused:
+            return self._queries.insert.copy(conn, rows())
 
     def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -197,6 +197,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
             await self.check_connection(connection)
+            await _restore(connection)
             if not connection.has_vectors:
                 await add_adapters(connection)
         except psycopg.Error:
@@ -206,6 +207,22 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     self._cleared_at = monotonic()
                     await self.drain()
             raise
+
+
+async def _restore(connection: AsyncPooledConnection) -> None:
+    """Take back what an earlier user of *connection* has made of it; a plain SET alone stays, as with every pool.
+
+    It is done when the connection is taken: a pool's own reset would hand every connection back by way of a worker.
+    """
+    connection.row_factory = tuple_row
+    if connection.autocommit:
+        await connection.set_autocommit(False)
+    if connection.isolation_level is not None:
+        await connection.set_isolation_level(None)
+    if connection.read_only is not None:
+        await connection.set_read_only(None)
+    if connection.deferrable is not None:
+        await connection.set_deferrable(None)
 
 
 async def add_adapters(connection: Connection) -> None:

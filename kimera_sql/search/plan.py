@@ -110,10 +110,10 @@ class Options:
     recall: float | None = None
 
     def __post_init__(self) -> None:
-        if self.probes is not None:
-            checks.integer("probes", self.probes, least=1, most=32768)
-        if self.ef_search is not None:
-            checks.integer("ef_search", self.ef_search, least=1, most=MAX_EF_SEARCH)
+        for name, most in (("probes", 32768), ("ef_search", MAX_EF_SEARCH)):
+            if (value := getattr(self, name)) is not None:
+                # As an int: one of numpy's would wrap around in the arithmetic of plans.
+                object.__setattr__(self, name, checks.integer(name, value, least=1, most=most))
         if self.recall is not None and not 0 < checks.number("recall", self.recall) <= 1:
             raise InvalidValue(f"recall: {self.recall} is not above 0 and at most 1")
 

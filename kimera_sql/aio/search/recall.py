@@ -48,7 +48,7 @@ async def measure(
     Raises InvalidValue for a table without rows, and UnsupportedByServer on SQLite, whose searches are exact.
     """
     server, searched = _searched(conn, table)
-    checks.limit(k, "k")
+    k = checks.limit(k, "k")
     asked = await _asked(server, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
     shares = await _shares(server, searched, asked, await _truth(server, searched, asked, k), k, options)
