@@ -163,7 +163,7 @@ def test_what_a_borrower_makes_of_a_connection_is_taken_back(database: str) -> N
             conn.read_only = True
             conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
             conn.deferrable = True
-            conn.row_factory = psycopg.rows.dict_row
+            conn.row_factory = psycopg.rows.namedtuple_row
         with suppress(ZeroDivisionError), pool.connection() as conn:
             geoids.insert(conn, state())
             raise ZeroDivisionError

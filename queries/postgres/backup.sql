@@ -184,3 +184,23 @@ INNER JOIN pg_stat_activity USING (pid)
 WHERE application_name = :application
 ORDER BY pid
 LIMIT 1;
+
+-- name: has_records()$
+-- Whether this database records which files its vector indexes are in.
+-- returns: bool
+SELECT EXISTS (
+    SELECT
+    FROM pg_attribute
+    WHERE attrelid IN (to_regclass('kimera_vector_indexes'), to_regclass('kimera_recall_settings'))
+        AND attname = 'filenode'
+);
+
+-- name: keep_builds()!
+-- Let the records of the vector indexes count for the files that a restore made: the rows are the same.
+UPDATE kimera_vector_indexes
+SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;
+
+-- name: keep_settings()!
+-- The same for the settings that were measured.
+UPDATE kimera_recall_settings
+SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;

@@ -25,10 +25,19 @@ SELECT
 
 -- name: record_build(index_name, rows)!
 -- Keep what an index was built from, in place of an earlier record of its name.
-INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build)
-VALUES (:index_name, :rows, pg_relation_size(to_regclass(:index_name)))
+INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build, filenode)
+VALUES (
+    :index_name,
+    :rows,
+    pg_relation_size(to_regclass(:index_name)),
+    pg_relation_filenode(to_regclass(:index_name))::bigint
+)
 ON CONFLICT (index_name) DO UPDATE
-SET rows_at_build = EXCLUDED.rows_at_build, size_at_build = EXCLUDED.size_at_build, built_at = clock_timestamp();
+SET
+    rows_at_build = EXCLUDED.rows_at_build,
+    size_at_build = EXCLUDED.size_at_build,
+    filenode = EXCLUDED.filenode,
+    built_at = clock_timestamp();
 
 -- name: forget(index_name)!
 -- Drop the record of an index.

@@ -1,5 +1,5 @@
 -- name: vector_indexes(table)
--- The vector indexes of a table, with what they are made of and what is recorded of them.
+-- The vector indexes of a table, with what they are made of and what is recorded of them as they are now.
 -- live, dead: rows that can be found and rows that the indexes still hold, by the statistics and what this session has
 -- not reported to them yet. They begin anew after a crash and are missing on a standby: then reltuples has to do.
 -- returns: name str, method str, opclass str, expression str, usable bool, options list[str], size int
@@ -27,6 +27,7 @@ SELECT
         SELECT COALESCE(jsonb_agg(jsonb_build_array(k, target, setting) ORDER BY k, target), '[]')
         FROM kimera_recall_settings AS tuned
         WHERE tuned.index_name = index_class.relname
+            AND tuned.filenode = pg_relation_filenode(index.indexrelid)::bigint
     ) AS tuned,
     extension.extversion AS pgvector
 FROM pg_index AS index
@@ -48,7 +49,9 @@ CROSS JOIN LATERAL (
     ) AS reported
 ) AS counts
 LEFT JOIN pg_stat_user_indexes AS usage ON usage.indexrelid = index.indexrelid
-LEFT JOIN kimera_vector_indexes AS built ON built.index_name = index_class.relname
+LEFT JOIN kimera_vector_indexes AS built
+    ON built.index_name = index_class.relname
+    AND built.filenode = pg_relation_filenode(index.indexrelid)::bigint
 WHERE index.indrelid = to_regclass(:table)
     AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY index_class.relname;

@@ -28,8 +28,8 @@ from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapte
 from kimera_sql.errors import BackupError, KimeraError
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Dump, restore_dump, run_drill, tools
-from kimera_sql.ops.backup.contents import read_contents, settle
-from kimera_sql.search import indexes
+from kimera_sql.ops.backup.contents import differences, read_contents, settle
+from kimera_sql.search import indexes, recall
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
@@ -44,6 +44,7 @@ def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Du
         add_adapters(conn)
         fill(conn)
         indexes.build(conn, "geoid_states")
+        recall.tune(conn, "geoid_states", target=0.9, sample=5)
         made, rows = backup.make_dump(conn, tmp_path_factory.mktemp("source")), binary(conn)
     server.drop(database)
     return made, rows
@@ -119,11 +120,17 @@ def test_restored_is_what_was_dumped(
         assert binary(conn) == rows
         (index,) = indexes.existing(conn)
         assert index.usable
+        assert index.rows_at_build is not None
+        assert index.tuned.keys() == {(10, 0.9), (100, 0.9)}
         assert conn.execute("SELECT FROM pg_stats WHERE tablename = 'geoid_states'").rowcount
         state = next(iter(geoids.stream(conn)))
         assert geoids.similar_to(conn, state.id, k=5, exact=True)[0].similarity <= 1
         with backup_settled(conn):
-            assert read_contents(conn) == made.contents
+            found = read_contents(conn)
+        # The records of the index say which file it is in now.
+        records = ("public.kimera_vector_indexes", "public.kimera_recall_settings")
+        for faults in (differences(made.contents, found), differences(found, made.contents)):
+            assert {fault.split()[0] for fault in faults} == set(records)
 
 
 @pytest.mark.parametrize(
@@ -398,6 +405,7 @@ def test_a_database_with_a_search_path_is_restored_and_compared(
         migrate(conn)
         fill(conn)
         indexes.build(conn, "geoid_states")
+        recall.tune(conn, "geoid_states", target=0.9, sample=5)
         made, rows = backup.make_dump(conn, tmp_path), binary(conn)
     assert made.contents.searches
     assert restore_dump(admin, made.path, into=name).compared
