@@ -85,11 +85,11 @@ def build(
     name = kinds.name(searched, method, precision)
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
     _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    _queries.record_build.execute(server, index_name=name, rows=rows)
     # Settings of an earlier index of this name that was dropped by plain SQL
     _queries.forget_settings.execute(server, index_name=name)
     # Filtered searches choose between the index and an exact scan by the planner's estimates.
     server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+    _queries.record_build.execute(server, index_name=name, rows=rows)
     return find(server, name)
 
 

@@ -18,7 +18,7 @@ SELECT
     COALESCE(usage.idx_scan, 0) AS scans,
     GREATEST(table_class.reltuples, 0)::bigint AS rows,
     CASE WHEN counts.known THEN counts.live ELSE GREATEST(table_class.reltuples, 0) END::bigint AS live,
-    GREATEST(counts.dead, 0) AS dead,
+    GREATEST(counts.dead - COALESCE(built.dead_at_build, 0), 0) AS dead,
     table_class.relrowsecurity AS guarded,
     built.rows_at_build,
     built.size_at_build,

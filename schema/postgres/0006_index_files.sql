@@ -4,3 +4,6 @@ ALTER TABLE kimera_vector_indexes ADD COLUMN filenode BIGINT;
 ALTER TABLE kimera_recall_settings ADD COLUMN filenode BIGINT;
 UPDATE kimera_vector_indexes SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;
 UPDATE kimera_recall_settings SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;
+
+-- Rows that were dead by then are not in the index. See search.vector_indexes.
+ALTER TABLE kimera_vector_indexes ADD COLUMN dead_at_build BIGINT NOT NULL DEFAULT 0;

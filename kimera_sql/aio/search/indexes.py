@@ -85,11 +85,11 @@ async def build(
     name = kinds.name(searched, method, precision)
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
     await _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    await _queries.record_build.execute(server, index_name=name, rows=rows)
     # Settings of an earlier index of this name that was dropped by plain SQL
     await _queries.forget_settings.execute(server, index_name=name)
     # Filtered searches choose between the index and an exact scan by the planner's estimates.
     await server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+    await _queries.record_build.execute(server, index_name=name, rows=rows)
     return await find(server, name)
 
 
