@@ -24,7 +24,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from . import vectors
+from . import sql, vectors
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite
@@ -33,6 +33,8 @@ from .strategies import complete, parse, redact, refusal, resolve, target, warn_
 from .twins import Lock, call, check_process
 
 logger = logging.getLogger(__name__)
+
+_queries = sql.Queries("connect")
 
 
 @overload
@@ -153,6 +155,7 @@ class Pool(ConnectionPool[PooledConnection]):
     def __init__(self, conninfo: str, settings: Settings) -> None:
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
+        self._prepared_statements = settings.prepared_statements
         self._cleared_at = 0.0
         self._clearing = Lock()
         self._process = os.getpid()
@@ -165,7 +168,7 @@ class Pool(ConnectionPool[PooledConnection]):
             timeout=settings.pool_timeout,
             max_lifetime=settings.pool_recycle,
             max_idle=60.0,
-            configure=add_adapters,
+            configure=self._configure,
             check=self._vet,
             name="kimera_sql",
             open=False,
@@ -192,6 +195,12 @@ class Pool(ConnectionPool[PooledConnection]):
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
             super().close(timeout)
+
+    def _configure(self, connection: PooledConnection) -> None:
+        add_adapters(connection)
+        wanted = self._prepared_statements
+        if wanted == "never" or (wanted == "direct" and behind_pooler(connection)):
+            connection.prepare_threshold = None
 
     def _vet(self, connection: PooledConnection) -> None:
         try:
@@ -224,6 +233,16 @@ def _restore(connection: PooledConnection) -> None:
         connection.set_read_only(None)
     if connection.deferrable is not None:
         connection.set_deferrable(None)
+
+
+def behind_pooler(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether a pooler, such as PgBouncer, stands between *connection* and the server.
+
+    In transaction mode each transaction can have another of the server's processes. What a session keeps, such as SET
+    and prepared statements, is then another session's.
+    """
+    with connection.transaction():
+        return _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
 
 
 def add_adapters(connection: Connection) -> None:

@@ -20,7 +20,7 @@ _SECRETS: Final = [name for name, option in _OPTIONS.items() if option.dispchar 
 _POOL: Final = (
     "leave it out, and set KIMERA_POOL_SIZE, KIMERA_POOL_OVERFLOW, KIMERA_POOL_TIMEOUT or KIMERA_POOL_RECYCLE"
 )
-_PREPARED: Final = "leave it out; PgBouncer must be 1.22 or later, with max_prepared_statements above 0"
+_PREPARED: Final = "leave it out: behind PgBouncer a pool prepares no statements; see KIMERA_PREPARED_STATEMENTS"
 _TIMEOUT: Final = "write connect_timeout=SECONDS"
 
 

@@ -14,6 +14,7 @@ from .errors import SettingsError
 T = TypeVar("T")
 
 FALLBACKS: Final = ("unconfigured", "always", "never")
+PREPARED_STATEMENTS: Final = ("direct", "always", "never")
 
 _CREDENTIALS: Final = {
     "host": "KIMERA_DB_HOST",
@@ -41,6 +42,8 @@ class Settings:
     sqlite_path: the SQLite file for development (KIMERA_SQLITE_PATH).
     sqlite_fallback: when that file serves (KIMERA_SQLITE_FALLBACK): "unconfigured", where neither credentials,
         database_url nor libpq are set; "always", also where their servers cannot be reached; "never".
+    prepared_statements: whether psycopg prepares what is run often (KIMERA_PREPARED_STATEMENTS): "direct", where no
+        pooler such as PgBouncer stands before the server; "always", which PgBouncer can do from 1.22 on; "never".
     pool_size: connections kept open (KIMERA_POOL_SIZE).
     pool_overflow: further connections under load (KIMERA_POOL_OVERFLOW).
     pool_timeout: seconds to wait for a connection (KIMERA_POOL_TIMEOUT).
@@ -54,6 +57,7 @@ class Settings:
     libpq: bool = False
     sqlite_path: Path = Path("kimera_development.db")
     sqlite_fallback: str = "unconfigured"
+    prepared_statements: str = "direct"
     pool_size: int = 5
     pool_overflow: int = 10
     pool_timeout: float = 30.0
@@ -73,8 +77,9 @@ class Settings:
             if value is not None and not least <= value < float("inf"):
                 raise SettingsError(f"{name} must be a number from {least} up, got {value!r}")
 
-        if self.sqlite_fallback not in FALLBACKS:
-            raise SettingsError(f"sqlite_fallback must be one of {', '.join(FALLBACKS)}, got {self.sqlite_fallback!r}")
+        for name, choices in (("sqlite_fallback", FALLBACKS), ("prepared_statements", PREPARED_STATEMENTS)):
+            if (value := getattr(self, name)) not in choices:
+                raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
         credentials = self.credentials or {}
         if not are_ports(port := credentials.get("port", "")):
@@ -110,6 +115,7 @@ class Settings:
         others = {
             "sqlite_path": _read(environ, "KIMERA_SQLITE_PATH", Path),
             "sqlite_fallback": _read(environ, "KIMERA_SQLITE_FALLBACK", str),
+            "prepared_statements": _read(environ, "KIMERA_PREPARED_STATEMENTS", str),
             "pool_size": _read(environ, "KIMERA_POOL_SIZE", int),
             "pool_overflow": _read(environ, "KIMERA_POOL_OVERFLOW", int),
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),

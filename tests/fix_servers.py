@@ -136,7 +136,7 @@ def _start(name: str, parent: Path, stack: ExitStack) -> str:
     options = ["--auth=trust"]
     binaries = _debian(folder) if name == "debian15" else programs(name)
     if name == "debian15":
-        port = _free_port()
+        port = free_port()
         settings |= {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
@@ -185,7 +185,8 @@ def _debian(folder: Path) -> Path:
     return library / "bin"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -151,6 +151,7 @@ def test_a_stream_that_outlives_its_borrower_loses_nothing_of_the_next(database:
             next(left)
         with pool.connection() as conn:
             saved = geoids.insert(conn, state(99))
+            assert isinstance(left, Generator)
             left.close()
         with pool.connection() as conn:
             assert geoids.get(conn, saved.id) == saved

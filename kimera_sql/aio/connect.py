@@ -28,10 +28,13 @@ from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from ..twins import ALock, acall, check_process
+from . import sql
 from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
 
 logger = logging.getLogger(__name__)
+
+_queries = sql.Queries("connect")
 
 
 @overload
@@ -152,6 +155,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     def __init__(self, conninfo: str, settings: Settings) -> None:
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
+        self._prepared_statements = settings.prepared_statements
         self._cleared_at = 0.0
         self._clearing = ALock()
         self._process = os.getpid()
@@ -164,7 +168,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             timeout=settings.pool_timeout,
             max_lifetime=settings.pool_recycle,
             max_idle=60.0,
-            configure=add_adapters,
+            configure=self._configure,
             check=self._vet,
             name="kimera_sql",
             open=False,
@@ -191,6 +195,12 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
             await super().close(timeout)
+
+    async def _configure(self, connection: AsyncPooledConnection) -> None:
+        await add_adapters(connection)
+        wanted = self._prepared_statements
+        if wanted == "never" or (wanted == "direct" and await behind_pooler(connection)):
+            connection.prepare_threshold = None
 
     async def _vet(self, connection: AsyncPooledConnection) -> None:
         try:
@@ -223,6 +233,16 @@ async def _restore(connection: AsyncPooledConnection) -> None:
         await connection.set_read_only(None)
     if connection.deferrable is not None:
         await connection.set_deferrable(None)
+
+
+async def behind_pooler(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether a pooler, such as PgBouncer, stands between *connection* and the server.
+
+    In transaction mode each transaction can have another of the server's processes. What a session keeps, such as SET
+    and prepared statements, is then another session's.
+    """
+    async with connection.transaction():
+        return await _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
 
 
 async def add_adapters(connection: Connection) -> None:

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, sql, tables
+from ..connect import behind_pooler
 from ..errors import InvalidValue, NotFound
 from ..search import kinds, looks
 from ..search.kinds import Building
@@ -193,8 +194,12 @@ def _pgvector(conn: Connection) -> tuple[int, ...]:
 
 
 def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> None:
-    if concurrently and not postgres.outside_transaction(conn):
+    if not concurrently:
+        return
+    if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
+    if behind_pooler(conn):
+        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:

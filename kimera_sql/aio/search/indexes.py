@@ -15,6 +15,7 @@ from ...search.kinds import Building
 from ...search.plan import Method, Precision, VectorIndex
 from ...tables import VECTOR_TABLES
 from .. import sql
+from ..connect import behind_pooler
 from ..sql import Connection, Queries, postgres
 from . import catalogue
 
@@ -80,7 +81,7 @@ async def build(
     pgvector = await _pgvector(server)
     precision = precision or ("half" if pgvector >= (0, 7) else "full")
     kinds.check_kind(method, precision, pgvector)
-    _check_concurrently(server, concurrently)
+    await _check_concurrently(server, concurrently)
     options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
     name = kinds.name(searched, method, precision)
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
@@ -139,7 +140,7 @@ async def retrain(conn: Connection, name: str) -> VectorIndex:
     """
     server = _with_indexes(conn, name)
     index = await find(server, name)
-    _check_concurrently(server, True)
+    await _check_concurrently(server, True)
     rows = await _count(server, index.table)
     options = {"m": index.m or 0, "lists": index.lists or 0}
     statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
@@ -194,9 +195,13 @@ async def _pgvector(conn: Connection) -> tuple[int, ...]:
     return sql.version(await _queries.pgvector_version.fetchval(conn, str) or "0")
 
 
-def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: bool) -> None:
-    if concurrently and not postgres.outside_transaction(conn):
+async def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: bool) -> None:
+    if not concurrently:
+        return
+    if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
+    if await behind_pooler(conn):
+        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
 
 
 async def _run(
