@@ -51,6 +51,12 @@ _DEBIAN: Final = Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"
 _PASSWORD: Final = "of-the-tests"
 
 
+_HBA: Final = """
+hostssl all postgres all scram-sha-256
+hostssl all all all trust
+"""
+
+
 def _names() -> list[str]:
     if "KIMERA_TEST_DATABASE_URL" in os.environ:
         return ["url"]
@@ -147,7 +153,7 @@ def _start(name: str, parent: Path, stack: ExitStack) -> str:
         }
         address |= {"host": "127.0.0.1", "port": str(port), "password": _PASSWORD, "sslmode": "require"}
         (folder / "password").write_text(_PASSWORD)
-        options = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
+        options.append(f"--pwfile={folder / 'password'}")
         subprocess.run(
             [
                 *("openssl", "req", "-x509", "-nodes", "-subj", "/CN=localhost"),
@@ -163,6 +169,8 @@ def _start(name: str, parent: Path, stack: ExitStack) -> str:
         for path in (folder, *(path for path in folder.iterdir() if path.is_file())):
             shutil.chown(path, user)
     tools.run(binaries / "initdb", [*options, "--no-sync", "--username=postgres", "--encoding=UTF8", data], user=user)
+    if name == "debian15":
+        (data / "pg_hba.conf").write_text(_HBA)
     with (data / "postgresql.conf").open("a") as conf:
         conf.writelines(f"{setting} = '{value}'\n" for setting, value in settings.items())
     tools.run(binaries / "pg_ctl", ["start", "-w", "-s", "-D", data, "-l", log], user=user)

@@ -103,11 +103,11 @@ def test_a_form_has_its_meaning(form: str) -> None:
 
 
 ADVICE = {
-    "pgbouncer=true": "leave it out; PgBouncer must be",
+    "pgbouncer=true": "leave it out: behind PgBouncer a pool prepares no statements",
     "schema=public": "write options=-csearch_path=NAME (in a URL, options=-csearch_path%3DNAME)",
     "ssl=require": "write sslmode=require",
     "ssl=false": "write sslmode=require, or another of disable",
-    "prepared_statement_cache_size=0": "leave it out; PgBouncer must be",
+    "prepared_statement_cache_size=0": "leave it out: behind PgBouncer a pool prepares no statements",
     "connection_limit=1": "leave it out, and set KIMERA_POOL_SIZE",
     "pool_timeout=10": "leave it out, and set KIMERA_POOL_SIZE",
     "pool=5": "leave it out, and set KIMERA_POOL_SIZE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, get_args
 
@@ -17,6 +18,12 @@ from .text import Fault
 
 _ROWS: Final = 400
 """Rows a table that plans are checked on."""
+
+_COMPILED: Final = 100_000
+"""The cost above which PostgreSQL compiles a plan, unless told otherwise (jit_above_cost)."""
+
+_DISTANCE: Final = re.compile(r"<(?:=|-|#|~|\+|%)>")
+"""pgvector's operators of distance."""
 
 
 def check(conn: psycopg.Connection[Any], preparer: Preparer, queries: Sequence[Query], *, own: bool) -> Iterator[Fault]:
@@ -43,6 +50,12 @@ def check(conn: psycopg.Connection[Any], preparer: Preparer, queries: Sequence[Q
             if name not in used:
                 message = f"its plan does not use {name}"
                 yield query.source.fault(place, message, expected=name, found=", ".join(used) or "no index")
+            elif used[name] > _COMPILED and _DISTANCE.search(query.statement.text):
+                # A search takes milliseconds, and compiling its plan a hundred times as long.
+                message = f"it uses {name} in a plan that a server with JIT compiles"
+                yield query.source.fault(
+                    place, message, expected=f"a cost of at most {_COMPILED:,}", found=f"{used[name]:,.0f}"
+                )
 
 
 def _seed(conn: psycopg.Connection[Any]) -> None:

@@ -28,6 +28,9 @@ _PLANNED: Final = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|TABLE|ME
 
 _USED: Final = re.compile(r"(?:Index (?:Only )?Scan(?: Backward)? using|Bitmap Index Scan on) (\S+)")
 
+_COST: Final = re.compile(r"\(cost=\S+\.\.(\S+) ")
+"""The cost of a plan or of a part of one, the whole plan's first."""
+
 _LOCK_TIMEOUT: Final = "5s"
 """What is waited for a lock at most, so that nothing that goes on in the database is held up."""
 
@@ -176,19 +179,25 @@ class Preparer:
             self._columns[table, number] = not_null, modifier
         return nulls.columns(tree, Catalogue(self._functions, self._operators, self._columns))
 
-    def indexes(self, source: Source, parameters: Sequence[tuple[str, str]]) -> list[str]:
-        """Return the indexes that plans of a query use. What can be left out of its typed *parameters* is."""
+    def indexes(self, source: Source, parameters: Sequence[tuple[str, str]]) -> dict[str, float]:
+        """Return the indexes that plans of a query use, and what the cheapest plan with each costs.
+
+        What can be left out of the query's typed *parameters* is.
+        """
         values = {
             name: "NULL" if source.leaves_out(name) else f"'{_sample(type_)}'::{type_}" for name, type_ in parameters
         }
-        text = composed.SQL("EXPLAIN (COSTS OFF) ") + _text(source.filled(values))
-        lines: list[str] = []
+        text = composed.SQL("EXPLAIN ") + _text(source.filled(values))
+        used: dict[str, float] = {}
         for settings in _PLANNING:
             with self._undone():
                 _queries.settings.fetchall(self._conn, names=list(settings), values=list(settings.values()))
                 # As bytes psycopg looks for no parameters in it.
-                lines += [line for (line,) in self._conn.execute(text.as_bytes(self._conn))]
-        return list(dict.fromkeys(_USED.findall("\n".join(lines))))
+                plan = "\n".join(line for (line,) in self._conn.execute(text.as_bytes(self._conn)))
+            cost = float(_COST.findall(plan)[0])
+            for name in _USED.findall(plan):
+                used[name] = min(cost, used.get(name, cost))
+        return used
 
     @contextmanager
     def _undone(self) -> Iterator[None]:

@@ -32,3 +32,9 @@ ORDER BY name;
 -- name: has_schema()$
 -- Whether the tables are there, and seen by this role.
 SELECT to_regclass('geoid_states') IS NOT NULL AS has_schema;
+
+-- name: compiles()$
+-- Whether the server can compile plans, and does so in this session.
+-- returns: bool
+-- not null: pg_jit_available
+SELECT pg_jit_available();

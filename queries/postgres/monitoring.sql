@@ -135,6 +135,7 @@ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements') AS
 -- name: statements(limit)
 -- The statements that took the longest in all; read times go by other names since PostgreSQL 17.
 -- returns: StatementUse
+-- not null: calls, rows, total_seconds, mean_seconds, max_seconds
 -- needs: pg_stat_statements
 SELECT
     statement.query,

@@ -46,8 +46,8 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 HEALTHY = Facts(
     now=NOW,
-    server=monitoring.ServerState("18.6", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
-    server_version=180006,
+    server=monitoring.ServerState("18.7", "0.8.7", NOW - timedelta(days=3), 259200.0, False, 10, 100),
+    server_version=180007,
     session=Session("kimera", False, -1, -1),
     transport=Transport("db.example.org", True, True),
     settings={
@@ -74,7 +74,7 @@ HEALTHY = Facts(
     wraparound=(Wraparound("kimera_swm", 200_000_000, 0, 0.093),),
     pool_connections=15,
     backups=(
-        Backup("dump", "kimera_full_20261123_010000.dump", NOW - timedelta(hours=11), 1, "18.6", 1, True, Path("d")),
+        Backup("dump", "kimera_full_20261123_010000.dump", NOW - timedelta(hours=11), 1, "18.7", 1, True, Path("d")),
     ),
 )
 
@@ -125,12 +125,12 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (version("15.9", 150009), "warning", "PostgreSQL 15.9", "ALTER ROLE ... SET role"),
     (version("17.1", 170001), "warning", "PostgreSQL 17.1", "ALTER ROLE ... SET role"),
     (version("18.2", 180002), "warning", "PostgreSQL 18.2", "substring()"),
-    (version("18.5", 180005), "warning", "PostgreSQL 18.5", "CVE-2026-14669"),
-    (version("15.18", 150018), "warning", "PostgreSQL 15.18", "CVE-2026-14669"),
-    (version("18.6", 180006, None), "error", "pgvector", "does not have it"),
-    (version("18.6", 180006, "0.8.1"), "error", "pgvector 0.8.1", "CVE-2026-3172"),
-    (version("18.6", 180006, "0.6.0"), "error", "pgvector 0.6.0", "CVE-2026-3172"),
-    (version("18.6", 180006, "0.5.1"), "warning", "pgvector 0.5.1", "corrupt hnsw"),
+    (version("18.6", 180006), "warning", "PostgreSQL 18.6", "CVE-2026-120141"),
+    (version("15.19", 150019), "warning", "PostgreSQL 15.19", "CVE-2026-120141"),
+    (version("18.7", 180007, None), "error", "pgvector", "does not have it"),
+    (version("18.7", 180007, "0.8.1"), "error", "pgvector 0.8.1", "CVE-2026-3172"),
+    (version("18.7", 180007, "0.6.0"), "error", "pgvector 0.6.0", "CVE-2026-3172"),
+    (version("18.7", 180007, "0.5.1"), "warning", "pgvector 0.5.1", "corrupt hnsw"),
     ({"extensions": (Extension("vector", "0.8.5", "0.8.7"),)}, "warning", "extension vector", "0.8.5, the server's"),
     ({"has_schema": False}, "error", "schema", "kimera may not see them"),
     ({"checked_fault": "why not"}, "note", "settings", "were not compared with the recommendation: why not"),
@@ -145,6 +145,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (setting(full_page_writes="off"), "error", "full_page_writes", "torn pages"),
     (setting(autovacuum="off"), "error", "autovacuum", "dead rows pile up"),
     (setting(track_counts="off"), "error", "track_counts", "autovacuum does not know"),
+    ({"compiles": True}, "note", "jit", "searches by index turn it off"),
     (setting(data_checksums="off"), "warning", "data_checksums", "a disk corrupts"),
     (
         {"databases": (replace(HEALTHY.databases[0], checksum_failures=2),)},
@@ -244,7 +245,7 @@ def test_what_is_just_below_a_limit_is_no_fault() -> None:
         slot(active=False, held_bytes=None),
         {"wraparound": (Wraparound("old", 1, 1, 0.25),)},
         saved(made_at=NOW - timedelta(hours=26)),
-        version("17.11", 170011),
+        version("17.12", 170012),
         version("16.15", 160015),
         version("15.19", 150019),
         version("19.0", 190000),
@@ -292,7 +293,8 @@ def test_a_new_database(conn: Connection) -> None:
     checksums = set() if conn.execute("SHOW data_checksums").fetchone() == ("on",) else {"data_checksums"}
     assert subjects(findings, "warning") - versions == {f"role {conn.info.user}"} | checksums
     unset = {one.name for one in tuning.check(conn) if one.serious}
-    assert subjects(findings, "note") == {"archiving", "backups", "report statements"} | unset
+    jit = {"jit"} if conn.execute("SELECT pg_jit_available()").fetchone() == (True,) else set()
+    assert subjects(findings, "note") == {"archiving", "backups", "report statements"} | unset | jit
 
 
 def test_a_database_without_schema(empty_database: str) -> None:
@@ -343,10 +345,10 @@ def test_indexes_and_statistics(conn: Connection) -> None:
     metrics.insert_many(conn, [metrics.NewMetric(metric_name="one", metric_value=n, component="c") for n in (1, 2)])
     with pytest.raises(psycopg.errors.UniqueViolation):
         conn.execute("CREATE UNIQUE INDEX CONCURRENTLY broken ON system_metrics (metric_name)")
-    conn.execute("UPDATE pg_extension SET extversion = '0.8.1' WHERE extname = 'vector'")
+    conn.execute("UPDATE pg_extension SET extversion = '0.8.0' WHERE extname = 'vector'")
     conn.execute("INSERT INTO kimera_vector_indexes VALUES ('idx_geoid_vector', 3, 1) ON CONFLICT DO NOTHING")
     findings = doctor.examine(conn)
-    assert subjects(findings, "error") >= {"index broken", "pgvector 0.8.1"}
+    assert subjects(findings, "error") >= {"index broken", "pgvector 0.8.0"}
     assert "never measured" in only(findings, subject="index idx_geoid_vector", severity="warning").found
     assert subjects(findings, "warning") >= {"extension vector"}
     # indexes.build has analysed its table; this one comes after it.

@@ -217,6 +217,16 @@ FAULTS: Final = {
         query("SELECT id FROM geoid_states ORDER BY entropy + 1, id", "returns: UUID", "uses: @@idx_geoid_entropy"),
         "its plan does not use idx_geoid_entropy (expected idx_geoid_entropy, found ",
     ),
+    "plan that JIT compiles": (
+        query(
+            "SELECT id FROM geoid_states, generate_series(1, 100000000) WHERE entropy = 1 "
+            "ORDER BY state_vector <=> :vector, id LIMIT 5",
+            "returns: UUID",
+            "uses: @@idx_geoid_entropy",
+            name="one(vector)",
+        ),
+        "it uses idx_geoid_entropy in a plan that a server with JIT compiles (expected a cost of at most 100,000, ",
+    ),
     "unreadable need": (
         query("SELECT 1 AS a", "returns: int", "needs: @@postgres >= 16"),
         "needs: 'postgres >= 16' is none of `postgres 16`, `postgres below 17`, `vector 0.7`",

@@ -89,9 +89,9 @@ class Facts:
     """What findings are decided from. now: when the facts were gathered.
 
     settings: the server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not
-    be compared. building: tables that an index is being built on. pool_connections: how many the pools of all
-    processes can open together. backups: None unless a folder was given; backups_fault: why it could not be read.
-    unavailable: the reports that could not be had, and why.
+    be compared. compiles: whether the server compiles costly plans (JIT). building: tables that an index is being built
+    on. pool_connections: how many the pools of all processes can open together. backups: None unless a folder was
+    given; backups_fault: why it could not be read. unavailable: the reports that could not be had, and why.
     """
 
     now: datetime
@@ -101,6 +101,7 @@ class Facts:
     transport: Transport
     sees_all: bool = True
     has_schema: bool = True
+    compiles: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     checked: tuple[tuning.Check, ...] = ()
     checked_fault: str | None = None
@@ -170,6 +171,7 @@ def gather(
             tls=bool(conn.pgconn.ssl_in_use),
         ),
         sees_all=monitoring.visibility(conn).sees_all,
+        compiles=_queries.compiles.fetchval(conn, bool) or False,
         has_schema=_queries.has_schema.fetchval(conn, bool) or False,
         settings=dict(_queries.settings.fetchall(conn, names=list(_SETTINGS))),
         checked=checked,

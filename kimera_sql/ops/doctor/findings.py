@@ -140,6 +140,15 @@ def _settings(facts: Facts) -> Iterator[Finding]:
             "stop the server and run pg_checksums --enable",
         )
 
+    if facts.compiles:
+        yield Finding(
+            "note",
+            "jit",
+            "is on: searches by index turn it off for themselves, but exact ones and SQL of your own can be compiled "
+            "for longer than they run",
+            "ALTER DATABASE ... SET jit = off, unless the database serves long analytical queries too",
+        )
+
 
 def _recommendations(facts: Facts) -> Iterator[Finding]:
     if facts.checked_fault is not None:

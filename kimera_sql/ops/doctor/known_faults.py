@@ -66,13 +66,13 @@ SERVER_FAULTS: Final = (
     ),
     ServerFault(
         severity="warning",
-        releases={15: (0, 19), 16: (0, 15), 17: (0, 11), 18: (0, 6)},
+        releases={15: (0, 20), 16: (0, 16), 17: (0, 12), 18: (0, 7)},
         found=(
-            "it lacks security fixes of August 2026, among them of an overrun that lets a user run code "
-            "(CVE-2026-14669)"
+            "it lacks security fixes of November 2026, among them of a fault that lets a user run code "
+            "(CVE-2026-120141)"
         ),
         advice="update the server to {fixed} or later",
-        source="https://www.postgresql.org/support/security/CVE-2026-14669/",
+        source="https://www.postgresql.org/support/security/CVE-2026-120141/",
         checked=date(2026, 11, 27),
     ),
 )
