@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -26,6 +27,16 @@ _queries = Queries("search")
 
 _VARIED: Final = 5
 """A search with diversity chooses from this many times k rows."""
+
+_CLUMP: Final = 6
+"""A search of an hnsw index looks at this many rows at least. If they are all as far away, they may be identical.
+
+Rows with one vector are linked to each other alone in the graph of such an index, so that a search that comes upon many
+of them does not find its way out to rows that are nearer.
+"""
+
+_SAME: Final = 1e-6
+"""Cosine distances up to this are rounding's."""
 
 _HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
 """The settings of an hnsw search without filters."""
@@ -68,18 +79,27 @@ def rows(
 
     The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
     filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
-    rows, the search runs again exactly, unless *complete* is false.
+    rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false.
     """
     chosen = plan(conn, table, k, where, options, besides=besides)
-    several = [_given(vector, k, with_vectors, where, besides) for vector in vectors]
+    least = _CLUMP if complete and chosen.index is not None and chosen.index.method == "hnsw" else 1
+    if least > k:
+        chosen = replace(chosen, parameters={"candidates": max(least, chosen.parameters["candidates"])})
+    several = [_given(vector, max(k, least), with_vectors, where, besides) for vector in vectors]
     found = _run(conn, table, chosen, several)
     if complete and chosen.index is not None:
-        # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
         exact = Queries(table.entity).similar_exact
         for place, parameters in enumerate(several):
-            if len(found[place]) < k:
-                found[place] = exact.fetchall(conn, **parameters)
-    return found
+            # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
+            if len(found[place]) < k or (least > 1 and _look_identical(found[place])):
+                found[place] = exact.fetchall(conn, **{**parameters, "k": k})
+    return [rows[:k] for rows in found] if least > k else found
+
+
+def _look_identical(rows: Sequence[Row]) -> bool:
+    """Return whether all of *rows*, nearest first, are equally far from the query, and are not the query itself."""
+    nearest, farthest = rows[0][-2], rows[-1][-2]
+    return len(rows) >= _CLUMP and nearest == farthest and nearest < 1 - _SAME
 
 
 def _given(
