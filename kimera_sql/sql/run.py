@@ -173,7 +173,10 @@ def transaction(conn: Connection) -> AbstractContextManager[None]:
 
 
 def snapshot(conn: Connection) -> AbstractContextManager[None]:
-    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing."""
+    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing.
+
+    With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
+    """
     return _driver(conn).snapshot(conn)
 
 

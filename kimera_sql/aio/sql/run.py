@@ -176,7 +176,10 @@ def transaction(conn: Connection) -> AbstractAsyncContextManager[None]:
 
 
 def snapshot(conn: Connection) -> AbstractAsyncContextManager[None]:
-    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing."""
+    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing.
+
+    With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
+    """
     return _driver(conn).snapshot(conn)
 
 
