@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from ..errors import InvalidValue
 from ..sql.files import Statement
-from ..sql.rows import Row, to_postgres
+from ..sql.rows import STREAM_ENDED, Row, to_postgres
 from ..twins import Lock
 from ..vectors import keep_loaders
 
@@ -101,8 +101,14 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         cursor.itersize = chunk
         cursor.execute(statement.text, given, binary=True)
         with suppress(GeneratorExit):
-            for row in cursor:
-                yield row
+            try:
+                for row in cursor:
+                    yield row
+                    # The rows that are here already would go on, and the next chunk fail.
+                    if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+                        raise InvalidValue(STREAM_ENDED)
+            except psycopg.errors.InvalidCursorName:
+                raise InvalidValue(STREAM_ENDED) from None
 
 
 def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
+from ..errors import InvalidValue
 from ..sql.files import Statement
-from ..sql.rows import Row, to_sqlite
+from ..sql.rows import STREAM_ENDED, Row, to_sqlite
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
@@ -63,10 +64,14 @@ def script(conn: sqlite3.Connection, text: str) -> None:
 def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement*, *chunk* of them fetched at a time."""
     cursor = _run(conn, statement, parameters)
+    inside, autocommit, changes = conn.in_transaction, _autocommit(conn), conn.total_changes
     try:
         while rows := cursor.fetchmany(chunk):
             for row in rows:
                 yield tuple(row)
+                # SQLite would go on, PostgreSQL cannot. A transaction that began and ended meanwhile has left changes.
+                if not conn.in_transaction and (inside or (not autocommit and conn.total_changes != changes)):
+                    raise InvalidValue(STREAM_ENDED)
     finally:
         cursor.close()
 

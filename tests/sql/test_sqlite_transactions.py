@@ -21,6 +21,7 @@ from reference import seconds
 from strategies import unit
 
 from kimera_sql import (
+    InvalidValue,
     SqlitePool,
     UnsupportedByServer,
     add_adapters,
@@ -252,6 +253,23 @@ def test_reading_begins_no_transaction_and_ends_none(opened: Callable[[Path], An
         assert conn.in_transaction
     conn.execute("ROLLBACK")
     assert geoids.count(conn) == 2
+    conn.close()
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_stream_ends_with_its_transaction(opened: Callable[[Path], Any], mode: str, path: Path, end: str) -> None:
+    conn = opened(path)
+    states = geoids.stream(conn)
+    seen = [next(states)]
+    geoids.insert(conn, replace(STATE, id=NEW))
+    getattr(conn, end)()
+    if mode in AUTOCOMMIT or mode == "transactional":  # there was no transaction, or the next has begun
+        seen.extend(states)
+        assert [state.id for state in seen] == [ONE, OTHER]
+    else:
+        with pytest.raises(InvalidValue, match=r"^conn: its transaction ended while rows were being streamed"):
+            next(states)
+    assert geoids.count(conn) == (2 if end == "rollback" and mode not in AUTOCOMMIT else 3)
     conn.close()
 
 

@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 
 from ...errors import InvalidValue
 from ...sql.files import Statement
-from ...sql.rows import Row, to_postgres
+from ...sql.rows import STREAM_ENDED, Row, to_postgres
 from ...twins import ALock
 from ...vectors import keep_loaders
 
@@ -102,8 +102,14 @@ async def stream(
         cursor.itersize = chunk
         await cursor.execute(statement.text, given, binary=True)
         with suppress(GeneratorExit):
-            async for row in cursor:
-                yield row
+            try:
+                async for row in cursor:
+                    yield row
+                    # The rows that are here already would go on, and the next chunk fail.
+                    if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+                        raise InvalidValue(STREAM_ENDED)
+            except psycopg.errors.InvalidCursorName:
+                raise InvalidValue(STREAM_ENDED) from None
 
 
 async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
