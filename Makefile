@@ -13,7 +13,7 @@ test: .venv/dev
 quick: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/python .ci/twins.py --check
-	$(BIN)/pytest -m "not slow" -k "not postgres15 and not asynchronous"
+	$(BIN)/pytest -m "not slow" -k "not postgres16 and not postgres15 and not debian15 and not asynchronous"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -23,7 +23,7 @@ lint: .venv/dev
 	$(BIN)/basedpyright
 
 verify: .venv/dev
-	$(BIN)/python .ci/verify.py
+	$(BIN)/kimera-sql verify --offline
 
 check: lint verify test
 

@@ -372,7 +372,7 @@ def turned(ways: Mapping[str, object], number: int) -> tuple[str, ...]:
 COLUMNS = "id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags"
 ORDERS = {
     "full": "state_vector <=> %(vector)s",
-    "half": "state_vector::halfvec(1024) <=> %(vector)s::halfvec(1024)",
+    "half": "l2_normalize(state_vector)::halfvec(1024) <=> l2_normalize(%(vector)s)::halfvec(1024)",
     "binary": "binary_quantize(state_vector)::bit(1024) <~> binary_quantize(%(vector)s)::bit(1024)",
 }
 

@@ -103,7 +103,10 @@ def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
     result = dict(value)
-    _check_keys(field, result)
+    try:
+        _check_keys(field, result)
+    except RecursionError:
+        raise InvalidValue(f"{field}: not JSON: nested too deeply, or within itself") from None
     try:
         dumped = json.dumps(result, allow_nan=False)
         json.dumps(result, ensure_ascii=False).encode()

@@ -14,28 +14,27 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from . import vectors
+from . import sql, vectors
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
-from .strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
-from .strategies import conninfo as complete
+from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from .twins import Lock, call, check_process
 
 logger = logging.getLogger(__name__)
 
-# A server that takes connections, though not this one; and parameters that libpq refuses before it tries
-_ANSWERS: Final = (Ping.OK, Ping.NO_ATTEMPT)
+_queries = sql.Queries("connect")
 
 
 @overload
@@ -47,30 +46,28 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
 
     *conninfo*, a postgresql:// URL or libpq's keyword=value pairs, is the only one tried where it is given.
     Without it the strategies are tried in order: KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD as soon as
-    one of them is set, then DATABASE_URL, then, with nothing configured, an SQLite file for development, with a
-    FallbackWarning. *settings* stands in for the environment's.
+    one of them is set, then DATABASE_URL. With neither, libpq's own variables are followed where they name a database
+    (PGHOST, PGHOSTADDR, PGSERVICE, PGDATABASE), and with nothing configured at all an SQLite file for development
+    serves, with a FallbackWarning. *settings* stands in for the environment's.
 
     Raises SettingsError for a setting that cannot be used, and ConnectionFailed, which lists each attempt and
     its cause, when no server takes the connection.
     """
     settings = settings or Settings.from_env()
-    strategies: tuple[Strategy, ...] = STRATEGIES
-    if conninfo is not None:
-        strategies = (Strategy("conninfo", lambda _: parse(conninfo)),)
     attempts = []
     configured = False
-    for strategy in strategies:
-        parameters = strategy.parameters(settings)
+    for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
-            attempts.append(f"{strategy.name}: not set")
+            attempts.append(f"{name}: not set")
             continue
         configured = True
-        full = complete(parameters, settings, strategy.name)
-        if cause := _try(full, parameters):
-            attempts.append(f"{strategy.name} ({target(parameters)}): {cause}")
+        resolved = resolve(parameters, name)
+        full = complete(parameters, resolved, settings)
+        if cause := _try(full, resolved, name):
+            attempts.append(f"{name} ({target(resolved)}): {cause}")
             logger.warning("%s", attempts[-1])
             continue
-        logger.info("%s (%s): connected", strategy.name, target(parameters))
+        logger.info("%s (%s): connected", name, target(resolved))
         pool = Pool(full, settings)
         pool.open()
         return pool
@@ -84,25 +81,29 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
     )
 
 
-def _try(conninfo: str, parameters: Mapping[str, str]) -> str | None:
+def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str | None:
     """Connect once, and return why the server could not be reached, None if it could.
 
-    Raises ConnectionFailed if it answered and refused.
+    Raises ConnectionFailed if it answered and refused, SettingsError if libpq refused to try.
     """
     try:
         tried = psycopg.Connection.connect(conninfo)
         tried.close()
     except psycopg.OperationalError as error:
         cause = redact(str(error).strip(), parameters)
+        if isinstance(error, ConnectionTimeout):
+            return cause
         # libpq tells no error code of a failed connection; a ping tells whether there is a server.
-        unreachable = isinstance(error, ConnectionTimeout) or call(PGconn.ping, conninfo.encode()) not in _ANSWERS
-        if not unreachable:
+        answer = call(PGconn.ping, conninfo.encode())
+        if answer == Ping.NO_ATTEMPT:
+            raise SettingsError(f"{source}: {redact(refusal(conninfo), parameters)}") from None
+        # It finds none whose TLS is not what sslmode demands, so it asks once more without.
+        plain = make_conninfo(conninfo, sslmode="disable").encode()
+        if answer == Ping.OK or call(PGconn.ping, plain) == Ping.OK:
             raise ConnectionFailed(
                 f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
         return cause
-    except psycopg.ProgrammingError as error:
-        raise SettingsError(redact(str(error), parameters)) from None
     return None
 
 
@@ -154,6 +155,7 @@ class Pool(ConnectionPool[PooledConnection]):
     def __init__(self, conninfo: str, settings: Settings) -> None:
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
+        self._prepared_statements = settings.prepared_statements
         self._cleared_at = 0.0
         self._clearing = Lock()
         self._process = os.getpid()
@@ -166,7 +168,7 @@ class Pool(ConnectionPool[PooledConnection]):
             timeout=settings.pool_timeout,
             max_lifetime=settings.pool_recycle,
             max_idle=60.0,
-            configure=add_adapters,
+            configure=self._configure,
             check=self._vet,
             name="kimera_sql",
             open=False,
@@ -194,11 +196,18 @@ class Pool(ConnectionPool[PooledConnection]):
         if os.getpid() == self._process:
             super().close(timeout)
 
+    def _configure(self, connection: PooledConnection) -> None:
+        add_adapters(connection)
+        wanted = self._prepared_statements
+        if wanted == "never" or (wanted == "direct" and behind_pooler(connection)):
+            connection.prepare_threshold = None
+
     def _vet(self, connection: PooledConnection) -> None:
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
             self.check_connection(connection)
+            _restore(connection)
             if not connection.has_vectors:
                 add_adapters(connection)
         except psycopg.Error:
@@ -208,6 +217,32 @@ class Pool(ConnectionPool[PooledConnection]):
                     self._cleared_at = monotonic()
                     self.drain()
             raise
+
+
+def _restore(connection: PooledConnection) -> None:
+    """Take back what an earlier user of *connection* has made of it; a plain SET alone stays, as with every pool.
+
+    It is done when the connection is taken: a pool's own reset would hand every connection back by way of a worker.
+    """
+    connection.row_factory = tuple_row
+    if connection.autocommit:
+        connection.set_autocommit(False)
+    if connection.isolation_level is not None:
+        connection.set_isolation_level(None)
+    if connection.read_only is not None:
+        connection.set_read_only(None)
+    if connection.deferrable is not None:
+        connection.set_deferrable(None)
+
+
+def behind_pooler(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether a pooler, such as PgBouncer, stands between *connection* and the server.
+
+    In transaction mode each transaction can have another of the server's processes. What a session keeps, such as SET
+    and prepared statements, is then another session's.
+    """
+    with connection.transaction():
+        return _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
 
 
 def add_adapters(connection: Connection) -> None:

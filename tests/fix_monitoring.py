@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -19,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from strategies import unit
 
 from kimera_sql import add_adapters, geoids
+from kimera_sql.ops.backup import tools
 from kimera_sql.sql.postgres import Connection
 
 T = TypeVar("T")
@@ -81,8 +81,7 @@ def only(rows: list[T], **fields: Any) -> T:
 @contextmanager
 def own_server(binaries: Path, folder: Path) -> Iterator[Callable[..., str]]:
     """Give a function that starts a server of the programs in *binaries* with settings, and returns its conninfo."""
-    # PostgreSQL refuses root; the wheels' user is there once they have run.
-    user = "pgserver" if os.geteuid() == 0 else None
+    user = tools.server_user()
     if user:
         shutil.chown(folder, user)
 

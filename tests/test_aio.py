@@ -19,10 +19,12 @@ import aiosqlite
 import numpy as np
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 from strategies import unit
 
-from kimera_sql import ConnectionFailed, FallbackWarning, InvalidValue, Settings, geoids
+from kimera_sql import ConnectionFailed, FallbackWarning, InvalidValue, Settings, SettingsError, geoids
 from kimera_sql import aio as kimera
 from kimera_sql.aio import AsyncPool, SqlitePool
 from kimera_sql.vectors import Vector
@@ -118,6 +120,29 @@ def test_no_server_is_an_error_that_lists_the_attempts() -> None:
     async def main() -> None:
         with pytest.raises(ConnectionFailed, match=r"conninfo \(host=127\.0\.0\.1 port=1"):
             await kimera.open_pool("postgresql://nobody:planted-secret@127.0.0.1:1/x")
+
+    asyncio.run(main())
+
+
+def test_libpqs_variables_alone_name_the_database(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    given = conninfo_to_dict(database)
+    for key in variables.keys() & given.keys():
+        monkeypatch.setenv(variables[key], str(given[key]))
+
+    async def main() -> None:
+        async with kimera.open_pool() as pool, pool.connection() as conn:
+            await kimera.geoids.count(conn)
+            assert isinstance(pool, AsyncPool)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_what_libpq_refuses_is_an_error_of_the_settings(host: str) -> None:
+    async def main() -> None:
+        with pytest.raises(SettingsError, match=r"^conninfo: invalid channel_binding value"):
+            await kimera.open_pool(f"postgresql://{host}:1/x?channel_binding=maybe")
 
     asyncio.run(main())
 
@@ -235,6 +260,22 @@ def test_a_stream_that_is_left_early_and_closed_leaves_the_connection_usable(dat
                 async for _ in states:
                     break
             assert await kimera.geoids.count(conn) == 30
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_was_closed_leaves_nothing_to_do(database: str) -> None:
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await kimera.add_adapters(conn)
+            await filled(conn, 30)
+            async with aclosing(kimera.geoids.stream(conn, chunk=5)) as states:  # type: ignore[type-var]
+                async for _ in states:
+                    break
+            assert conn.info.transaction_status == TransactionStatus.IDLE
+            async with conn.transaction():
+                assert await kimera.geoids.count(conn) == 30
+            assert conn.info.transaction_status == TransactionStatus.IDLE
 
     asyncio.run(main())
 

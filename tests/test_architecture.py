@@ -16,7 +16,7 @@ PACKAGE: Final = Path(kimera_sql.__file__).parent
 PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
-    ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "strategies", "twins"),
+    ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
     ("sql", "sqlite", "connect", "schema", "migrations"),
     ("search", "entity"),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
@@ -30,7 +30,7 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 """Rooms that do not import another one of their own floor."""
 
 PURE: Final = re.compile(
-    r"model\.\w+|tables|checks|errors|strategies|schema"
+    r"model\.\w+|tables|checks|errors|foreign|strategies|schema"
     r"|sql\.(files|shapes|rows|versions)|search\.(plan|kinds|measures|looks|diversity)"
 )
 """Modules that decide or describe."""

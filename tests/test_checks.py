@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from strategies import unit
 
 from kimera_sql import InvalidValue, VectorError, checks, geoids
+from kimera_sql.model.embeddings import depth
 from kimera_sql.sql import Connection
 from kimera_sql.vectors import as_vector
 
@@ -21,6 +23,33 @@ from kimera_sql.vectors import as_vector
 def test_a_key_of_json_that_is_no_str_is_refused(value: Any) -> None:
     with pytest.raises(InvalidValue, match=r"^metadata: a key of a JSON object is a str, got "):
         checks.json_object("metadata", value)
+
+
+def within_itself() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    value["a"] = [value]
+    return value
+
+
+def deep() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(sys.getrecursionlimit()):
+        value = {"a": value}
+    return value
+
+
+def test_the_k_of_hybrid_is_named_as_it_was_given() -> None:
+    with pytest.raises(InvalidValue, match=r"^k: 429496730 is not within 1 to 429496729$"):
+        depth(429496730)
+
+
+@pytest.mark.parametrize("value", [within_itself(), deep()], ids=["within itself", "deep"])
+def test_json_without_an_end_is_refused(conn: Connection, value: Any) -> None:
+    new = geoids.NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0, metadata=value)
+    with pytest.raises(InvalidValue, match=r"^metadata: not JSON: nested too deeply, or within itself$"):
+        geoids.insert(conn, new)
+    with pytest.raises(InvalidValue, match=r"^item 0: metadata: not JSON: nested too deeply, or within itself$"):
+        geoids.insert_many(conn, [new])
 
 
 def test_a_moment_that_is_none_is_named() -> None:

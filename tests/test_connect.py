@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -31,12 +34,13 @@ from kimera_sql.strategies import parse
 
 UNREACHABLE = {"host": "127.0.0.1", "port": "1"}
 UNREACHABLE_URL = "postgresql://127.0.0.1:1/other"
+SELF = pwd.getpwuid(os.geteuid()).pw_name
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("KIMERA_DB_", "KIMERA_POOL_", "KIMERA_CONNECT_", "DATABASE_URL")):
+        if name.startswith(("KIMERA_DB_", "KIMERA_POOL_", "KIMERA_CONNECT_", "DATABASE_URL", "PG")):
             monkeypatch.delenv(name)
 
 
@@ -66,6 +70,9 @@ def value(conn: psycopg.Connection[Any], query: str, *arguments: Any) -> Any:
     row = conn.execute(query.encode(), arguments or None).fetchone()
     assert row is not None
     return row[0]
+
+
+ONE = Settings(pool_size=1, pool_overflow=0)
 
 
 def reached(conninfo: str | None = None, *, settings: Settings | None = None) -> str:
@@ -104,7 +111,7 @@ def test_a_conninfo_is_the_only_one_tried(first: str, second: str) -> None:
     assert reached(first, settings=configured) == name(first)
     with pytest.raises(ConnectionFailed) as failed:
         open_pool(UNREACHABLE_URL, settings=configured)
-    assert "conninfo (host=127.0.0.1 port=1 dbname=other): " in str(failed.value)
+    assert f"conninfo (host=127.0.0.1 port=1 dbname=other user={SELF}): " in str(failed.value)
     assert "DATABASE_URL (" not in str(failed.value)
 
 
@@ -144,6 +151,7 @@ def test_nothing_configured_names_what_to_set() -> None:
     assert str(failed.value).splitlines()[1:] == [
         "  KIMERA_DB_*: not set",
         "  DATABASE_URL: not set",
+        "  PG*: not set",
         "  SQLite: not tried (KIMERA_SQLITE_FALLBACK=never)",
     ]
 
@@ -153,7 +161,7 @@ def test_when_all_fail_each_attempt_and_its_cause_are_listed() -> None:
     with pytest.raises(ConnectionFailed) as failed:
         open_pool(settings=configured)
     message = str(failed.value)
-    kimera, _, other = message.partition("DATABASE_URL (host=127.0.0.1 port=1 dbname=other): ")
+    kimera, _, other = message.partition(f"DATABASE_URL (host=127.0.0.1 port=1 dbname=other user={SELF}): ")
     assert "KIMERA_DB_* (host=/nonexistent port=5432 dbname=kimera_swm user=kimera): " in kimera
     assert "No such file or directory" in kimera
     assert "Connection refused" in other
@@ -193,9 +201,81 @@ def test_what_is_neither_a_url_nor_pairs_is_refused() -> None:
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "5432,x"])
 def test_a_port_that_cannot_be_is_refused_before_the_url_is_tried(port: str, second: str) -> None:
-    configured = Settings(credentials={"host": "localhost", "port": port}, database_url=url(second))
-    with pytest.raises(SettingsError, match=r"^KIMERA_DB_\*: the port is not a number from 1 to 65535"):
-        open_pool(settings=configured)
+    with pytest.raises(SettingsError, match=rf"^KIMERA_DB_PORT must be a number from 1 to 65535, got '{port}'"):
+        open_pool(settings=Settings(credentials={"host": "localhost", "port": port}, database_url=url(second)))
+
+
+@pytest.fixture(scope="module")
+def relay(with_password: str) -> Iterator[int]:
+    """A TCP port of the server of with_password, which has no TLS and trusts the role postgres."""
+    path = f"{parameters(with_password)['host']}/.s.PGSQL.5432"
+    command = [sys.executable, str(Path(__file__).with_name("relay.py")), path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def test_every_host_of_sqlalchemys_form_is_tried(relay: int) -> None:
+    for hosts in (f"host=127.0.0.1:1&host=127.0.0.1:{relay}", f"host=127.0.0.1:{relay}&host=127.0.0.1:1"):
+        text = f"postgresql+psycopg2://postgres@/kimera_swm?{hosts}"
+        with open_pool(text, settings=ONE) as pool, pool.connection() as conn:
+            assert value(conn, "SELECT current_user") == "postgres"
+            assert conn.info.port == relay
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-full"])
+def test_a_server_without_the_tls_that_is_demanded_is_not_passed_over(mode: str, second: str, relay: int) -> None:
+    place = {"host": "127.0.0.1", "port": str(relay), "user": "postgres", "sslmode": mode}
+    with pytest.raises(ConnectionFailed, match="answered and refused, so nothing else was tried") as failed:
+        open_pool(settings=Settings(credentials=place, database_url=url(second)))
+    assert "server does not support SSL, but SSL was required" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        (
+            "sslmode=no-verify",
+            "KIMERA_DB_*: sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        ("keepalives_idle=30s", "KIMERA_DB_*: keepalives_idle must be a whole number, without a unit"),
+        (
+            "channel_binding=maybe",
+            'KIMERA_DB_*: invalid channel_binding value: "maybe"; see https://www.postgresql.org',
+        ),
+        ("port=1,2,3", "KIMERA_DB_*: could not match 3 port numbers to 2 hosts"),
+        ("service=no_such_service", 'KIMERA_DB_*: definition of service "no_such_service" not found'),
+    ],
+)
+def test_what_libpq_refuses_is_no_reason_to_try_another_database(parameter: str, message: str, second: str) -> None:
+    key, _, text = parameter.partition("=")
+    place = {"host": "127.0.0.1,127.0.0.1", "port": "1", key: text}
+    with pytest.raises(SettingsError) as failed:
+        open_pool(settings=Settings(credentials=place, database_url=url(second)))
+    assert str(failed.value).startswith(message)
+
+
+def test_what_is_advised_for_a_schema_is_what_the_server_does(first: str) -> None:
+    text = f"{url(first)}&options=-csearch_path%3Dkimera%20-cstatement_timeout%3D5s"
+    with open_pool(text, settings=ONE) as pool, pool.connection() as conn:
+        assert value(conn, "SHOW search_path") == "kimera"
+        assert value(conn, "SHOW statement_timeout") == "5s"
+
+
+def test_a_variable_as_an_env_file_leaves_it_is_understood(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f'"{url(second)}"\r\n')
+    assert reached() == name(second)
+
+
+def test_a_service_of_kubernetes_does_not_stand_in_the_way_of_the_url(
+    second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIMERA_DB_PORT", "tcp://127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", url(second))
+    assert reached() == name(second)
 
 
 PIECES = ("Kq7Zx", "Wj9Vy", "Gm4Tz")
@@ -223,6 +303,8 @@ def assert_hidden(pieces: tuple[str, ...], error: BaseException, caplog: pytest.
 @example(special=("", "/", ""))
 @example(special=("1", "/", "?"))
 @example(special=("", "?", ""))
+@example(special=("", "?", "="))
+@example(special=("?sslmode=", "&", "="))
 @example(special=("", "%", "%"))
 @example(special=("@", "/", "@"))
 @hypothesis.settings(max_examples=150)
@@ -292,8 +374,182 @@ def test_a_wrong_password_is_final_and_not_shown(
     assert_hidden(("Wrong-Hn5",), failed.value, caplog)
 
 
+VARIABLES = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+
+
+@pytest.fixture
+def set_variables(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that makes libpq's variables name the database of a conninfo."""
+
+    def set_all(conninfo: str) -> None:
+        given = parameters(conninfo)
+        for key in VARIABLES.keys() & given.keys():
+            monkeypatch.setenv(VARIABLES[key], given[key])
+
+    return set_all
+
+
+@pytest.fixture
+def set_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """A function that writes a service file in which "ours" leads to a conninfo."""
+
+    def write(conninfo: str, **further: str) -> None:
+        lines = [f"{key}={text}\n" for key, text in (parameters(conninfo) | further).items()]
+        (tmp_path / "services").write_text(f"[ours]\n{''.join(lines)}")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+
+    return write
+
+
+def test_libpqs_variables_alone_name_the_database(first: str, set_variables: Callable[[str], None]) -> None:
+    set_variables(first)
+    assert reached() == name(first)
+
+
+def test_a_service_alone_names_the_database(
+    first: str, set_service: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_service(first)
+    monkeypatch.setenv("PGSERVICE", "ours")
+    assert reached() == name(first)
+    monkeypatch.setenv("PGSERVICE", "theirs")
+    with pytest.raises(SettingsError, match=r'^PG\*: definition of service "theirs" not found'):
+        open_pool()
+
+
+def test_libpqs_variables_that_lead_nowhere_do_not_lead_to_sqlite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    monkeypatch.setenv("PGPORT", "1")
+    monkeypatch.setenv("PGDATABASE", "other")
+    with pytest.raises(ConnectionFailed) as failed:
+        open_pool()
+    assert f"  PG* (host=127.0.0.1 port=1 dbname=other user={SELF}): " in str(failed.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_libpqs_variables_are_no_way_of_their_own_beside_a_url(
+    first: str, set_variables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(first)
+    monkeypatch.setenv("DATABASE_URL", UNREACHABLE_URL)
+    with pytest.raises(ConnectionFailed) as failed:
+        open_pool()
+    assert "PG*" not in str(failed.value)
+
+
+def test_libpqs_variables_fill_in_what_the_credentials_leave_out(
+    first: str, second: str, set_variables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(first)
+    monkeypatch.setenv("KIMERA_DB_PASSWORD", "unused")
+    assert reached() == name(first)
+    monkeypatch.setenv("KIMERA_DB_NAME", name(second))
+    assert reached() == name(second)
+
+
+def test_libpqs_variables_fill_in_what_a_url_leaves_out(
+    first: str, set_variables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(first)
+    monkeypatch.delenv("PGDATABASE")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///{name(first)}")
+    assert reached() == name(first)
+
+
+def test_a_service_stands_for_kimeras_defaults_too(
+    first: str, set_service: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_service(first)
+    monkeypatch.setenv("PGSERVICE", "ours")
+    monkeypatch.setenv("PGHOST", "/nonexistent")  # which a service overrides
+    monkeypatch.setenv("KIMERA_DB_PASSWORD", "unused")
+    assert reached() == name(first)
+
+
+def test_without_libpqs_variables_kimeras_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIMERA_DB_PORT", "1")
+    with pytest.raises(ConnectionFailed, match=r"KIMERA_DB_\* \(host=localhost port=1 dbname=kimera_swm user=kimera\)"):
+        open_pool()
+
+
+@pytest.mark.parametrize("file", ["PGPASSFILE", "HOME"])
+def test_libpqs_password_file_is_read(
+    file: str, with_password: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passfile = tmp_path / ".pgpass"
+    passfile.touch(0o600)
+    passfile.write_text(f"*:*:*:kimera:{''.join(PIECES)}\n")
+    monkeypatch.setenv(file, str(passfile if file == "PGPASSFILE" else tmp_path))
+    assert reached(settings=Settings(credentials=parameters(with_password))) == "kimera_swm"
+
+
+OWN = {
+    "connect_timeout": "3",
+    "keepalives": "0",
+    "keepalives_idle": "9",
+    "keepalives_interval": "8",
+    "keepalives_count": "7",
+    "tcp_user_timeout": "6000",
+}
+
+
+def told(conninfo: str | None, settings: Settings | None = None) -> dict[str, str | None]:
+    """What the connections of a pool are told of OWN's parameters, and the application_name that the server knows."""
+    with open_pool(conninfo, settings=settings) as pool, pool.connection() as conn:
+        assert isinstance(conn, psycopg.Connection)
+        given = conn.info.get_parameters()
+        return {key: given.get(key) for key in OWN} | {"application_name": value(conn, "SHOW application_name")}
+
+
+@pytest.mark.parametrize("named", ["by its variable", "in a URL"])
+def test_our_defaults_do_not_override_a_service(
+    named: str, first: str, set_service: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_service(first, application_name="theirs", **OWN)
+    if named == "by its variable":
+        monkeypatch.setenv("PGSERVICE", "ours")
+    else:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://?service=ours")
+    assert told(None) == OWN | {"application_name": "theirs"}
+
+
+def test_our_defaults_fill_in_what_a_service_leaves_out(first: str, set_service: Callable[..., None]) -> None:
+    set_service(first, keepalives_idle="9")
+    assert told("service=ours") == {key: DEFAULTS[key] for key in OWN} | {
+        "keepalives_idle": "9",
+        "application_name": "Kimera SWM",
+    }
+
+
+def test_our_defaults_do_not_override_libpqs_variables(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGAPPNAME", "theirs")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
+    assert told(first) == {key: DEFAULTS[key] for key in OWN} | {"connect_timeout": "4", "application_name": "theirs"}
+    assert told(first, Settings(connect_timeout=5))["connect_timeout"] == "5"
+    assert told(make_conninfo(first, connect_timeout=6), Settings(connect_timeout=5))["connect_timeout"] == "6"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("PGSSLMODE", "no-verify", "sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("PGCONNECT_TIMEOUT", "10s", "connect_timeout must be a whole number"),
+        ("PGPORT", "tcp", "the port is not a number"),
+    ],
+)
+def test_a_variable_of_libpqs_that_cannot_be_used_is_refused(
+    variable: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsError, match=rf"^libpq's PG\* variables or service file: {message}"):
+        open_pool("host=127.0.0.1 dbname=other")
+
+
 DEFAULTS = {
-    "application_name": "Kimera SWM",
+    "fallback_application_name": "Kimera SWM",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -305,15 +561,15 @@ DEFAULTS = {
 
 def test_the_defaults_reach_every_connection(first: str) -> None:
     with open_pool(first) as pool, pool.connection() as conn:
-        told = {key: conn.info.get_parameters().get(key) for key in DEFAULTS}
-        assert told == DEFAULTS
+        assert {key: conn.info.get_parameters().get(key) for key in DEFAULTS} == DEFAULTS
         assert value(conn, "SHOW application_name") == "Kimera SWM"
 
 
 def test_the_users_own_settings_win(first: str) -> None:
-    own = {key: "mine" if key == "application_name" else "7" for key in DEFAULTS} | {"keepalives": "0"}
+    own = dict.fromkeys(DEFAULTS, "7") | {"keepalives": "0", "application_name": "mine"}
     with open_pool(make_conninfo(first, **own)) as pool, pool.connection() as conn:
-        assert {key: conn.info.get_parameters().get(key) for key in DEFAULTS} == own
+        assert {key: conn.info.get_parameters().get(key) for key in own} == own
+        assert value(conn, "SHOW application_name") == "mine"
 
 
 def test_the_connect_timeout_of_the_settings_is_used(first: str) -> None:

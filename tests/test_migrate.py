@@ -29,6 +29,7 @@ NAMES = [
     "0003_indexes.sql",
     "0004_vector_indexes.sql",
     "0005_upkeep.sql",
+    "0006_index_files.sql",
 ]
 
 

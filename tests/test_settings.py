@@ -27,6 +27,8 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "KIMERA_DB_USER": ("credentials", "reader", {"user": "reader"}),
     "KIMERA_DB_PASSWORD": ("credentials", SECRET, {"password": SECRET}),
 }
+LIBPQ = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE"]
+LINK = {"KIMERA_DB_PORT": "tcp://10.0.0.1:5432", "KIMERA_DB_SERVICE_HOST": "10.0.0.1"}
 NUMBERS = [name for name, (_, _, value) in VARIABLES.items() if isinstance(value, int | float)]
 
 
@@ -46,7 +48,8 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         pool_overflow=10,
         pool_timeout=30,
         pool_recycle=3600,
-        connect_timeout=10,
+        connect_timeout=None,
+        libpq=False,
     )
 
 
@@ -92,6 +95,95 @@ def test_a_number_out_of_range_is_refused_by_field(variable: str, text: str) -> 
 def test_a_fraction_is_refused_where_a_whole_number_is_due(variable: str) -> None:
     with pytest.raises(SettingsError, match=f"^{variable}"):
         Settings.from_env({variable: "2.5"})
+
+
+@pytest.mark.parametrize("variable", LIBPQ)
+def test_a_variable_of_libpq_that_names_a_database_configures_one(variable: str) -> None:
+    assert Settings.from_env({variable: "somewhere"}) == Settings(libpq=True)
+
+
+@pytest.mark.parametrize("variable", ["PGUSER", "PGPASSWORD", "PGPORT", "PGAPPNAME", "PGSSLMODE"])
+def test_a_variable_of_libpq_that_names_no_database_configures_none(variable: str) -> None:
+    assert Settings.from_env({variable: "1"}) == Settings()
+
+
+@pytest.mark.parametrize("variable", LIBPQ)
+def test_libpq_takes_an_empty_variable_as_unset(variable: str) -> None:
+    assert Settings.from_env({variable: ""}) == Settings()
+
+
+@pytest.mark.parametrize(("before", "after"), [(" ", "\n"), ("", "\r\n"), ('"', '"'), ("'", "'"), ('"', '" ')])
+@pytest.mark.parametrize("variable", sorted(VARIABLES.keys() - {"KIMERA_DB_PASSWORD"}))
+def test_what_an_env_file_leaves_around_a_value_is_taken_off(variable: str, before: str, after: str) -> None:
+    field, text, value = VARIABLES[variable]
+    assert getattr(Settings.from_env({variable: before + text + after}), field) == value
+
+
+@pytest.mark.parametrize("password", ["'a b'", ' a"', "a ", '"', "'"])
+def test_a_password_loses_nothing_but_the_end_of_its_line(password: str) -> None:
+    for end in ("", "\n", "\r\n"):
+        assert Settings.from_env({"KIMERA_DB_PASSWORD": password + end}).credentials == {"password": password}
+
+
+@pytest.mark.parametrize("variable", sorted(VARIABLES.keys() - {"KIMERA_DB_PASSWORD"}))
+@pytest.mark.parametrize("text", ['""', "''", '" "'])
+def test_quotes_with_nothing_between_them_are_empty(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable} is set but empty"):
+        Settings.from_env({variable: text})
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "5432,x", "5432/tcp", "tcp://"])
+def test_a_port_that_cannot_be_is_refused_with_its_variable_and_value(port: str) -> None:
+    with pytest.raises(SettingsError) as failed:
+        Settings.from_env({"KIMERA_DB_HOST": "db", "KIMERA_DB_PORT": port, "DATABASE_URL": "postgresql://h/x"})
+    assert str(failed.value) == f"KIMERA_DB_PORT must be a number from 1 to 65535, got {port!r}"
+
+
+def test_a_url_in_the_place_of_a_port_is_not_shown() -> None:
+    with pytest.raises(SettingsError, match=r"^KIMERA_DB_PORT must be a number from 1 to 65535$"):
+        Settings.from_env({"KIMERA_DB_PORT": f"tcp://u:{SECRET}@db:5432"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["db:5433", "a,b:5433", "[::1]", "[::1]:5433", f"postgresql://u:{SECRET}@db/x", f"u:{SECRET}@db", "tcp://db"],
+)
+def test_a_host_that_is_not_a_host_alone_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"^KIMERA_DB_HOST must be the host alone; write its port as ") as failed:
+        Settings.from_env({"KIMERA_DB_HOST": host})
+    assert SECRET not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["db", "db-1.example.org", "10.0.0.1", "::1", "fe80::1", "a,b", "/run/x:1", "@abstract"]
+)
+def test_a_host_is_a_name_an_address_several_or_a_socket(host: str) -> None:
+    assert Settings.from_env({"KIMERA_DB_HOST": host}).credentials == {"host": host}
+
+
+@pytest.mark.parametrize(
+    ("configured", "field", "value"),
+    [
+        ({"DATABASE_URL": "postgresql://h/x"}, "database_url", "postgresql://h/x"),
+        ({"KIMERA_DB_HOST": "db"}, "credentials", {"host": "db"}),
+        ({"PGHOST": "db"}, "libpq", True),
+    ],
+)
+def test_the_port_that_kubernetes_sets_for_a_service_is_passed_over(
+    configured: dict[str, str], field: str, value: Any
+) -> None:
+    assert Settings.from_env(LINK | configured) == dataclasses.replace(Settings(), **{field: value})
+
+
+def test_a_service_of_kubernetes_alone_does_not_lead_to_sqlite() -> None:
+    with pytest.raises(SettingsError) as failed:
+        Settings.from_env(LINK)
+    message = str(failed.value)
+    assert message.startswith(
+        "KIMERA_DB_PORT is 'tcp://10.0.0.1:5432', which Kubernetes sets for a service named kimera-db"
+    )
+    assert "set KIMERA_DB_HOST or DATABASE_URL" in message
+    assert "enableServiceLinks: false" in message
 
 
 def test_a_fallback_that_is_no_choice_is_refused() -> None:

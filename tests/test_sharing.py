@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from strategies import unit
 
 from kimera_sql import (
     InvalidValue,
+    Settings,
     SettingsError,
     SqlitePool,
     add_adapters,
@@ -138,3 +140,34 @@ def test_asynchronous_items_made_from_the_same_connection_are_an_error_at_once(d
                 await aio.geoids.insert_many(conn, copies())
 
     asyncio.run(main())
+
+
+def test_a_stream_that_outlives_its_borrower_loses_nothing_of_the_next(database: str) -> None:
+    with open_pool(database, settings=Settings(pool_size=1, pool_overflow=0)) as pool:
+        with pool.connection() as conn:
+            geoids.insert_many(conn, map(state, range(20)))
+        with pool.connection() as conn:
+            left = geoids.stream(conn, chunk=5)
+            next(left)
+        with pool.connection() as conn:
+            saved = geoids.insert(conn, state(99))
+            assert isinstance(left, Generator)
+            left.close()
+        with pool.connection() as conn:
+            assert geoids.get(conn, saved.id) == saved
+
+
+def test_what_a_borrower_makes_of_a_connection_is_taken_back(database: str) -> None:
+    with open_pool(database, settings=Settings(pool_size=1, pool_overflow=0)) as pool:
+        with pool.connection() as conn:
+            conn.autocommit = True
+            conn.read_only = True
+            conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+            conn.deferrable = True
+            conn.row_factory = psycopg.rows.namedtuple_row
+        with suppress(ZeroDivisionError), pool.connection() as conn:
+            geoids.insert(conn, state())
+            raise ZeroDivisionError
+        with pool.connection() as conn:
+            assert geoids.count(conn) == 0
+            assert conn.execute("SHOW transaction_isolation").fetchone() == ("read committed",)

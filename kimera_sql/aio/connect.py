@@ -13,28 +13,28 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from .. import vectors
 from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
-from ..strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
-from ..strategies import conninfo as complete
+from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from ..twins import ALock, acall, check_process
+from . import sql
 from .sql import Connection, is_postgres, is_sqlite
 from .sqlite import SqlitePool, add_functions
 
 logger = logging.getLogger(__name__)
 
-# A server that takes connections, though not this one; and parameters that libpq refuses before it tries
-_ANSWERS: Final = (Ping.OK, Ping.NO_ATTEMPT)
+_queries = sql.Queries("connect")
 
 
 @overload
@@ -46,30 +46,28 @@ async def open_pool(conninfo: str | None = None, *, settings: Settings | None = 
 
     *conninfo*, a postgresql:// URL or libpq's keyword=value pairs, is the only one tried where it is given.
     Without it the strategies are tried in order: KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD as soon as
-    one of them is set, then DATABASE_URL, then, with nothing configured, an SQLite file for development, with a
-    FallbackWarning. *settings* stands in for the environment's.
+    one of them is set, then DATABASE_URL. With neither, libpq's own variables are followed where they name a database
+    (PGHOST, PGHOSTADDR, PGSERVICE, PGDATABASE), and with nothing configured at all an SQLite file for development
+    serves, with a FallbackWarning. *settings* stands in for the environment's.
 
     Raises SettingsError for a setting that cannot be used, and ConnectionFailed, which lists each attempt and
     its cause, when no server takes the connection.
     """
     settings = settings or Settings.from_env()
-    strategies: tuple[Strategy, ...] = STRATEGIES
-    if conninfo is not None:
-        strategies = (Strategy("conninfo", lambda _: parse(conninfo)),)
     attempts = []
     configured = False
-    for strategy in strategies:
-        parameters = strategy.parameters(settings)
+    for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
-            attempts.append(f"{strategy.name}: not set")
+            attempts.append(f"{name}: not set")
             continue
         configured = True
-        full = complete(parameters, settings, strategy.name)
-        if cause := await _try(full, parameters):
-            attempts.append(f"{strategy.name} ({target(parameters)}): {cause}")
+        resolved = resolve(parameters, name)
+        full = complete(parameters, resolved, settings)
+        if cause := await _try(full, resolved, name):
+            attempts.append(f"{name} ({target(resolved)}): {cause}")
             logger.warning("%s", attempts[-1])
             continue
-        logger.info("%s (%s): connected", strategy.name, target(parameters))
+        logger.info("%s (%s): connected", name, target(resolved))
         pool = AsyncPool(full, settings)
         await pool.open()
         return pool
@@ -83,27 +81,29 @@ async def open_pool(conninfo: str | None = None, *, settings: Settings | None = 
     )
 
 
-async def _try(conninfo: str, parameters: Mapping[str, str]) -> str | None:
+async def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str | None:
     """Connect once, and return why the server could not be reached, None if it could.
 
-    Raises ConnectionFailed if it answered and refused.
+    Raises ConnectionFailed if it answered and refused, SettingsError if libpq refused to try.
     """
     try:
         tried = await psycopg.AsyncConnection.connect(conninfo)
         await tried.close()
     except psycopg.OperationalError as error:
         cause = redact(str(error).strip(), parameters)
+        if isinstance(error, ConnectionTimeout):
+            return cause
         # libpq tells no error code of a failed connection; a ping tells whether there is a server.
-        unreachable = (
-            isinstance(error, ConnectionTimeout) or await acall(PGconn.ping, conninfo.encode()) not in _ANSWERS
-        )
-        if not unreachable:
+        answer = await acall(PGconn.ping, conninfo.encode())
+        if answer == Ping.NO_ATTEMPT:
+            raise SettingsError(f"{source}: {redact(refusal(conninfo), parameters)}") from None
+        # It finds none whose TLS is not what sslmode demands, so it asks once more without.
+        plain = make_conninfo(conninfo, sslmode="disable").encode()
+        if answer == Ping.OK or await acall(PGconn.ping, plain) == Ping.OK:
             raise ConnectionFailed(
                 f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
         return cause
-    except psycopg.ProgrammingError as error:
-        raise SettingsError(redact(str(error), parameters)) from None
     return None
 
 
@@ -155,6 +155,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     def __init__(self, conninfo: str, settings: Settings) -> None:
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
+        self._prepared_statements = settings.prepared_statements
         self._cleared_at = 0.0
         self._clearing = ALock()
         self._process = os.getpid()
@@ -167,7 +168,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             timeout=settings.pool_timeout,
             max_lifetime=settings.pool_recycle,
             max_idle=60.0,
-            configure=add_adapters,
+            configure=self._configure,
             check=self._vet,
             name="kimera_sql",
             open=False,
@@ -195,11 +196,18 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         if os.getpid() == self._process:
             await super().close(timeout)
 
+    async def _configure(self, connection: AsyncPooledConnection) -> None:
+        await add_adapters(connection)
+        wanted = self._prepared_statements
+        if wanted == "never" or (wanted == "direct" and await behind_pooler(connection)):
+            connection.prepare_threshold = None
+
     async def _vet(self, connection: AsyncPooledConnection) -> None:
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
             await self.check_connection(connection)
+            await _restore(connection)
             if not connection.has_vectors:
                 await add_adapters(connection)
         except psycopg.Error:
@@ -209,6 +217,32 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     self._cleared_at = monotonic()
                     await self.drain()
             raise
+
+
+async def _restore(connection: AsyncPooledConnection) -> None:
+    """Take back what an earlier user of *connection* has made of it; a plain SET alone stays, as with every pool.
+
+    It is done when the connection is taken: a pool's own reset would hand every connection back by way of a worker.
+    """
+    connection.row_factory = tuple_row
+    if connection.autocommit:
+        await connection.set_autocommit(False)
+    if connection.isolation_level is not None:
+        await connection.set_isolation_level(None)
+    if connection.read_only is not None:
+        await connection.set_read_only(None)
+    if connection.deferrable is not None:
+        await connection.set_deferrable(None)
+
+
+async def behind_pooler(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether a pooler, such as PgBouncer, stands between *connection* and the server.
+
+    In transaction mode each transaction can have another of the server's processes. What a session keeps, such as SET
+    and prepared statements, is then another session's.
+    """
+    async with connection.transaction():
+        return await _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
 
 
 async def add_adapters(connection: Connection) -> None:

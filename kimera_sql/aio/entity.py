@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 from uuid import uuid4
@@ -13,6 +14,7 @@ from ..sql.rows import decode, mapper
 from ..twins import aeach
 from . import sql
 from .sql import Connection
+from .sql.postgres import CopyRefused
 
 New = TypeVar("New")
 Record = TypeVar("Record", bound="_Identified")
@@ -71,7 +73,7 @@ class Entity(Generic[New, Record, Id]):
         return mapper(sql.dialect(conn), self._record)(row)
 
     async def insert_many(self, conn: Connection, items: AsyncIterable[New] | Iterable[New]) -> int:
-        """Insert *items*, all or none and on PostgreSQL by COPY, and return how many there were.
+        """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
 
         *items* is read as it is sent, never held in memory. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
@@ -93,7 +95,10 @@ class Entity(Generic[New, Record, Id]):
                     values[self._clock] = now
                 yield values
 
-        return await self._queries.copy_in.copy(conn, rows())
+        try:
+            return await self._queries.copy_in.copy(conn, rows())
+        except CopyRefused:
+            return await self._queries.insert.copy(conn, rows())
 
     async def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
@@ -146,5 +151,8 @@ class Entity(Generic[New, Record, Id]):
         iterator is closed early. Raises InvalidValue if the transaction is committed or rolled back before that.
         """
         make = mapper(sql.dialect(conn), self._record)
-        async for row in self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk")):
-            yield make(row)
+        rows = self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk"))
+        # Else the rows would be closed some time after the records, by whoever frees them.
+        async with aclosing(rows):  # type: ignore[type-var]
+            async for row in rows:
+                yield make(row)

@@ -65,7 +65,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     parser = argparse.ArgumentParser(
         prog="kimera-sql",
         description="The database of Kimera SWM. It is found by KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD, "
-        "else by DATABASE_URL, else it is an SQLite file.",
+        "else by DATABASE_URL, else by libpq's variables (PGHOST, PGSERVICE ...), else it is an SQLite file.",
     )
     parser.add_argument(
         "--embedded",

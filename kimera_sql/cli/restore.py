@@ -65,6 +65,8 @@ def _maintenance(arguments: argparse.Namespace) -> Iterator[Connection]:
     if settings.database_url is not None:
         parameters = {**parse(settings.database_url, source="DATABASE_URL"), "dbname": name}
         settings = replace(settings, database_url=make_conninfo("", **parameters))
+    elif settings.credentials is None and settings.libpq:
+        settings = replace(settings, database_url=make_conninfo("", dbname=name))
     with open_pool(settings=settings) as pool, pool.connection() as conn:
         if is_postgres(conn):
             conn.autocommit = True

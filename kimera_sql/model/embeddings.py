@@ -137,7 +137,7 @@ def search_words(text: str) -> str:
 
 def depth(k: int) -> int:
     """Return how many rows of each ranking are fused for *k*."""
-    return _DEPTH * checks.limit(k, "k")
+    return _DEPTH * checks.integer("k", k, least=1, most=(2**31 - 1) // _DEPTH)
 
 
 def fuse(by_words: Sequence[EmbeddingSummary], by_vector: Sequence[EmbeddingSummary]) -> list[Fused]:

@@ -31,10 +31,13 @@ def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) ->
 
 
 def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]) -> int:
-    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*."""
+    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*.
+
+    Where row-level security guards the table it is not: what the policies hide can change from search to search.
+    """
     seen = look(conn, table)
     key = repr(where)
-    estimate = seen.estimate(key)
+    estimate = None if seen.guarded else seen.estimate(key)
     if estimate is None:
         parameters = {**dict.fromkeys(besides), **where}
         plans = Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)

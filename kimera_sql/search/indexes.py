@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, sql, tables
+from ..connect import behind_pooler
 from ..errors import InvalidValue, NotFound
 from ..search import kinds, looks
 from ..search.kinds import Building
@@ -37,7 +38,8 @@ _queries = Queries("indexes")
 GROWTH: Final = 2.0
 """The growth of a table, as a multiple of the rows its ivfflat index was trained on, at which to retrain the index.
 
-Beyond twice the rows, most of them had no part in the centroids.
+Beyond twice the rows, most of them had no part in the centroids. Below half of them, most of the centroids stand for
+rows that are gone.
 """
 
 
@@ -84,11 +86,11 @@ def build(
     name = kinds.name(searched, method, precision)
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
     _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    _queries.record_build.execute(server, index_name=name, rows=rows)
     # Settings of an earlier index of this name that was dropped by plain SQL
     _queries.forget_settings.execute(server, index_name=name)
     # Filtered searches choose between the index and an exact scan by the planner's estimates.
     server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+    _queries.record_build.execute(server, index_name=name, rows=rows)
     return find(server, name)
 
 
@@ -110,8 +112,9 @@ def find(conn: Connection, name: str) -> VectorIndex:
 def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     """Return the ivfflat indexes to retrain because their centroids are out of date, ordered by table and name.
 
-    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build, and those that
-    kimera_sql did not build, for which nobody knows how many rows there were. Rows are counted, not estimated.
+    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build or has shrunk to
+    less than that part of them, and those that kimera_sql did not build, for which nobody knows how many rows there
+    were. Rows are counted, not estimated.
     On SQLite there are none. Raises InvalidValue for a growth below 1.
     """
     if checks.number("growth", growth) < 1:
@@ -119,7 +122,11 @@ def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     trained = [index for index in existing(conn) if index.method == "ivfflat" and index.usable]
     counts = {table: _count(conn, table) for table in dict.fromkeys(index.table for index in trained)}
     return [
-        index for index in trained if index.rows_at_build is None or counts[index.table] > growth * index.rows_at_build
+        index
+        for index in trained
+        if index.rows_at_build is None
+        or counts[index.table] > growth * index.rows_at_build
+        or counts[index.table] * growth < index.rows_at_build
     ]
 
 
@@ -187,8 +194,12 @@ def _pgvector(conn: Connection) -> tuple[int, ...]:
 
 
 def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> None:
-    if concurrently and not postgres.outside_transaction(conn):
+    if not concurrently:
+        return
+    if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
+    if behind_pooler(conn):
+        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:

@@ -16,7 +16,8 @@ from .plan import Method, Precision
 
 _EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
     "full": ("{column}", "vector_cosine_ops"),
-    "half": ("({column}::halfvec(1024))", "halfvec_cosine_ops"),
+    # Scaled to length 1: half precision has no numbers beyond 65,504 and next to none below 6e-8.
+    "half": ("(l2_normalize({column})::halfvec(1024))", "halfvec_cosine_ops"),
     "binary": ("(binary_quantize({column})::bit(1024))", "bit_hamming_ops"),
 }
 

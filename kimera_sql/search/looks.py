@@ -1,6 +1,6 @@
 """A cache of the catalogue, shared by the connections of a pool, so that a search need not query the catalogue.
 
-A look (one table's entry) is valid for 30 seconds, or until this process builds, drops or tunes an index. Changes that
+A look (one table's entry) is valid for two seconds, or until this process builds, drops or tunes an index. Changes that
 a transaction has not committed yet are visible to its own connection only.
 """
 
@@ -23,7 +23,7 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 K = TypeVar("K")
 V = TypeVar("V")
 
-_FRESH: Final = 30.0
+_FRESH: Final = 2.0
 """Seconds for which a look is valid."""
 
 _MOST_REMEMBERED: Final = 1000
@@ -39,6 +39,11 @@ class Look:
     changes: int
     _plans: dict[tuple[int, Options], Plan] = field(default_factory=dict)
     _estimates: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether row-level security may hide rows of the table from a search by index."""
+        return any(index.guarded for index in self.indexes)
 
     def plan(self, table: Table, k: int, options: Options) -> Plan:
         """Return how to search *table* for *k* rows without filters, decided once."""

@@ -42,9 +42,12 @@ _COST_OF_EF: Final = 9.0
 # passes a filter (1.3 to 2 microseconds, because the rows that do not pass have to be read as well).
 _COST_IN_LIST: Final[Mapping[Precision, float]] = {"full": 0.7, "half": 0.45, "binary": 0.2}
 
+_ALMOST_ALL: Final = 0.8
+"""The share of an index's rows that may have been deleted before searches look wider for those that are left."""
+
 _PRECISIONS: Final[Mapping[str, tuple[Precision, str]]] = {
     "vector_cosine_ops": ("full", "{column}"),
-    "halfvec_cosine_ops": ("half", "({column}::halfvec(1024))"),
+    "halfvec_cosine_ops": ("half", "(l2_normalize({column})::halfvec(1024))"),
     "bit_hamming_ops": ("binary", "(binary_quantize({column})::bit(1024))"),
 }
 """For each operator class, its precision and the index expression that our queries use."""
@@ -64,8 +67,10 @@ class VectorIndex:
     """A vector index that a search can use.
 
     lists: for ivfflat. m, ef_construction: for hnsw. They are None for the other method. size: in bytes. scans: since
-    the server's statistics were reset. rows: the planner's estimate for the table. rows_at_build, size_at_build,
-    built_at: None for an index that kimera_sql did not build. usable: valid and complete. tuned: maps (k, target
+    the server's statistics were reset. rows: the planner's estimate for the table. live, dead: rows that can be found,
+    and rows that were deleted or replaced and not vacuumed away yet, by the server's statistics. guarded: whether
+    row-level security may hide rows of the table. rows_at_build, size_at_build, built_at: None for an index that
+    kimera_sql did not build. usable: valid and complete. tuned: maps (k, target
     recall) to the probes or ef_search that reach it, None if none does. pgvector: the extension's version.
     """
 
@@ -80,6 +85,9 @@ class VectorIndex:
     size: int
     scans: int
     rows: int
+    live: int
+    dead: int
+    guarded: bool
     rows_at_build: int | None
     size_at_build: int | None
     built_at: datetime | None
@@ -102,10 +110,10 @@ class Options:
     recall: float | None = None
 
     def __post_init__(self) -> None:
-        if self.probes is not None:
-            checks.integer("probes", self.probes, least=1, most=32768)
-        if self.ef_search is not None:
-            checks.integer("ef_search", self.ef_search, least=1, most=MAX_EF_SEARCH)
+        for name, most in (("probes", 32768), ("ef_search", MAX_EF_SEARCH)):
+            if (value := getattr(self, name)) is not None:
+                # As an int: one of numpy's would wrap around in the arithmetic of plans.
+                object.__setattr__(self, name, checks.integer(name, value, least=1, most=most))
         if self.recall is not None and not 0 < checks.number("recall", self.recall) <= 1:
             raise InvalidValue(f"recall: {self.recall} is not above 0 and at most 1")
 
@@ -146,7 +154,8 @@ class Explanation:
 
 def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
     """Return the index that *row*, of the query vector_indexes, describes, or None if our queries cannot use it."""
-    name, method, opclass, expression, usable, options, size, scans, rows, *built, tuned, pgvector = row
+    name, method, opclass, expression, usable, options, size, scans, *counts, tuned, pgvector = row
+    rows, live, dead, guarded, rows_at_build, size_at_build, built_at = counts
     if opclass not in _PRECISIONS:
         return None
     precision, served = _PRECISIONS[opclass]
@@ -168,9 +177,12 @@ def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
         size=size,
         scans=scans,
         rows=rows,
-        rows_at_build=built[0],
-        size_at_build=built[1],
-        built_at=built[2],
+        live=live,
+        dead=dead,
+        guarded=guarded,
+        rows_at_build=rows_at_build,
+        size_at_build=size_at_build,
+        built_at=built_at,
         tuned={(k, target): setting for k, target, setting in tuned},
         pgvector=pgvector,
     )
@@ -184,7 +196,7 @@ def exactly(reason: str) -> Plan:
 def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Options, matching: int | None) -> Plan:
     """Decide how to search *table* for *k* rows.
 
-    *matching* is the planner's estimate of how many rows pass the filters, None without filters.
+    *matching* is the planner's estimate of how many rows pass the filters, None where nothing filters them.
     """
     if options.exact:
         return exactly("it was asked for")
@@ -200,24 +212,37 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         return exactly(f"no setting of {index.name} reaches a recall of {wanted:g}")
     reason = f"{index.name} with {'ef_search' if index.method == 'hnsw' else 'probes'} {setting}"
     candidates = _candidates(index, k, setting)
-    if matching is not None:
-        rows = max(index.rows, matching, 1)
+    rows, left = _population(index, matching)
+    filtered = left is not None
+    if left is not None:
         if index.method == "ivfflat":
-            # The k nearest of the matching rows are as far away as this many nearest of all rows.
-            setting = _setting(index, math.ceil(k * rows / max(matching, 1)), options) or index.lists or setting
-        if _exact_is_cheaper(index, matching, rows, setting):
-            return exactly(f"the filters leave some {matching:,} of {rows:,} rows")
+            # The k nearest of the rows that are left are as far away as this many nearest of all.
+            setting = _setting(index, math.ceil(k * rows / left), options) or index.lists or setting
+        if _exact_is_cheaper(index, left, rows, setting):
+            return exactly(f"some {left:,} of {rows:,} rows are left to search")
         if index.method == "hnsw":
-            # Scan enough rows that the filters leave as many as the setting asks for.
-            setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / max(matching, 1)))
-        reason += f", widened to {setting} for filters that leave some {matching:,} of {rows:,} rows"
-    filtered = matching is not None
+            # Scan enough rows that as many are left as the setting asks for.
+            setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / left))
+        reason += f", widened to {setting} as some {left:,} of {rows:,} rows are left to search"
     settings = _settings(index, setting, filtered=filtered)
     for other in usable:
         # The planner may choose an index on the same expression by the other method.
         if other.precision == index.precision and other.method != index.method:
             settings |= _settings(other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered)
     return Plan(f"similar_{index.precision}", index, {"candidates": candidates}, settings, reason, setting)
+
+
+def _population(index: VectorIndex, matching: int | None) -> tuple[int, int | None]:
+    """Return how many rows *index* was built on or holds, and how many of them a search can find, None for almost all.
+
+    Filters, row-level security and deletes alike leave rows that are further apart than those the index was tuned on.
+    """
+    rows = max(index.live + index.dead, index.rows_at_build or 0, 1)
+    if matching is not None:
+        # The planner takes the rows to be as dense as they were when it last counted them.
+        rows = max(rows, matching)
+        return rows, max(min(matching, math.ceil(matching * index.live / max(index.rows, 1))), 1)
+    return rows, None if index.live >= _ALMOST_ALL * rows else max(index.live, 1)
 
 
 def _setting(index: VectorIndex, k: int, options: Options) -> int | None:
@@ -278,8 +303,8 @@ def _settings(index: VectorIndex, setting: int, *, filtered: bool) -> dict[str, 
     return settings
 
 
-def _exact_is_cheaper(index: VectorIndex, matching: int, rows: int, setting: int) -> bool:
+def _exact_is_cheaper(index: VectorIndex, left: int, rows: int, setting: int) -> bool:
     if index.method == "ivfflat":
-        # Both compare vectors one by one: all matching rows, or all rows in the lists that are probed.
-        return matching <= rows * setting / (index.lists or setting) * _COST_IN_LIST[index.precision]
-    return matching * _COST_OF_ROW <= setting * rows / max(matching, 1) * _COST_OF_EF
+        # Both compare vectors one by one: all rows that are left, or all rows in the lists that are probed.
+        return left <= rows * setting / (index.lists or setting) * _COST_IN_LIST[index.precision]
+    return left * _COST_OF_ROW <= setting * rows / max(left, 1) * _COST_OF_EF

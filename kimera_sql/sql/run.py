@@ -156,9 +156,9 @@ class Query:
         return _driver(conn).stream(conn, self.statement(conn), parameters, chunk)
 
     def copy(self, conn: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Write *rows*, all or none, with a COPY, and return how many there were.
+        """Write *rows*, all or none, with a COPY or an INSERT of one row, and return how many there were.
 
-        The values of a row are in the order of the columns. A driver's error has a note with the row's number.
+        A COPY takes the values of a row in the order of its columns; a driver's error has a note with the row's number.
         """
         return _driver(conn).copy(conn, self.statement(conn), rows)
 

@@ -1,5 +1,6 @@
--- name: settle()$
--- Let this transaction write values the same way on every server, and take as long as it needs.
+-- name: settle(search_path)$
+-- Let this transaction write values the same way on every server, and take as long as it needs. NULL keeps the search
+-- path: it is a database's, and no part of its dump.
 SELECT count(set_config(settings.name, settings.value, true))
 FROM (
     VALUES
@@ -9,6 +10,7 @@ FROM (
         ('bytea_output', 'hex'),
         ('extra_float_digits', '1'),
         ('lc_monetary', 'C'),
+        ('search_path', COALESCE(:search_path::text, current_setting('search_path'))),
         ('statement_timeout', '0'),
         ('idle_in_transaction_session_timeout', '0')
 ) AS settings (name, value);
@@ -18,9 +20,10 @@ FROM (
 SELECT pg_export_snapshot();
 
 -- name: describe()^
--- What a restore has to know of this database. bootstrap is the role that the server was made with.
+-- What a restore has to know of this database. bootstrap is the role that the server was made with, search_path the
+-- schemas in which names were looked up.
 -- returns: Origin
--- not null: encoding, bootstrap, size
+-- not null: encoding, bootstrap, search_path, size
 SELECT
     datname::text AS database,
     current_setting('server_version_num')::integer AS server_version,
@@ -31,6 +34,10 @@ SELECT
     datctype::text AS lc_ctype,
     COALESCE(to_jsonb(pg_database) ->> 'datlocale', to_jsonb(pg_database) ->> 'daticulocale') AS locale,
     (SELECT rolname::text FROM pg_roles WHERE oid = 10) AS bootstrap,
+    (
+        SELECT COALESCE(string_agg(quote_ident(schema), ', ' ORDER BY position), '')
+        FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (schema, position)
+    ) AS search_path,
     pg_database_size(oid) AS size
 FROM pg_database
 WHERE datname = current_database();
@@ -45,7 +52,10 @@ WHERE rolname = current_user;
 -- The tables that a dump has, and whether searches see them; those of extensions are the extensions' business.
 -- returns: schema str, name str, visible bool
 -- not null: visible
-SELECT pg_namespace.nspname::text AS schema, pg_class.relname::text AS name, pg_table_is_visible(pg_class.oid) AS visible
+SELECT
+    pg_namespace.nspname::text AS schema,
+    pg_class.relname::text AS name,
+    pg_table_is_visible(pg_class.oid) AND to_regtype('vector') IS NOT NULL AS visible
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_class.relkind = 'r'
@@ -174,3 +184,23 @@ INNER JOIN pg_stat_activity USING (pid)
 WHERE application_name = :application
 ORDER BY pid
 LIMIT 1;
+
+-- name: has_records()$
+-- Whether this database records which files its vector indexes are in.
+-- returns: bool
+SELECT EXISTS (
+    SELECT
+    FROM pg_attribute
+    WHERE attrelid IN (to_regclass('kimera_vector_indexes'), to_regclass('kimera_recall_settings'))
+        AND attname = 'filenode'
+);
+
+-- name: keep_builds()!
+-- Let the records of the vector indexes count for the files that a restore made: the rows are the same.
+UPDATE kimera_vector_indexes
+SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;
+
+-- name: keep_settings()!
+-- The same for the settings that were measured.
+UPDATE kimera_recall_settings
+SET filenode = pg_relation_filenode(to_regclass(quote_ident(index_name)))::bigint;

@@ -129,7 +129,7 @@ FROM (
         AND (:since::timestamptz IS NULL OR timestamp >= :since)
         AND (:until::timestamptz IS NULL OR timestamp < :until)
         AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
-    ORDER BY semantic_embeddings.embedding::halfvec(1024) <=> :vector::halfvec(1024)
+    ORDER BY l2_normalize(semantic_embeddings.embedding)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
     LIMIT :candidates
 ) AS nearest
 ORDER BY distance, id

@@ -25,10 +25,24 @@ SELECT
 
 -- name: record_build(index_name, rows)!
 -- Keep what an index was built from, in place of an earlier record of its name.
-INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build)
-VALUES (:index_name, :rows, pg_relation_size(to_regclass(:index_name)))
+INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build, filenode, dead_at_build)
+SELECT
+    :index_name,
+    :rows,
+    pg_relation_size(indexrelid),
+    pg_relation_filenode(indexrelid)::bigint,
+    pg_stat_get_dead_tuples(indrelid)
+        + pg_stat_get_xact_tuples_updated(indrelid)
+        + pg_stat_get_xact_tuples_deleted(indrelid)
+FROM pg_index
+WHERE indexrelid = to_regclass(:index_name)
 ON CONFLICT (index_name) DO UPDATE
-SET rows_at_build = EXCLUDED.rows_at_build, size_at_build = EXCLUDED.size_at_build, built_at = clock_timestamp();
+SET
+    rows_at_build = EXCLUDED.rows_at_build,
+    size_at_build = EXCLUDED.size_at_build,
+    filenode = EXCLUDED.filenode,
+    dead_at_build = EXCLUDED.dead_at_build,
+    built_at = clock_timestamp();
 
 -- name: forget(index_name)!
 -- Drop the record of an index.

@@ -1,9 +1,12 @@
 -- name: vector_indexes(table)
--- The vector indexes of a table, with what they are made of and what is recorded of them.
+-- The vector indexes of a table, with what they are made of and what is recorded of them as they are now.
+-- live, dead: rows that can be found and rows that the indexes still hold, by the statistics and what this session has
+-- not reported to them yet. They begin anew after a crash and are missing on a standby: then reltuples has to do.
 -- returns: name str, method str, opclass str, expression str, usable bool, options list[str], size int
--- returns: scans int, rows int, rows_at_build int | None, size_at_build int | None, built_at datetime | None
+-- returns: scans int, rows int, live int, dead int, guarded bool
+-- returns: rows_at_build int | None, size_at_build int | None, built_at datetime | None
 -- returns: tuned list, pgvector str
--- not null: expression, size
+-- not null: expression, size, live
 SELECT
     index_class.relname AS name,
     am.amname AS method,
@@ -14,6 +17,9 @@ SELECT
     pg_relation_size(index.indexrelid) AS size,
     COALESCE(usage.idx_scan, 0) AS scans,
     GREATEST(table_class.reltuples, 0)::bigint AS rows,
+    CASE WHEN counts.known THEN counts.live ELSE GREATEST(table_class.reltuples, 0) END::bigint AS live,
+    GREATEST(counts.dead - COALESCE(built.dead_at_build, 0), 0) AS dead,
+    table_class.relrowsecurity AS guarded,
     built.rows_at_build,
     built.size_at_build,
     built.built_at,
@@ -21,6 +27,7 @@ SELECT
         SELECT COALESCE(jsonb_agg(jsonb_build_array(k, target, setting) ORDER BY k, target), '[]')
         FROM kimera_recall_settings AS tuned
         WHERE tuned.index_name = index_class.relname
+            AND tuned.filenode = pg_relation_filenode(index.indexrelid)::bigint
     ) AS tuned,
     extension.extversion AS pgvector
 FROM pg_index AS index
@@ -29,8 +36,22 @@ JOIN pg_class AS table_class ON table_class.oid = index.indrelid
 JOIN pg_am AS am ON am.oid = index_class.relam
 JOIN pg_opclass AS opclass ON opclass.oid = index.indclass[0]
 JOIN pg_extension AS extension ON extension.extname = 'vector'
+CROSS JOIN LATERAL (
+    SELECT live, dead, live > 0 AND live + dead >= table_class.reltuples / 2 AS known
+    FROM (
+        SELECT
+            pg_stat_get_live_tuples(index.indrelid)
+                + pg_stat_get_xact_tuples_inserted(index.indrelid)
+                - pg_stat_get_xact_tuples_deleted(index.indrelid) AS live,
+            pg_stat_get_dead_tuples(index.indrelid)
+                + pg_stat_get_xact_tuples_updated(index.indrelid)
+                + pg_stat_get_xact_tuples_deleted(index.indrelid) AS dead
+    ) AS reported
+) AS counts
 LEFT JOIN pg_stat_user_indexes AS usage ON usage.indexrelid = index.indexrelid
-LEFT JOIN kimera_vector_indexes AS built ON built.index_name = index_class.relname
+LEFT JOIN kimera_vector_indexes AS built
+    ON built.index_name = index_class.relname
+    AND built.filenode = pg_relation_filenode(index.indexrelid)::bigint
 WHERE index.indrelid = to_regclass(:table)
     AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY index_class.relname;

@@ -15,9 +15,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from fix_clusters import NAMES, cluster, standby
+from fix_clusters import cluster, standby
 from fix_monitoring import connected, fill, grant, only, own_server, until
-from fix_servers import Server
+from fix_servers import programs
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import PoolTimeout
@@ -315,7 +315,7 @@ def position(lsn: str | None) -> int:
 
 def test_a_standby_that_streams_and_one_whose_replay_is_paused() -> None:
     with (
-        cluster(NAMES[0]) as primary,
+        cluster("postgres18") as primary,
         standby(primary) as conninfo,
         primary.connect() as conn,
         connected(conninfo) as other,
@@ -516,12 +516,9 @@ def test_statements_are_asked_for_with_what_to_do(conn: Connection) -> None:
 
 
 @pytest.fixture
-def contrib(open_folder: Path, newest: Server) -> Iterator[Callable[..., str]]:
+def contrib(open_folder: Path) -> Iterator[Callable[..., str]]:
     """What starts a server that has the contrib modules."""
-    found = sorted(Path("/usr/share/postgresql").glob("*/extension/pg_stat_statements.control"))
-    if not found:
-        pytest.skip("no PostgreSQL with pg_stat_statements is installed")
-    with own_server(Path("/usr/lib/postgresql") / found[-1].parts[-3] / "bin", open_folder) as start:
+    with own_server(programs("postgres18"), open_folder) as start:
         yield start
 
 

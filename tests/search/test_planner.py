@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, get_args
 
+import numpy as np
 import psycopg
 import pytest
 from strategies import unit
@@ -81,3 +82,14 @@ def test_an_index_is_recognised_where_the_server_quotes_every_name(conn: psycopg
     conn.execute("SET quote_all_identifiers = on")
     assert [index.name for index in indexes.existing(conn)] == [name]
     assert geoids.explain(conn, unit(1)).index == name
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_integers_of_numpy_do_not_wrap_around(conn: psycopg.Connection, kind: type[Any]) -> None:
+    for method in get_args(Method):
+        indexes.build(conn, "geoid_states", method=method)
+        most: Any = kind(120)
+        for options in ({}, {"diversity": 0.5}, {"tags_any": ["a"]}, {"tags_any": ["a"], "ef_search": most}):
+            assert len(geoids.similar(conn, unit(1), most, probes=most, **options)) == 120
+        for index in indexes.existing(conn):
+            indexes.drop(conn, index.name)

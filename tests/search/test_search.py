@@ -182,7 +182,7 @@ def test_wide_filters_go_to_the_index_and_selective_ones_to_an_exact_search(sear
     selective = geoids.explain(searched.conn, QUERIES[0], tags_all=["hundredth"], **searched.setting(20))
     assert (wide.index, wide.used) == (searched.index.name, True)
     assert (selective.index, selective.used) == (None, False)
-    assert "the filters leave some" in selective.reason
+    assert "rows are left to search" in selective.reason
 
 
 def test_a_setting_that_is_given_is_the_one_that_is_used(searched: Searched) -> None:

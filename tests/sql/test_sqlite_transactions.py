@@ -303,15 +303,12 @@ def test_a_schema_is_kept_unless_the_transaction_is_the_callers(
     assert schema(tmp_path / "committed.db")
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no autocommit")
-@pytest.mark.parametrize("autocommit", [True, False])
 @pytest.mark.parametrize("lent", ["synchronous", "asynchronous"])
-def test_a_pool_ends_the_transaction_of_a_borrower_who_changed_the_mode(
-    path: Path, lent: str, autocommit: bool
-) -> None:
+def test_a_pool_ends_the_transaction_of_a_borrower_who_changed_the_mode(path: Path, lent: str, mode: str) -> None:
     def write(conn: sqlite3.Connection) -> None:
-        conn.autocommit = autocommit  # type: ignore[attr-defined, unused-ignore]
-        if autocommit:
+        for name, value in MODES[mode].items():
+            setattr(conn, name, value)
+        if mode in AUTOCOMMIT:
             conn.execute("BEGIN")
         conn.execute("INSERT INTO system_metrics (metric_name, metric_value, component) VALUES ('load', 1, 'test')")
 
@@ -321,7 +318,7 @@ def test_a_pool_ends_the_transaction_of_a_borrower_who_changed_the_mode(
                 write(conn)
                 end()
             with pool.connection() as conn:
-                assert conn.in_transaction != autocommit
+                assert conn.in_transaction == (mode == "transactional")
 
     async def asynchronous(end: Callable[[], Any]) -> None:
         async with aio.SqlitePool(path, size=1) as pool:
@@ -330,7 +327,7 @@ def test_a_pool_ends_the_transaction_of_a_borrower_who_changed_the_mode(
                     write(conn._conn)
                     end()
             async with pool.connection() as conn:
-                assert conn.in_transaction != autocommit
+                assert conn.in_transaction == (mode == "transactional")
 
     def use(end: Callable[[], Any]) -> None:
         synchronous(end) if lent == "synchronous" else asyncio.run(asynchronous(end))

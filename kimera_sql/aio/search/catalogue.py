@@ -32,10 +32,13 @@ async def look(conn: psycopg.AsyncConnection[Any], table: Table, *, fresh: bool 
 async def matching(
     conn: psycopg.AsyncConnection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]
 ) -> int:
-    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*."""
+    """Return the planner's estimate of how many rows pass *where*. It is cached as long as the look at *table*.
+
+    Where row-level security guards the table it is not: what the policies hide can change from search to search.
+    """
     seen = await look(conn, table)
     key = repr(where)
-    estimate = seen.estimate(key)
+    estimate = None if seen.guarded else seen.estimate(key)
     if estimate is None:
         parameters = {**dict.fromkeys(besides), **where}
         plans = await Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)

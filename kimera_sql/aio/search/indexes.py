@@ -15,6 +15,7 @@ from ...search.kinds import Building
 from ...search.plan import Method, Precision, VectorIndex
 from ...tables import VECTOR_TABLES
 from .. import sql
+from ..connect import behind_pooler
 from ..sql import Connection, Queries, postgres
 from . import catalogue
 
@@ -37,7 +38,8 @@ _queries = Queries("indexes")
 GROWTH: Final = 2.0
 """The growth of a table, as a multiple of the rows its ivfflat index was trained on, at which to retrain the index.
 
-Beyond twice the rows, most of them had no part in the centroids.
+Beyond twice the rows, most of them had no part in the centroids. Below half of them, most of the centroids stand for
+rows that are gone.
 """
 
 
@@ -79,16 +81,16 @@ async def build(
     pgvector = await _pgvector(server)
     precision = precision or ("half" if pgvector >= (0, 7) else "full")
     kinds.check_kind(method, precision, pgvector)
-    _check_concurrently(server, concurrently)
+    await _check_concurrently(server, concurrently)
     options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
     name = kinds.name(searched, method, precision)
     statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
     await _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    await _queries.record_build.execute(server, index_name=name, rows=rows)
     # Settings of an earlier index of this name that was dropped by plain SQL
     await _queries.forget_settings.execute(server, index_name=name)
     # Filtered searches choose between the index and an exact scan by the planner's estimates.
     await server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+    await _queries.record_build.execute(server, index_name=name, rows=rows)
     return await find(server, name)
 
 
@@ -112,8 +114,9 @@ async def find(conn: Connection, name: str) -> VectorIndex:
 async def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]:
     """Return the ivfflat indexes to retrain because their centroids are out of date, ordered by table and name.
 
-    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build, and those that
-    kimera_sql did not build, for which nobody knows how many rows there were. Rows are counted, not estimated.
+    These are the indexes whose table has more than *growth* times (default: twice) their rows_at_build or has shrunk to
+    less than that part of them, and those that kimera_sql did not build, for which nobody knows how many rows there
+    were. Rows are counted, not estimated.
     On SQLite there are none. Raises InvalidValue for a growth below 1.
     """
     if checks.number("growth", growth) < 1:
@@ -121,7 +124,11 @@ async def aged(conn: Connection, *, growth: float = GROWTH) -> list[VectorIndex]
     trained = [index for index in await existing(conn) if index.method == "ivfflat" and index.usable]
     counts = {table: await _count(conn, table) for table in dict.fromkeys(index.table for index in trained)}
     return [
-        index for index in trained if index.rows_at_build is None or counts[index.table] > growth * index.rows_at_build
+        index
+        for index in trained
+        if index.rows_at_build is None
+        or counts[index.table] > growth * index.rows_at_build
+        or counts[index.table] * growth < index.rows_at_build
     ]
 
 
@@ -133,7 +140,7 @@ async def retrain(conn: Connection, name: str) -> VectorIndex:
     """
     server = _with_indexes(conn, name)
     index = await find(server, name)
-    _check_concurrently(server, True)
+    await _check_concurrently(server, True)
     rows = await _count(server, index.table)
     options = {"m": index.m or 0, "lists": index.lists or 0}
     statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
@@ -188,9 +195,13 @@ async def _pgvector(conn: Connection) -> tuple[int, ...]:
     return sql.version(await _queries.pgvector_version.fetchval(conn, str) or "0")
 
 
-def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: bool) -> None:
-    if concurrently and not postgres.outside_transaction(conn):
+async def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: bool) -> None:
+    if not concurrently:
+        return
+    if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
+    if await behind_pooler(conn):
+        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
 
 
 async def _run(

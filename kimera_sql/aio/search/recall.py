@@ -48,7 +48,7 @@ async def measure(
     Raises InvalidValue for a table without rows, and UnsupportedByServer on SQLite, whose searches are exact.
     """
     server, searched = _searched(conn, table)
-    checks.limit(k, "k")
+    k = checks.limit(k, "k")
     asked = await _asked(server, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
     shares = await _shares(server, searched, asked, await _truth(server, searched, asked, k), k, options)
@@ -72,7 +72,7 @@ async def tune(
     A setting reaches the target if the low end of the confidence interval of its recall does. Queries made from rows
     can be easier than fresh ones, so with them a setting may have only half of the misses that the target allows.
     *sample* or *queries* are run in blocks of 200, until the interval lies on one side of the target or all have run.
-    Searches of this and every other process use the setting within half a minute. A search that asks for a recall that
+    Searches of this and every other process use the setting within two seconds. A search that asks for a recall that
     no setting reaches is exact.
     Raises InvalidValue for a table without rows or index, and UnsupportedByServer on SQLite.
     """

@@ -46,7 +46,8 @@ async def plan(
     if options.exact:
         return decide(table, (), k, options, None)
     seen = await catalogue.look(conn, table)
-    if all(value is None for value in where.values()) or not any(index.usable for index in seen.indexes):
+    filtered = seen.guarded or any(value is not None for value in where.values())
+    if not filtered or not any(index.usable for index in seen.indexes):
         return seen.plan(table, k, options)
     return decide(table, seen.indexes, k, options, await catalogue.matching(conn, table, where, besides or {}))
 
@@ -138,7 +139,7 @@ async def nearest(
     """
     if not 0 <= checks.number("diversity", diversity) <= 1:
         raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
-    checks.limit(k, "k")
+    k = checks.limit(k, "k")
     wanted = k * _VARIED if diversity else k
     several = await rows(
         conn, table, vectors, wanted, where, options, besides=besides, with_vectors=with_vectors or diversity > 0
@@ -175,7 +176,8 @@ async def explain(
 ) -> Explanation:
     """Explain how a search would run, without running it. Raises UnsupportedByServer on SQLite."""
     server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
-    chosen = await plan(server, table, checks.limit(k, "k"), where, options, besides=besides)
+    k = checks.limit(k, "k")
+    chosen = await plan(server, table, k, where, options, besides=besides)
     statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
     parameters = {**_given(vector, k, False, where, besides), **chosen.parameters}
     async with sql.atomic(server), server.transaction() as settings:

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ...errors import InvalidValue
+from ...errors import InvalidValue, UnsupportedByServer
 from ...sql.files import Statement
 from ...sql.rows import STREAM_ENDED, Row, to_postgres
 from ...twins import ALock
@@ -22,6 +22,9 @@ from ...vectors import keep_loaders
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
 _cursor_numbers = itertools.count(1)
+
+_INSERTED_AT_ONCE: Final = 100
+"""Rows that are held in memory and sent together where they can't be sent by COPY."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -93,35 +96,46 @@ async def stream(
     given = _bind(conn, statement, parameters)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
+    cursor = psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row)
     # No savepoint: closing the iterator early would roll back what the caller has written since.
-    async with (
-        conn.transaction() if outside else nullcontext(),
-        psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row) as cursor,
-    ):
-        keep_loaders(cursor)
-        cursor.itersize = chunk
-        await cursor.execute(statement.text, given, binary=True)
-        with suppress(GeneratorExit):
-            try:
+    async with conn.transaction() if outside else nullcontext():
+        try:
+            keep_loaders(cursor)
+            cursor.itersize = chunk
+            await cursor.execute(statement.text, given, binary=True)
+            with suppress(GeneratorExit):
                 async for row in cursor:
                     yield row
                     # The rows that are here already would go on, and the next chunk fail.
                     if conn.pgconn.transaction_status == TransactionStatus.IDLE:
                         raise InvalidValue(STREAM_ENDED)
-            except psycopg.errors.InvalidCursorName:
-                raise InvalidValue(STREAM_ENDED) from None
+        except psycopg.errors.InvalidCursorName:
+            raise InvalidValue(STREAM_ENDED) from None
+        finally:
+            # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
+            # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
+            await psycopg.AsyncServerCursor(conn, name).close()
+            await psycopg.AsyncCursor.close(cursor)
+
+
+class CopyRefused(UnsupportedByServer):
+    """The server takes no COPY into a table that row-level security guards. No row was taken from the caller."""
 
 
 async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
-    """Send *rows* through *statement*, a COPY ... FROM STDIN (FORMAT BINARY), and return how many there were.
+    """Send *rows* through *statement* and return how many there were. All rows are written, or none.
 
-    The values of a row are in the order of the statement's columns. All rows are written, or none. A server error has a
-    note with the row's number, counted from 0, if the server reports it (not for foreign keys, which it checks after
-    the last row).
+    *statement* is a COPY ... FROM STDIN (FORMAT BINARY), with the values of a row in the order of its columns, or an
+    INSERT of one row. A server error of a COPY has a note with the row's number, counted from 0, if the server reports
+    it (not for foreign keys, which it checks after the last row). Raises CopyRefused.
     """
+    if statement.suffix != "#":
+        return await _insert(conn, statement, rows)
+    begun = False
     try:
         async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
             async with cursor.copy(statement.text) as copy:
+                begun = True
                 copy.set_types(statement.types)
                 before = _copying.set(_copying.get() | {id(conn)})
                 try:
@@ -131,11 +145,28 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
                     _copying.reset(before)
             return cursor.rowcount
     except psycopg.Error as error:
+        if not begun and isinstance(error, psycopg.errors.FeatureNotSupported):
+            raise CopyRefused(str(error)) from error
         _, found, line = (error.diag.context or "").partition(", line ")
         digits = "".join(itertools.takewhile(str.isdigit, line))
         if found and digits:
             error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
         raise
+
+
+async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
+    count = 0
+    chunk: list[dict[str, Any]] = []
+    async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
+        async for row in rows:
+            chunk.append(_bind(conn, statement, row))
+            if len(chunk) == _INSERTED_AT_ONCE:
+                await cursor.executemany(statement.text, chunk)
+                count += len(chunk)
+                chunk.clear()
+        if chunk:
+            await cursor.executemany(statement.text, chunk)
+    return count + len(chunk)
 
 
 @asynccontextmanager

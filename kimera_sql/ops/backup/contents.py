@@ -51,9 +51,9 @@ class Contents:
         return sum(table.rows for table in self.tables)
 
 
-def settle(conn: psycopg.Connection[Any]) -> None:
-    """Make the open transaction of *conn* ready for read_contents."""
-    _queries.settle.fetchval(conn, int)
+def settle(conn: psycopg.Connection[Any], search_path: str | None = None) -> None:
+    """Make the open transaction of *conn* ready for read_contents, with another *search_path* where one is given."""
+    _queries.settle.fetchval(conn, int, search_path=search_path)
 
 
 def read_contents(conn: psycopg.Connection[Any]) -> Contents:

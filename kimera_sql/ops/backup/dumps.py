@@ -26,6 +26,7 @@ class Origin:
     """The database that a dump is of. server_version: as psycopg counts it, 150005. size: bytes.
 
     provider, lc_collate, lc_ctype, locale: as pg_database has them. bootstrap: the role its server was made with.
+    search_path: the schemas in which the dump's connection looked names up.
     """
 
     database: str
@@ -37,6 +38,7 @@ class Origin:
     lc_ctype: str
     locale: str | None
     bootstrap: str
+    search_path: str
     size: int
 
 

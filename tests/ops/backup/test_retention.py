@@ -18,7 +18,7 @@ from kimera_sql.errors import BackupError
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import tools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 
 def test_prune_counts_from_the_newest_good_dump(sample: backup.Dump, tmp_path: Path) -> None:

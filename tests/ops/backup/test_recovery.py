@@ -27,7 +27,7 @@ from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Target, tools
 from kimera_sql.ops.backup.base_backups import describe_base
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 Rows = list[tuple[Any, ...]]
 

@@ -24,14 +24,14 @@ from fix_servers import Server
 from psycopg import sql as composed
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids
+from kimera_sql import InvalidValue, SqlitePool, UnsupportedByServer, add_adapters, geoids, migrate
 from kimera_sql.errors import BackupError, KimeraError
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Dump, restore_dump, run_drill, tools
-from kimera_sql.ops.backup.contents import read_contents, settle
-from kimera_sql.search import indexes
+from kimera_sql.ops.backup.contents import differences, read_contents, settle
+from kimera_sql.search import indexes, recall
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 TABLES = ("geoid_states", "cognitive_transitions", "semantic_embeddings", "portal_configurations", "system_metrics")
 
@@ -44,6 +44,7 @@ def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Du
         add_adapters(conn)
         fill(conn)
         indexes.build(conn, "geoid_states")
+        recall.tune(conn, "geoid_states", target=0.9, sample=5)
         made, rows = backup.make_dump(conn, tmp_path_factory.mktemp("source")), binary(conn)
     server.drop(database)
     return made, rows
@@ -119,11 +120,17 @@ def test_restored_is_what_was_dumped(
         assert binary(conn) == rows
         (index,) = indexes.existing(conn)
         assert index.usable
+        assert index.rows_at_build is not None
+        assert index.tuned.keys() == {(10, 0.9), (100, 0.9)}
         assert conn.execute("SELECT FROM pg_stats WHERE tablename = 'geoid_states'").rowcount
         state = next(iter(geoids.stream(conn)))
         assert geoids.similar_to(conn, state.id, k=5, exact=True)[0].similarity <= 1
         with backup_settled(conn):
-            assert read_contents(conn) == made.contents
+            found = read_contents(conn)
+        # The records of the index say which file it is in now.
+        records = ("public.kimera_vector_indexes", "public.kimera_recall_settings")
+        for faults in (differences(made.contents, found), differences(found, made.contents)):
+            assert {fault.split()[0] for fault in faults} == set(records)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +381,48 @@ def test_a_dump_without_a_manifest_is_restored_and_not_compared(
         run_drill(path)
 
 
+@pytest.mark.parametrize(
+    ("extension", "tables"), [("extensions", "public"), ("public", "Kimera's"), ("extensions", "Kimera's")]
+)
+def test_a_database_with_a_search_path_is_restored_and_compared(
+    server: Server,
+    admin: psycopg.Connection,
+    empty_database: str,
+    name: str,
+    tmp_path: Path,
+    extension: str,
+    tables: str,
+) -> None:
+    source = str(conninfo_to_dict(empty_database)["dbname"])
+    schemas = [composed.Identifier(schema) for schema in (tables, extension)]
+    path = composed.SQL("ALTER DATABASE {} SET search_path TO {}")
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        for schema in schemas:
+            conn.execute(composed.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        conn.execute(composed.SQL("CREATE EXTENSION vector SCHEMA {}").format(schemas[1]))
+        conn.execute(path.format(composed.Identifier(source), composed.SQL(", ").join(schemas)))
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        migrate(conn)
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+        recall.tune(conn, "geoid_states", target=0.9, sample=5)
+        made, rows = backup.make_dump(conn, tmp_path), binary(conn)
+    assert made.contents.searches
+    assert restore_dump(admin, made.path, into=name).compared
+    admin.execute(path.format(composed.Identifier(name), composed.SQL(", ").join(schemas)))
+    with inside(server, name) as conn:
+        add_adapters(conn)
+        assert binary(conn) == rows
+        assert len(geoids.similar(conn, next(iter(geoids.stream(conn))).state_vector, k=5)) == 5
+    drilled = run_drill(made.path, conn=admin)
+    assert (drilled.differences, drilled.searches) == ((), len(made.contents.searches))
+    restore_dump(admin, made.path, into=name, replace=True, drop_old=True)
+    with inside(server, name) as conn:
+        assert binary(conn) == rows
+    made.path.with_suffix(".json").unlink()
+    assert not restore_dump(admin, made.path, into=name, replace=True, drop_old=True).compared
+
+
 def test_bad_names_and_connections_are_refused(
     server: Server, admin: psycopg.Connection, source: tuple[Dump, dict[str, bytes]], tmp_path: Path
 ) -> None:
@@ -480,9 +529,12 @@ def test_the_commands_restore_and_drill(
     assert ran.stdout == (
         f"{name}: {len(made.contents.tables)} tables, {made.contents.rows:,} rows, as they were dumped\n"
     )
-    again = run("restore", str(path), "--into", name, DATABASE_URL=url)
-    assert again.returncode == 1
-    assert "--replace" in again.stderr
+    place = conninfo_to_dict(server.conninfo)
+    variables = {f"PG{key.upper()}": str(place[key]) for key in ("host", "port", "user", "password") if place.get(key)}
+    for configured in ({"DATABASE_URL": url}, {**variables, "PGDATABASE": made.origin.database}):
+        again = run("restore", str(path), "--into", name, **configured)
+        assert again.returncode == 1
+        assert "--replace" in again.stderr
     replaced = run("restore", str(path), "--into", name, "--replace", "--json", DATABASE_URL=url)
     assert (replaced.returncode, replaced.stderr) == (0, "")
     assert json.loads(replaced.stdout)["kept"].startswith(f"{name[:39]}_before_")

@@ -10,7 +10,7 @@ import pytest
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup.contents import differences, read_contents, settle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 
 def test_differences_are_told(sample: backup.Dump) -> None:

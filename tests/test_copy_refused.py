@@ -1,0 +1,98 @@
+"""insert_many where the server takes no COPY: under row-level security."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql as composed
+from strategies import unit
+
+from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
+from kimera_sql.errors import InvalidValue
+from kimera_sql.sql.postgres import Connection
+
+
+def state(number: int, entropy: float = 0) -> geoids.NewGeoid:
+    return geoids.NewGeoid(
+        id=UUID(int=number), state_vector=unit(number), entropy=entropy, coherence_factor=0, energy_level=0
+    )
+
+
+NEW: dict[str, tuple[Any, Callable[[int], Any]]] = {
+    "geoid_states": (geoids, state),
+    "semantic_embeddings": (
+        embeddings,
+        lambda number: embeddings.NewEmbedding(text_content="t", embedding=unit(number), source="s"),
+    ),
+    "cognitive_transitions": (
+        transitions,
+        lambda number: transitions.NewTransition(
+            source_id=UUID(int=0),
+            target_id=UUID(int=0),
+            transition_energy=number,
+            conservation_error=0,
+            transition_type="t",
+        ),
+    ),
+    "portal_configurations": (
+        portals,
+        lambda number: portals.NewPortal(
+            source_dimension=number, target_dimension=1, radius=1, energy_requirement=1, stability_factor=1
+        ),
+    ),
+    "system_metrics": (
+        metrics,
+        lambda number: metrics.NewMetric(metric_name="m", metric_value=number, component="c"),
+    ),
+}
+
+
+@pytest.fixture
+def guarded(database: str) -> Iterator[Connection]:
+    """A connection by a role whom policies let see and write everything but states of negative entropy."""
+    role = composed.Identifier(f"kimera_test_{uuid4().hex}")
+    with psycopg.connect(database) as conn:
+        add_adapters(conn)
+        geoids.insert(conn, state(0))
+        conn.execute(composed.SQL("CREATE ROLE {}").format(role))
+        conn.execute(composed.SQL("GRANT ALL ON ALL TABLES IN SCHEMA public TO {}").format(role))
+        conn.execute(composed.SQL("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {}").format(role))
+        for table in NEW:
+            name = composed.Identifier(table)
+            condition = composed.SQL("entropy >= 0" if table == "geoid_states" else "true")
+            conn.execute(composed.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(name))
+            conn.execute(composed.SQL("CREATE POLICY mine ON {} USING ({})").format(name, condition))
+        conn.commit()
+        conn.execute(composed.SQL("SET SESSION ROLE {}").format(role))
+        conn.commit()
+        yield conn
+        conn.rollback()
+        conn.execute("RESET ROLE")
+        conn.execute(composed.SQL("DROP OWNED BY {}").format(role))
+        conn.execute(composed.SQL("DROP ROLE {}").format(role))
+        conn.commit()
+
+
+@pytest.mark.parametrize("table", NEW)
+def test_rows_go_in_under_row_level_security(guarded: Connection, table: str) -> None:
+    entity, new = NEW[table]
+    before = entity.count(guarded)
+    assert entity.insert_many(guarded, map(new, range(1, 251))) == 250
+    assert entity.count(guarded) == before + 250
+    assert entity.insert_many(guarded, []) == 0
+
+
+def test_one_that_the_policy_refuses_leaves_nothing_written(guarded: Connection) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"):
+        geoids.insert_many(guarded, [*map(state, range(1, 200)), state(999, -1)])
+    assert geoids.count(guarded) == 1
+
+
+def test_an_item_that_is_refused_here_is_named_all_the_same(guarded: Connection) -> None:
+    with pytest.raises(InvalidValue, match=r"^item 150: entropy: "):
+        geoids.insert_many(guarded, [*map(state, range(1, 151)), state(999, float("nan"))])
+    assert geoids.count(guarded) == 1
