@@ -16,6 +16,9 @@ from .errors import InvalidValue
 V = TypeVar("V")
 T = TypeVar("T")
 
+_LONGEST_LABEL: Final = 2000
+"""Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
+
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -71,11 +74,28 @@ def text(field: str, value: str) -> str:
     return value
 
 
+def label(field: str, value: str) -> str:
+    """A TEXT that an index can hold whole."""
+    result = text(field, value)
+    if (size := len(result.encode())) > _LONGEST_LABEL:
+        raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {_LONGEST_LABEL}")
+    return result
+
+
 def texts(field: str, values: Iterable[str]) -> list[str]:
     """A TEXT[]."""
+    return [text(field, value) for value in _sequence(field, values)]
+
+
+def labels(field: str, values: Iterable[str]) -> list[str]:
+    """A TEXT[] that an index can hold whole."""
+    return [label(field, value) for value in _sequence(field, values)]
+
+
+def _sequence(field: str, values: Iterable[str]) -> Iterable[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidValue(f"{field}: expected a sequence of str, got {type(values).__name__}")
-    return [text(field, value) for value in values]
+    return values
 
 
 def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:

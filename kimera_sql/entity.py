@@ -147,7 +147,8 @@ class Entity(Generic[New, Record, Id]):
         """Yield every row, the oldest first, *chunk* of them fetched at a time.
 
         PostgreSQL sends them from a server-side cursor, in one transaction that lasts until the iterator ends or is
-        closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+        closed. They are the rows that there were when it began. What the caller writes meanwhile stays, even when the
+        iterator is closed early. Raises InvalidValue if the transaction is committed or rolled back before that.
         """
         make = mapper(sql.dialect(conn), self._record)
         rows = self._queries.stream_all.stream(conn, chunk=checks.limit(chunk, "chunk"))

@@ -188,7 +188,7 @@ def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> d
 
 def add_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
     """Add those of *tags* that a state does not have, and return all it has. Raises NotFound."""
-    return entity.update(conn, _queries.add_tags, tuple, id, tags=checks.texts("tags", tags))
+    return entity.update(conn, _queries.add_tags, tuple, id, tags=checks.labels("tags", tags))
 
 
 def remove_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:

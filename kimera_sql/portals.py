@@ -68,7 +68,7 @@ def mark_used(conn: Connection, id: UUID, *, at: datetime | None = None) -> date
 
 def set_status(conn: Connection, id: UUID, status: str) -> None:
     """Change a portal's status. Raises NotFound."""
-    if not _queries.set_status.execute(conn, id=checks.identifier("id", id), status=checks.text("status", status)):
+    if not _queries.set_status.execute(conn, id=checks.identifier("id", id), status=checks.label("status", status)):
         raise NotFound(f"no row has the id {id}")
 
 

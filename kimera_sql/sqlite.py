@@ -15,6 +15,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from .errors import ConnectionFailed, SettingsError, UnsupportedByServer
 from .sql.functions import add_functions as add_functions
+from .sql.sqlite import end
 from .twins import check_process
 
 OLDEST: Final = (3, 37)
@@ -112,10 +113,10 @@ class SqlitePool:
             except IndexError:
                 conn = connect(self.path)
             try:
-                with conn:
-                    yield conn
+                yield conn
+                end(conn, "COMMIT")
             finally:
-                conn.rollback()  # what a failed commit left open
+                end(conn, "ROLLBACK")  # what failed, or could not be committed
                 self._idle.append(conn)
                 if self._closed:
                     self.close()

@@ -44,7 +44,8 @@ def copy(
     """Copy every row of *source* into *target*, ids and timestamps kept, and return what was copied of each table.
 
     Both have the schema, and neither is in a transaction. *source* is read as it is at the begin. All or nothing:
-    the rows are in the transaction that is open on *target* afterwards, and the caller commits it.
+    the rows are in the transaction that is open on *target* afterwards, and the caller commits it; if *target* is in
+    autocommit, they are committed.
     Raises CopyError for an id that *target* has already, unless *skip_existing* leaves such rows out; for a table of
     *source* that kimera_sql does not know, unless *leave_out* names it; and when the rows in *target* are
     not those of *source* in the end.

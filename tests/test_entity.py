@@ -375,6 +375,28 @@ def test_what_is_written_during_a_stream_stays_when_it_is_closed_early(conn: Con
     assert kind.module.count(conn) == 6
 
 
+def test_a_stream_yields_the_rows_that_there_were_when_it_began(conn: Connection, kind: Kind) -> None:
+    kind.module.insert_many(conn, [kind.make(n) for n in range(5)])
+    before = list(kind.module.stream(conn))
+    rows = kind.module.stream(conn, chunk=2)
+    seen = [next(rows)]
+    kind.module.delete(conn, before[3].id)
+    for row in rows:
+        kind.module.insert(conn, kind.make(5 + len(seen)))
+        seen.append(row)
+    assert seen == before
+
+
+def test_a_stream_whose_transaction_has_ended_says_so(conn: Any, kind: Kind) -> None:
+    kind.module.insert_many(conn, [kind.make(n) for n in range(5)])
+    rows = kind.module.stream(conn)
+    next(rows)
+    conn.rollback()
+    with pytest.raises(InvalidValue, match=r"^conn: its transaction ended while rows were being streamed"):
+        next(rows)
+    assert kind.module.count(conn) == 0
+
+
 def test_two_streams_can_be_read_side_by_side(conn: Connection, kind: Kind) -> None:
     kind.module.insert_many(conn, [kind.make(n) for n in range(5)])
     pairs = list(zip(kind.module.stream(conn, chunk=2), kind.module.stream(conn, chunk=3), strict=True))

@@ -266,6 +266,22 @@ def test_a_stream_may_outlive_a_transaction_block_that_it_began_in(conn: Connect
     assert len(list(rows)) == 4
 
 
+@pytest.mark.parametrize(("chunk", "another"), [(2, False), (1000, False), (2, True)])
+def test_a_stream_ends_with_its_transaction(database: str, chunk: int, another: bool) -> None:
+    with psycopg.connect(database) as conn:
+        add_adapters(conn)
+        metrics.insert_many(conn, [METRIC] * 5)
+        rows = metrics.stream(conn, chunk=chunk)
+        next(rows)
+        conn.commit()
+        if another:
+            metrics.count(conn)
+        with pytest.raises(InvalidValue, match=r"^conn: its transaction ended while rows were being streamed"):
+            list(rows)
+        conn.rollback()
+        assert metrics.count(conn) >= 5
+
+
 def test_a_stream_fetches_a_chunk_at_a_time(conn: Connection) -> None:
     metrics.insert_many(conn, [METRIC] * 5)
     rows = metrics.stream(conn, chunk=2)

@@ -15,6 +15,7 @@ from ..model.embeddings import (
     NewEmbedding,
     depth,
     fuse,
+    search_words,
     values,
     where,
 )
@@ -143,13 +144,14 @@ async def hybrid(
     """Return the *k* embeddings that best match the words of *text* and are nearest to *vector*, the best first.
 
     The two rankings, each of 5 *k*, are fused: an embedding scores the sum of 1 / (60 + rank) over them (reciprocal
-    rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009). *text* is in websearch_to_tsquery's syntax, for English.
+    rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009). *text* is in websearch_to_tsquery's syntax, for English, and
+    has at most 10,000 words and 100,000 characters.
     Raises UnsupportedByServer on SQLite.
     """
     server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
     wanted, parameters = depth(k), where(**filters)
     by_words = await _queries.matching_words.fetchall(
-        server, EmbeddingSummary, words=checks.text("text", text), limit=wanted, **parameters
+        server, EmbeddingSummary, words=search_words(text), limit=wanted, **parameters
     )
     (by_vector,) = await run.nearest(
         server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options()
@@ -171,7 +173,7 @@ async def get_or_create(
     and then find its row; in a transaction of REPEATABLE READ or above they do not see it and add their own.
     *metadata* goes into a row that is made. Raises VectorError for a vector that cannot be stored.
     """
-    key = {"text_content": checks.text("text", text), "source": checks.optional(checks.text, "source", source)}
+    key = {"text_content": checks.text("text", text), "source": checks.optional(checks.label, "source", source)}
     described = {} if metadata is None else checks.json_object("metadata", metadata)
     found = await _queries.find_by_text.fetchone(conn, Embedding, **key)
     if found is None:

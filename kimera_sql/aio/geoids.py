@@ -188,7 +188,7 @@ async def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]
 
 async def add_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:
     """Add those of *tags* that a state does not have, and return all it has. Raises NotFound."""
-    return await entity.update(conn, _queries.add_tags, tuple, id, tags=checks.texts("tags", tags))
+    return await entity.update(conn, _queries.add_tags, tuple, id, tags=checks.labels("tags", tags))
 
 
 async def remove_tags(conn: Connection, id: UUID, *tags: str) -> tuple[str, ...]:

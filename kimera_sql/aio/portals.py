@@ -71,7 +71,7 @@ async def mark_used(conn: Connection, id: UUID, *, at: datetime | None = None) -
 async def set_status(conn: Connection, id: UUID, status: str) -> None:
     """Change a portal's status. Raises NotFound."""
     if not await _queries.set_status.execute(
-        conn, id=checks.identifier("id", id), status=checks.text("status", status)
+        conn, id=checks.identifier("id", id), status=checks.label("status", status)
     ):
         raise NotFound(f"no row has the id {id}")
 

@@ -14,6 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from .. import sqlite
 from ..twins import check_process
+from .sql.sqlite import end
 
 
 class Connection(aiosqlite.Connection):
@@ -89,7 +90,7 @@ class SqlitePool:
             conn = self._idle.pop() if self._idle else await connect(self.path)
             try:
                 yield conn
-                await conn.commit()
+                await end(conn, "COMMIT")
             finally:
                 # A cancelled task gives its connection back all the same, with nothing left open.
                 await asyncio.shield(self._take_back(conn))
@@ -97,7 +98,7 @@ class SqlitePool:
             self._free.release()
 
     async def _take_back(self, conn: Connection) -> None:
-        await conn.rollback()  # what failed, or was cancelled, or could not be committed
+        await end(conn, "ROLLBACK")  # what failed, or was cancelled, or could not be committed
         self._idle.append(conn)
         if self._closed:
             await self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,10 +10,20 @@ from typing import Any, Final, TypedDict, Unpack
 from uuid import UUID
 
 from .. import checks
+from ..errors import InvalidValue
 from ..vectors import Vector, VectorLike, as_vector, same
 
 _DEPTH: Final = 5
 """How many times k rows of each ranking hybrid fuses."""
+
+_SEARCH_CHARACTERS: Final = 100_000
+"""How much of a text hybrid takes: as much as is indexed of each stored one."""
+
+_SEARCH_WORDS: Final = 10_000
+"""How many words hybrid takes. With some 17,000 PostgreSQL runs out of stack, or asks for over a gigabyte of memory."""
+
+_WORD: Final = re.compile(r"[^\W_]+")
+_DASHES: Final = re.compile(r"(?:-[\s!&|()]*){8,}")
 
 _RRF: Final = 60
 """The constant of reciprocal rank fusion, from its paper."""
@@ -96,7 +107,7 @@ def values(new: NewEmbedding | Embedding) -> dict[str, Any]:
         "id": checks.optional(checks.identifier, "id", new.id),
         "text_content": checks.text("text_content", new.text_content),
         "timestamp": checks.optional(checks.moment, "timestamp", new.timestamp),
-        "source": checks.optional(checks.text, "source", new.source),
+        "source": checks.optional(checks.label, "source", new.source),
         "metadata": checks.json_object("metadata", new.metadata),
         "embedding": as_vector(new.embedding, field="embedding"),
     }
@@ -111,6 +122,17 @@ def where(**filters: Unpack[Filters]) -> dict[str, Any]:
         "until": checks.optional(checks.moment, "until", filters.get("until")),
         "metadata": checks.optional(checks.json_object, "metadata", filters.get("metadata")),
     }
+
+
+def search_words(text: str) -> str:
+    """Return *text* as websearch_to_tsquery can read it. Raises InvalidValue for more than it can."""
+    # Thirty-two dashes in a row, such as a line across the page, are more negations than its stack holds.
+    words = _DASHES.sub(" ", checks.text("text", text))
+    if len(words) > _SEARCH_CHARACTERS:
+        raise InvalidValue(f"text: {len(words)} characters to search for; give at most {_SEARCH_CHARACTERS}")
+    if (count := len(_WORD.findall(words))) > _SEARCH_WORDS:
+        raise InvalidValue(f"text: {count} words to search for; give at most {_SEARCH_WORDS}")
+    return words
 
 
 def depth(k: int) -> int:

@@ -94,7 +94,7 @@ def values(new: NewGeoid | Geoid) -> dict[str, Any]:
         "coherence_factor": checks.number("coherence_factor", new.coherence_factor),
         "energy_level": checks.number("energy_level", new.energy_level),
         "creation_context": checks.optional(checks.text, "creation_context", new.creation_context),
-        "tags": checks.texts("tags", new.tags),
+        "tags": checks.labels("tags", new.tags),
         "state_vector": as_vector(new.state_vector, field="state_vector"),
     }
 

@@ -56,9 +56,9 @@ def values(new: NewMetric | Metric) -> dict[str, Any]:
     """Return the columns to write, in the order of the query copy_in. Raises InvalidValue."""
     return {
         "timestamp": checks.optional(checks.moment, "timestamp", new.timestamp),
-        "metric_name": checks.text("metric_name", new.metric_name),
+        "metric_name": checks.label("metric_name", new.metric_name),
         "metric_value": checks.number("metric_value", new.metric_value),
-        "component": checks.text("component", new.component),
+        "component": checks.label("component", new.component),
         "context": checks.json_object("context", new.context),
     }
 

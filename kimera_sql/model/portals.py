@@ -64,5 +64,5 @@ def values(new: NewPortal | Portal) -> dict[str, Any]:
         "creation_timestamp": checks.optional(checks.moment, "creation_timestamp", new.creation_timestamp),
         "last_used_timestamp": checks.optional(checks.moment, "last_used_timestamp", new.last_used_timestamp),
         "configuration_parameters": checks.json_object("configuration_parameters", new.configuration_parameters),
-        "status": checks.text("status", new.status),
+        "status": checks.label("status", new.status),
     }

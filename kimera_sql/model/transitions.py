@@ -63,7 +63,7 @@ def values(new: NewTransition | Transition) -> dict[str, Any]:
         "target_id": checks.identifier("target_id", new.target_id),
         "transition_energy": checks.number("transition_energy", new.transition_energy),
         "conservation_error": checks.number("conservation_error", new.conservation_error),
-        "transition_type": checks.text("transition_type", new.transition_type),
+        "transition_type": checks.label("transition_type", new.transition_type),
         "timestamp": checks.optional(checks.moment, "timestamp", new.timestamp),
         "metadata": checks.json_object("metadata", new.metadata),
     }

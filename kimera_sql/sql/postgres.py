@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from ..errors import InvalidValue, UnsupportedByServer
 from ..sql.files import Statement
-from ..sql.rows import Row, to_postgres
+from ..sql.rows import STREAM_ENDED, Row, to_postgres
 from ..twins import Lock
 from ..vectors import keep_loaders
 
@@ -105,6 +105,11 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
             with suppress(GeneratorExit):
                 for row in cursor:
                     yield row
+                    # The rows that are here already would go on, and the next chunk fail.
+                    if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+                        raise InvalidValue(STREAM_ENDED)
+        except psycopg.errors.InvalidCursorName:
+            raise InvalidValue(STREAM_ENDED) from None
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.

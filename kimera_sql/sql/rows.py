@@ -20,6 +20,12 @@ from .files import Dialect, query_file, statements
 Row: TypeAlias = tuple[Any, ...]
 R = TypeVar("R")
 
+STREAM_ENDED: Final = (
+    "conn: its transaction ended while rows were being streamed; end it after the last row, or write through another "
+    "connection"
+)
+"""What a stream raises InvalidValue with."""
+
 _dumps = functools.partial(json.dumps, allow_nan=False)
 
 

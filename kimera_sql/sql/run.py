@@ -148,7 +148,11 @@ class Query:
         return _driver(conn).execute(conn, self.statement(conn), parameters)
 
     def stream(self, conn: Connection, /, *, chunk: int = 1000, **parameters: Any) -> Iterator[Row]:
-        """Yield the query's rows, fetched *chunk* at a time."""
+        """Yield the query's rows, fetched *chunk* at a time.
+
+        They are those that there were when it began; on SQLite only if no index puts them in order (ORDER BY +column).
+        Raises InvalidValue if the transaction is committed or rolled back before the last row.
+        """
         return _driver(conn).stream(conn, self.statement(conn), parameters, chunk)
 
     def copy(self, conn: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -173,7 +177,10 @@ def transaction(conn: Connection) -> AbstractContextManager[None]:
 
 
 def snapshot(conn: Connection) -> AbstractContextManager[None]:
-    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing."""
+    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing.
+
+    With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
+    """
     return _driver(conn).snapshot(conn)
 
 

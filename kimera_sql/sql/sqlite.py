@@ -6,13 +6,29 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from ..errors import InvalidValue
 from ..sql.files import Statement
-from ..sql.rows import Row, to_sqlite
+from ..sql.rows import STREAM_ENDED, Row, to_sqlite
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
+
+_LEGACY: Final = -1
+"""sqlite3.LEGACY_TRANSACTION_CONTROL, new in Python 3.12 as the attribute autocommit is."""
+
+
+def _control(conn: sqlite3.Connection) -> int:
+    """Return how *conn* controls transactions: autocommit is True or False, or _LEGACY and isolation_level decides."""
+    # sqlite3 keeps a connection of sqlite3's, and has no autocommit of its own.
+    return int(getattr(getattr(conn, "_conn", conn), "autocommit", _LEGACY))
+
+
+def _autocommit(conn: sqlite3.Connection) -> bool:
+    """Return whether a statement outside a transaction is a transaction of its own on *conn*."""
+    control = _control(conn)
+    return conn.isolation_level is None if control == _LEGACY else bool(control)
 
 
 def _run(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
@@ -48,10 +64,14 @@ def script(conn: sqlite3.Connection, text: str) -> None:
 def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement*, *chunk* of them fetched at a time."""
     cursor = _run(conn, statement, parameters)
+    inside, autocommit, changes = conn.in_transaction, _autocommit(conn), conn.total_changes
     try:
         while rows := cursor.fetchmany(chunk):
             for row in rows:
                 yield tuple(row)
+                # SQLite would go on, PostgreSQL cannot. A transaction that began and ended meanwhile has left changes.
+                if not conn.in_transaction and (inside or (not autocommit and conn.total_changes != changes)):
+                    raise InvalidValue(STREAM_ENDED)
     finally:
         cursor.close()
 
@@ -88,6 +108,10 @@ def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[
 @contextmanager
 def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
     """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
+    if not _control(conn):
+        # A transaction is open at all times, and is such a view.
+        yield
+        return
     conn.execute("BEGIN")
     try:
         yield
@@ -98,7 +122,7 @@ def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
     """Make the block atomic without ending the caller's transaction; see sql.atomic."""
-    if conn.isolation_level is None:
+    if _autocommit(conn):
         with transaction(conn):
             yield
     else:
@@ -106,6 +130,14 @@ def atomic(conn: sqlite3.Connection) -> Iterator[None]:
             conn.execute("BEGIN IMMEDIATE")
         with _savepoint(conn):
             yield
+
+
+def end(conn: sqlite3.Connection, how: Literal["COMMIT", "ROLLBACK"]) -> None:
+    """End the open transaction, if there is one. In autocommit, conn.commit() and conn.rollback() may not do it."""
+    if not _autocommit(conn):
+        (conn.commit() if how == "COMMIT" else conn.rollback())
+    elif conn.in_transaction:
+        conn.execute(how)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ FROM semantic_embeddings;
 -- Every embedding, the oldest first.
 SELECT id, text_content, timestamp, source, metadata, embedding
 FROM semantic_embeddings
-ORDER BY timestamp, id;
+ORDER BY +timestamp, id;
 
 -- name: find_by_text(text_content, source)^
 -- The oldest embedding of a text from a source, NULL being a source of its own.

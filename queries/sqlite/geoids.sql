@@ -63,7 +63,7 @@ FROM geoid_states;
 -- Every state, the oldest first.
 SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
 FROM geoid_states
-ORDER BY timestamp, id;
+ORDER BY +timestamp, id;
 
 -- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
 -- States that pass every filter given (NULL is none), the newest first, without their vectors.

@@ -58,7 +58,7 @@ FROM system_metrics;
 -- Every measurement, the oldest first.
 SELECT id, timestamp, metric_name, metric_value, component, context
 FROM system_metrics
-ORDER BY timestamp, id;
+ORDER BY +timestamp, id;
 
 -- name: latest(metric_name, component, limit)
 -- The newest measurements of a metric, of one component or of all.

@@ -62,7 +62,7 @@ FROM cognitive_transitions;
 -- Every transition, the oldest first.
 SELECT id, source_id, target_id, transition_energy, conservation_error, transition_type, timestamp, metadata
 FROM cognitive_transitions
-ORDER BY timestamp, id;
+ORDER BY +timestamp, id;
 
 -- name: outgoing(state_id, limit)
 -- Transitions that lead away from a state, the newest first.

@@ -151,7 +151,11 @@ class Query:
         return await _driver(conn).execute(conn, self.statement(conn), parameters)
 
     def stream(self, conn: Connection, /, *, chunk: int = 1000, **parameters: Any) -> AsyncIterator[Row]:
-        """Yield the query's rows, fetched *chunk* at a time."""
+        """Yield the query's rows, fetched *chunk* at a time.
+
+        They are those that there were when it began; on SQLite only if no index puts them in order (ORDER BY +column).
+        Raises InvalidValue if the transaction is committed or rolled back before the last row.
+        """
         return _driver(conn).stream(conn, self.statement(conn), parameters, chunk)
 
     async def copy(self, conn: Connection, rows: AsyncIterable[Mapping[str, Any]]) -> int:
@@ -176,7 +180,10 @@ def transaction(conn: Connection) -> AbstractAsyncContextManager[None]:
 
 
 def snapshot(conn: Connection) -> AbstractAsyncContextManager[None]:
-    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing."""
+    """Give the block a consistent view of the database. *conn* must be outside a transaction, and write nothing.
+
+    With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
+    """
     return _driver(conn).snapshot(conn)
 
 

@@ -5,15 +5,31 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import aiosqlite
 
+from ...errors import InvalidValue
 from ...sql.files import Statement
-from ...sql.rows import Row, to_sqlite
+from ...sql.rows import STREAM_ENDED, Row, to_sqlite
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
+
+_LEGACY: Final = -1
+"""sqlite3.LEGACY_TRANSACTION_CONTROL, new in Python 3.12 as the attribute autocommit is."""
+
+
+def _control(conn: aiosqlite.Connection) -> int:
+    """Return how *conn* controls transactions: autocommit is True or False, or _LEGACY and isolation_level decides."""
+    # aiosqlite keeps a connection of sqlite3's, and has no autocommit of its own.
+    return int(getattr(getattr(conn, "_conn", conn), "autocommit", _LEGACY))
+
+
+def _autocommit(conn: aiosqlite.Connection) -> bool:
+    """Return whether a statement outside a transaction is a transaction of its own on *conn*."""
+    control = _control(conn)
+    return conn.isolation_level is None if control == _LEGACY else bool(control)
 
 
 async def _run(conn: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]) -> aiosqlite.Cursor:
@@ -51,10 +67,14 @@ async def stream(
 ) -> AsyncIterator[Row]:
     """Yield the rows of *statement*, *chunk* of them fetched at a time."""
     cursor = await _run(conn, statement, parameters)
+    inside, autocommit, changes = conn.in_transaction, _autocommit(conn), conn.total_changes
     try:
         while rows := await cursor.fetchmany(chunk):
             for row in rows:
                 yield tuple(row)
+                # SQLite would go on, PostgreSQL cannot. A transaction that began and ended meanwhile has left changes.
+                if not conn.in_transaction and (inside or (not autocommit and conn.total_changes != changes)):
+                    raise InvalidValue(STREAM_ENDED)
     finally:
         await cursor.close()
 
@@ -91,6 +111,10 @@ async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIter
 @asynccontextmanager
 async def snapshot(conn: aiosqlite.Connection) -> AsyncIterator[None]:
     """Give the block a consistent view of the database, unaffected by concurrent writes; see sql.snapshot."""
+    if not _control(conn):
+        # A transaction is open at all times, and is such a view.
+        yield
+        return
     await conn.execute("BEGIN")
     try:
         yield
@@ -101,7 +125,7 @@ async def snapshot(conn: aiosqlite.Connection) -> AsyncIterator[None]:
 @asynccontextmanager
 async def atomic(conn: aiosqlite.Connection) -> AsyncIterator[None]:
     """Make the block atomic without ending the caller's transaction; see sql.atomic."""
-    if conn.isolation_level is None:
+    if _autocommit(conn):
         async with transaction(conn):
             yield
     else:
@@ -109,6 +133,14 @@ async def atomic(conn: aiosqlite.Connection) -> AsyncIterator[None]:
             await conn.execute("BEGIN IMMEDIATE")
         async with _savepoint(conn):
             yield
+
+
+async def end(conn: aiosqlite.Connection, how: Literal["COMMIT", "ROLLBACK"]) -> None:
+    """End the open transaction, if there is one. In autocommit, conn.commit() and conn.rollback() may not do it."""
+    if not _autocommit(conn):
+        await (conn.commit() if how == "COMMIT" else conn.rollback())
+    elif conn.in_transaction:
+        await conn.execute(how)
 
 
 @asynccontextmanager
