@@ -20,13 +20,11 @@ import psycopg
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
-from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from . import vectors
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
-from .sql import Connection, is_postgres, is_sqlite
+from .sql import Connection, is_postgres, is_sqlite, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
 from .strategies import conninfo as complete
@@ -219,9 +217,7 @@ def add_adapters(connection: Connection) -> None:
     if is_sqlite(connection):
         add_functions(connection)
     elif is_postgres(connection):
-        types = [TypeInfo.fetch(connection, name) for name in vectors.TYPES]
-        if types[0] is None:
-            return
-        vectors.register(connection, filter(None, types))
+        with connection.transaction():  # leaves the connection idle, which a pool insists on
+            has_vectors = types.learn(connection)
         if isinstance(connection, PooledConnection):
-            connection.has_vectors = True
+            connection.has_vectors = has_vectors

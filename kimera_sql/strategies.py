@@ -19,6 +19,8 @@ _KIMERA_DEFAULTS: Final = {"host": "localhost", "port": "5432", "dbname": "kimer
 
 _CONNECTION_DEFAULTS: Final = {
     "application_name": "Kimera SWM",
+    # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
+    "client_encoding": "UTF8",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",

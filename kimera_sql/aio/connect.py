@@ -19,16 +19,14 @@ import psycopg
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow
-from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from .. import vectors
 from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..strategies import STRATEGIES, Strategy, parse, redact, target, warn_of_fallback
 from ..strategies import conninfo as complete
 from ..twins import ALock, acall, check_process
-from .sql import Connection, is_postgres, is_sqlite
+from .sql import Connection, is_postgres, is_sqlite, types
 from .sqlite import SqlitePool, add_functions
 
 logger = logging.getLogger(__name__)
@@ -220,9 +218,7 @@ async def add_adapters(connection: Connection) -> None:
     if is_sqlite(connection):
         await add_functions(connection)
     elif is_postgres(connection):
-        types = [await TypeInfo.fetch(connection, name) for name in vectors.TYPES]
-        if types[0] is None:
-            return
-        vectors.register(connection, filter(None, types))
+        async with connection.transaction():  # leaves the connection idle, which a pool insists on
+            has_vectors = await types.learn(connection)
         if isinstance(connection, AsyncPooledConnection):
-            connection.has_vectors = True
+            connection.has_vectors = has_vectors
