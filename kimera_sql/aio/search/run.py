@@ -180,7 +180,10 @@ async def explain(
         # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
         raise psycopg.Rollback(settings)
     name = chosen.index.name if chosen.index else None
-    used = name is not None and any(f"Index Scan using {name} " in line for line in lines)
+    # With quote_all_identifiers every name has quotes.
+    used = name is not None and any(
+        f"Index Scan using {written} " in line for line in lines for written in (name, f'"{name}"')
+    )
     # The vector has 10,000 characters that nobody wants to read.
     shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
     return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)
