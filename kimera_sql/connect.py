@@ -21,13 +21,12 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types import TypeInfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from . import sql, vectors
+from . import sql
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
-from .sql import Connection, is_postgres, is_sqlite
+from .sql import Connection, is_postgres, is_sqlite, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from .twins import Lock, call, check_process
@@ -254,9 +253,7 @@ def add_adapters(connection: Connection) -> None:
     if is_sqlite(connection):
         add_functions(connection)
     elif is_postgres(connection):
-        types = [TypeInfo.fetch(connection, name) for name in vectors.TYPES]
-        if types[0] is None:
-            return
-        vectors.register(connection, filter(None, types))
+        with connection.transaction():  # leaves the connection idle, which a pool insists on
+            has_vectors = types.learn(connection)
         if isinstance(connection, PooledConnection):
-            connection.has_vectors = True
+            connection.has_vectors = has_vectors

@@ -28,6 +28,8 @@ _KIMERA_DEFAULTS: Final = (
 _CONNECTION_DEFAULTS: Final = {
     "fallback_application_name": "Kimera SWM",
     "connect_timeout": "10",
+    # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
+    "client_encoding": "UTF8",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",

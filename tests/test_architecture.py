@@ -31,12 +31,12 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 
 PURE: Final = re.compile(
     r"model\.\w+|tables|checks|errors|foreign|strategies|schema"
-    r"|sql\.(files|shapes|rows|versions)|search\.(plan|kinds|measures|looks|diversity)"
+    r"|sql\.(files|shapes|rows|loaders|versions)|search\.(plan|kinds|measures|looks|diversity)"
 )
 """Modules that decide or describe."""
 
 RUNS: Final = re.compile(
-    r"sql(\.(run|load|postgres|sqlite))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall)"
+    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall)"
 )
 """Modules that run queries."""
 

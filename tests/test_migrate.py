@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import pytest
+from fix_servers import Server
 from psycopg.types.json import Jsonb
 
 from kimera_sql import SchemaError, migrate, sql
@@ -98,6 +99,37 @@ def test_the_connection_can_send_and_receive_vectors_afterwards(fresh: Connectio
     received = fresh.execute("SELECT %s", [ONES]).fetchone()
     assert received is not None
     assert received[0].tolist() == ONES.tolist()
+
+
+@pytest.mark.parametrize("sqlstate", ["0A000", "22023", "42501", "58P01", "XX000"])
+def test_a_server_that_offers_uuid_ossp_and_refuses_it_is_taken(
+    newest: Server, open_folder: Path, sqlstate: str
+) -> None:
+    folder = open_folder / "extension"
+    folder.mkdir()
+    (folder / "uuid-ossp.control").write_text("default_version = '1.1'\n")
+    (folder / "uuid-ossp--1.1.sql").write_text(
+        f"DO $$BEGIN RAISE 'not on the list' USING ERRCODE = '{sqlstate}'; END$$;\n"
+    )
+    open_folder.chmod(0o755)
+    conninfo = newest.create()
+    try:
+        with psycopg.connect(conninfo) as conn:
+            if conn.info.server_version < 180000:
+                pytest.skip("extension_control_path is new in PostgreSQL 18")
+            conn.execute(f"SET extension_control_path TO '{open_folder}:$system'".encode())
+            with pytest.raises(psycopg.Error, match="not on the list") as caught:
+                conn.execute('CREATE EXTENSION "uuid-ossp"')
+            assert caught.value.sqlstate == sqlstate
+            conn.rollback()
+            conn.execute(f"SET extension_control_path TO '{open_folder}:$system'".encode())
+            conn.commit()
+            told: list[str] = []
+            conn.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
+            assert migrate(conn) == NAMES
+            assert "uuid-ossp was not created, and is not needed: not on the list" in told
+    finally:
+        newest.drop(conninfo)
 
 
 def test_a_second_run_applies_nothing(fresh: Connection) -> None:

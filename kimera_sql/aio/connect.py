@@ -20,16 +20,14 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from .. import vectors
 from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from ..twins import ALock, acall, check_process
 from . import sql
-from .sql import Connection, is_postgres, is_sqlite
+from .sql import Connection, is_postgres, is_sqlite, types
 from .sqlite import SqlitePool, add_functions
 
 logger = logging.getLogger(__name__)
@@ -254,9 +252,7 @@ async def add_adapters(connection: Connection) -> None:
     if is_sqlite(connection):
         await add_functions(connection)
     elif is_postgres(connection):
-        types = [await TypeInfo.fetch(connection, name) for name in vectors.TYPES]
-        if types[0] is None:
-            return
-        vectors.register(connection, filter(None, types))
+        async with connection.transaction():  # leaves the connection idle, which a pool insists on
+            has_vectors = await types.learn(connection)
         if isinstance(connection, AsyncPooledConnection):
-            connection.has_vectors = True
+            connection.has_vectors = has_vectors

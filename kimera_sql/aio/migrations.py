@@ -22,13 +22,19 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     Each file is one transaction (a savepoint if the caller is in a transaction), taken under an advisory lock, so
     any number of processes may call this at once. *folder* stands in for the schema folder that is shipped.
 
-    Raises SchemaError for a file that was changed after it was applied, and for a database that has files this
-    version does not know. A file that fails leaves nothing behind, and the driver's error names it in a note.
+    Raises SchemaError for a file that was changed after it was applied, for a database that has files this version
+    does not know, and for a database in SQL_ASCII, which does not know what text is. A file that
+    fails leaves nothing behind, and the driver's error names it in a note.
     """
     known = files(sql.dialect(conn), folder)
     done = []
     if not known:
         raise SchemaError(f"no schema files in {folder or sql.shipped('schema')}")
+    if sql.is_postgres(conn) and conn.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise SchemaError(
+            f"the database {conn.info.dbname} has the encoding SQL_ASCII, which does not say what its text is; use one "
+            "that was made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
     # With nothing to do it changes nothing, so that whoever may read the database can ask. The question leaves no
     # transaction open, in which the files would be savepoints; SQLite's opens none, and BEGIN would have to write.
     async with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext():

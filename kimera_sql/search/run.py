@@ -114,29 +114,22 @@ def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping
     query = getattr(Queries(table.entity), chosen.query)
     if not sql.is_postgres(conn):
         return [query.fetchall(conn, **parameters) for parameters in several]
-    if not chosen.settings and len(several) == 1:
-        return [query.fetchall(conn, **several[0], **chosen.parameters)]
-    statement = query.statement(conn)
+    generic = "plan_cache_mode" in chosen.settings
+    searches = [
+        postgres.Call(query.statement(conn), {**parameters, **chosen.parameters}, generic) for parameters in several
+    ]
+    if not chosen.settings:
+        return postgres.fetchall_of(conn, searches)
+    names, values = list(chosen.settings), list(chosen.settings.values())
+    if names == _HNSW_ALONE:
+        change = postgres.Call(_queries.set_hnsw.statement(conn), {"ef_search": values[0]})
+        undo = postgres.Call(_queries.put_back_hnsw.statement(conn), {})
+    else:
+        change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
+        undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
-    names, values = list(chosen.settings), list(chosen.settings.values())
-    given: dict[str, Any] = {"names": names}
-    change, undo = _queries.set_local.statement(conn), _queries.put_back.statement(conn)
-    if names == _HNSW_ALONE:
-        given = {}
-        change, undo = _queries.set_hnsw.statement(conn), _queries.put_back_hnsw.statement(conn)
-    generic = "plan_cache_mode" in chosen.settings
-    with postgres.pipeline(conn):
-        if names:
-            postgres.run(conn, change, {**given, "values": values} if given else {"ef_search": values[0]})
-        cursors = [
-            postgres.run(conn, statement, {**parameters, **chosen.parameters}, generic_plan=generic)
-            for parameters in several
-        ]
-        if names and restore:
-            postgres.run(conn, undo, given)
-    # Fetched after the pipeline's end, because fetching inside it costs another round trip.
-    return [cursor.fetchall() for cursor in cursors]
+    return postgres.fetchall_of(conn, searches, before=[change], after=[undo] if restore else [])
 
 
 def nearest(
@@ -207,7 +200,10 @@ def explain(
         # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
         raise psycopg.Rollback(settings)
     name = chosen.index.name if chosen.index else None
-    used = name is not None and any(f"Index Scan using {name} " in line for line in lines)
+    # With quote_all_identifiers every name has quotes.
+    used = name is not None and any(
+        f"Index Scan using {written} " in line for line in lines for written in (name, f'"{name}"')
+    )
     # The vector has 10,000 characters that nobody wants to read.
     shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
     return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)

@@ -4,21 +4,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..errors import InvalidValue, UnsupportedByServer
-from ..sql.files import Statement
-from ..sql.rows import STREAM_ENDED, Row, to_postgres
+from ..sql.files import Statement, literal
+from ..sql.loaders import use_own
+from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
 from ..twins import Lock
-from ..vectors import keep_loaders
+from . import types
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
@@ -42,29 +43,68 @@ def _check_free(conn: Connection, what: str) -> None:
         )
 
 
+class Call(NamedTuple):
+    """A statement and its parameters.
+
+    generic_plan: allow a prepared statement although the statement is noted `plan: custom`, because with these
+    parameters one plan is good for every run.
+    """
+
+    statement: Statement
+    parameters: Mapping[str, Any]
+    generic_plan: bool = False
+
+
 def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
     statement.check(parameters)
     _check_free(conn, statement.name)
+    check_encoding(conn.info.encoding, parameters)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
-def run(
-    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
-) -> psycopg.Cursor[Row]:
-    """Run *statement* and return a cursor with its rows. In a pipeline the rows are there once the pipeline ends.
-
-    *generic_plan* allows a prepared statement although the statement is noted `plan: custom`: with these parameters one
-    plan is good for every run.
-    """
+def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.Cursor[Row]:
     # Not conn.execute: the caller's connection may have another row or cursor factory.
     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-    keep_loaders(cursor)
+    use_own(cursor)
     return cursor.execute(
-        statement.text,
-        _bind(conn, statement, parameters),
-        prepare=False if statement.custom_plan and not generic_plan else None,
+        call.statement.text,
+        bound,
+        prepare=False if call.statement.custom_plan and not call.generic_plan else None,
         binary=True,
     )
+
+
+def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
+    # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
+    bound = [_bind(conn, call.statement, call.parameters) for call in calls]
+    if len(calls) == 1:
+        return [_send(conn, calls[0], bound[0])]
+    with _pipeline(conn):
+        # Fetched after the pipeline's end, because fetching inside it costs another round trip.
+        return [_send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+
+
+def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
+    """Run *calls*, several in one pipeline, and return their cursors.
+
+    If types or tables were dropped and created since *conn* first used them, *calls* are run again. In a transaction of
+    the caller they are not, because it has failed with them.
+    """
+    alone = conn.info.transaction_status == TransactionStatus.IDLE
+    types.know(conn)
+    try:
+        return _send_all(conn, calls)
+    except psycopg.Error as error:
+        if not (types.doubt(conn, error) and alone and conn.info.pipeline_status == PipelineStatus.OFF):
+            raise
+    conn.rollback()
+    types.know(conn)
+    return _send_all(conn, calls)
+
+
+def _rows(conn: Connection, cursor: psycopg.Cursor[Row]) -> list[Row]:
+    types.recognize(conn, cursor)
+    return cursor.fetchall()
 
 
 def outside_transaction(conn: Connection) -> bool:
@@ -74,34 +114,49 @@ def outside_transaction(conn: Connection) -> bool:
 
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    cursor = run(conn, statement, parameters)
-    return cursor.fetchall()
+    (cursor,) = _run(conn, [Call(statement, parameters)])
+    return _rows(conn, cursor)
+
+
+def fetchall_of(
+    conn: Connection, calls: Sequence[Call], *, before: Sequence[Call] = (), after: Sequence[Call] = ()
+) -> list[list[Row]]:
+    """Run *before*, *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
+    cursors = _run(conn, [*before, *calls, *after])
+    return [_rows(conn, cursor) for cursor in cursors[len(before) : len(before) + len(calls)]]
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    cursor = run(conn, statement, parameters)
+    (cursor,) = _run(conn, [Call(statement, parameters)])
     return cursor.rowcount
 
 
 def script(conn: Connection, text: str) -> None:
     """Run the statements of *text*, which has no parameters."""
     # Without parameters psycopg sends the text unchanged, all statements at once.
-    conn.execute(text.encode())
+    conn.execute(literal(text))
 
 
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     given = _bind(conn, statement, parameters)
+    types.know(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
     cursor = psycopg.ServerCursor(conn, name, row_factory=tuple_row)
     # No savepoint: closing the iterator early would roll back what the caller has written since.
     with conn.transaction() if outside else nullcontext():
         try:
-            keep_loaders(cursor)
+            use_own(cursor)
             cursor.itersize = chunk
-            cursor.execute(statement.text, given, binary=True)
+            try:
+                cursor.execute(statement.text, given, binary=True)
+            except psycopg.Error as error:
+                types.doubt(conn, error)
+                raise
+            if types.recognize(conn, cursor):
+                cursor.execute(statement.text, given, binary=True)
             with suppress(GeneratorExit):
                 for row in cursor:
                     yield row
@@ -128,8 +183,11 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
     INSERT of one row. A server error of a COPY has a note with the row's number, counted from 0, if the server reports
     it (not for foreign keys, which it checks after the last row). Raises CopyRefused.
     """
+    types.know(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, rows)
+    encoding = conn.info.encoding
+    item = -1
     begun = False
     try:
         with atomic(conn), psycopg.Cursor(conn) as cursor:
@@ -139,6 +197,8 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
                 before = _copying.set(_copying.get() | {id(conn)})
                 try:
                     for row in rows:
+                        item += 1
+                        check_encoding(encoding, row, f"item {item}: ")
                         copy.write_row([to_postgres(value) for value in row.values()])
                 finally:
                     _copying.reset(before)
@@ -169,7 +229,7 @@ def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, 
 
 
 @contextmanager
-def pipeline(conn: Connection) -> Iterator[None]:
+def _pipeline(conn: Connection) -> Iterator[None]:
     """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
 
     By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.

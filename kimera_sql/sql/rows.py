@@ -14,6 +14,7 @@ from uuid import UUID
 import numpy as np
 from psycopg.types.json import Jsonb
 
+from ..errors import InvalidValue, SchemaError
 from . import shapes
 from .files import Dialect, query_file, statements
 
@@ -32,6 +33,22 @@ _dumps = functools.partial(json.dumps, allow_nan=False)
 def to_postgres(value: Any) -> Any:
     """Return *value* in the form that psycopg sends."""
     return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
+
+
+def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise InvalidValue for a text among *parameters* that a session in *encoding*, by Python's name, cannot send."""
+    if encoding in ("utf-8", "ascii"):  # ascii stands for SQL_ASCII, which takes UTF-8 as it is
+        return
+    for name, value in parameters.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                try:
+                    text.encode(encoding)
+                except UnicodeEncodeError as error:
+                    raise InvalidValue(
+                        f"{prefix}{name}: {text[error.start]!r} cannot be sent in the client_encoding of this session "
+                        f"({encoding}); set it to UTF8"
+                    ) from None
 
 
 def to_sqlite(value: Any) -> Any:
@@ -54,9 +71,19 @@ def to_sqlite(value: Any) -> Any:
             return value
 
 
+def _postgres_vector(value: Any) -> Any:
+    """Return *value*, an array unless psycopg does not know the type of the column."""
+    if isinstance(value, bytes):
+        raise SchemaError(
+            "the server sent a vector of a type that this session does not find: put the schema that pgvector is in on "
+            "the search_path"
+        )
+    return value
+
+
 _DECODERS: Final[Mapping[Dialect, Mapping[type, Callable[[Any], Any]]]] = {
     # psycopg returns arrays as lists.
-    "postgres": {tuple: tuple},
+    "postgres": {tuple: tuple, np.ndarray: _postgres_vector},
     "sqlite": {
         UUID: UUID,
         datetime: datetime.fromisoformat,

@@ -31,8 +31,18 @@ _USED: Final = re.compile(r"(?:Index (?:Only )?Scan(?: Backward)? using|Bitmap I
 _COST: Final = re.compile(r"\(cost=\S+\.\.(\S+) ")
 """The cost of a plan or of a part of one, the whole plan's first."""
 
-_LOCK_TIMEOUT: Final = "5s"
-"""What is waited for a lock at most, so that nothing that goes on in the database is held up."""
+_SETTINGS: Final = {
+    # Nothing that goes on in the database is to be held up.
+    "lock_timeout": "5s",
+    # What the server says is read as text, and plans are to show what queries can use, whatever the session is set to.
+    "client_encoding": "UTF8",
+    "quote_all_identifiers": "off",
+    "enable_bitmapscan": "on",
+    "enable_indexonlyscan": "on",
+    "enable_indexscan": "on",
+    "enable_nestloop": "on",
+}
+"""Settings of the whole transaction."""
 
 # A plan is to show whether an index can serve, not what is cheapest for a few rows: it may find rows, order them, or
 # find them in no order, as GIN alone does.
@@ -212,10 +222,9 @@ def throwaway(conn: psycopg.Connection[Any], *, own_schema: bool) -> Iterator[Pr
         # psycopg's prepared statements would outlive the tables that they are about.
         prepare, conn.prepare_threshold = conn.prepare_threshold, None
         try:
-            settings = {"lock_timeout": _LOCK_TIMEOUT}
             if own_schema:
                 _make_schema(conn)
-            _queries.settings.fetchall(conn, names=list(settings), values=list(settings.values()))
+            _queries.settings.fetchall(conn, names=list(_SETTINGS), values=list(_SETTINGS.values()))
             yield Preparer(conn)
         finally:
             conn.prepare_threshold = prepare

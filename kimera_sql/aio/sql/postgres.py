@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import InvalidValue, UnsupportedByServer
-from ...sql.files import Statement
-from ...sql.rows import STREAM_ENDED, Row, to_postgres
+from ...sql.files import Statement, literal
+from ...sql.loaders import use_own
+from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
 from ...twins import ALock
-from ...vectors import keep_loaders
+from . import types
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
@@ -41,29 +42,68 @@ def _check_free(conn: Connection, what: str) -> None:
         )
 
 
+class Call(NamedTuple):
+    """A statement and its parameters.
+
+    generic_plan: allow a prepared statement although the statement is noted `plan: custom`, because with these
+    parameters one plan is good for every run.
+    """
+
+    statement: Statement
+    parameters: Mapping[str, Any]
+    generic_plan: bool = False
+
+
 def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
     statement.check(parameters)
     _check_free(conn, statement.name)
+    check_encoding(conn.info.encoding, parameters)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
-async def run(
-    conn: Connection, statement: Statement, parameters: Mapping[str, Any], *, generic_plan: bool = False
-) -> psycopg.AsyncCursor[Row]:
-    """Run *statement* and return a cursor with its rows. In a pipeline the rows are there once the pipeline ends.
-
-    *generic_plan* allows a prepared statement although the statement is noted `plan: custom`: with these parameters one
-    plan is good for every run.
-    """
+async def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.AsyncCursor[Row]:
     # Not conn.execute: the caller's connection may have another row or cursor factory.
     cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    keep_loaders(cursor)
+    use_own(cursor)
     return await cursor.execute(
-        statement.text,
-        _bind(conn, statement, parameters),
-        prepare=False if statement.custom_plan and not generic_plan else None,
+        call.statement.text,
+        bound,
+        prepare=False if call.statement.custom_plan and not call.generic_plan else None,
         binary=True,
     )
+
+
+async def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
+    # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
+    bound = [_bind(conn, call.statement, call.parameters) for call in calls]
+    if len(calls) == 1:
+        return [await _send(conn, calls[0], bound[0])]
+    async with _pipeline(conn):
+        # Fetched after the pipeline's end, because fetching inside it costs another round trip.
+        return [await _send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+
+
+async def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
+    """Run *calls*, several in one pipeline, and return their cursors.
+
+    If types or tables were dropped and created since *conn* first used them, *calls* are run again. In a transaction of
+    the caller they are not, because it has failed with them.
+    """
+    alone = conn.info.transaction_status == TransactionStatus.IDLE
+    await types.know(conn)
+    try:
+        return await _send_all(conn, calls)
+    except psycopg.Error as error:
+        if not (types.doubt(conn, error) and alone and conn.info.pipeline_status == PipelineStatus.OFF):
+            raise
+    await conn.rollback()
+    await types.know(conn)
+    return await _send_all(conn, calls)
+
+
+async def _rows(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
+    await types.recognize(conn, cursor)
+    return await cursor.fetchall()
 
 
 def outside_transaction(conn: Connection) -> bool:
@@ -73,20 +113,28 @@ def outside_transaction(conn: Connection) -> bool:
 
 async def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    cursor = await run(conn, statement, parameters)
-    return await cursor.fetchall()
+    (cursor,) = await _run(conn, [Call(statement, parameters)])
+    return await _rows(conn, cursor)
+
+
+async def fetchall_of(
+    conn: Connection, calls: Sequence[Call], *, before: Sequence[Call] = (), after: Sequence[Call] = ()
+) -> list[list[Row]]:
+    """Run *before*, *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
+    cursors = await _run(conn, [*before, *calls, *after])
+    return [await _rows(conn, cursor) for cursor in cursors[len(before) : len(before) + len(calls)]]
 
 
 async def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    cursor = await run(conn, statement, parameters)
+    (cursor,) = await _run(conn, [Call(statement, parameters)])
     return cursor.rowcount
 
 
 async def script(conn: Connection, text: str) -> None:
     """Run the statements of *text*, which has no parameters."""
     # Without parameters psycopg sends the text unchanged, all statements at once.
-    await conn.execute(text.encode())
+    await conn.execute(literal(text))
 
 
 async def stream(
@@ -94,15 +142,22 @@ async def stream(
 ) -> AsyncIterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     given = _bind(conn, statement, parameters)
+    await types.know(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
     cursor = psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row)
     # No savepoint: closing the iterator early would roll back what the caller has written since.
     async with conn.transaction() if outside else nullcontext():
         try:
-            keep_loaders(cursor)
+            use_own(cursor)
             cursor.itersize = chunk
-            await cursor.execute(statement.text, given, binary=True)
+            try:
+                await cursor.execute(statement.text, given, binary=True)
+            except psycopg.Error as error:
+                types.doubt(conn, error)
+                raise
+            if await types.recognize(conn, cursor):
+                await cursor.execute(statement.text, given, binary=True)
             with suppress(GeneratorExit):
                 async for row in cursor:
                     yield row
@@ -129,8 +184,11 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
     INSERT of one row. A server error of a COPY has a note with the row's number, counted from 0, if the server reports
     it (not for foreign keys, which it checks after the last row). Raises CopyRefused.
     """
+    await types.know(conn)
     if statement.suffix != "#":
         return await _insert(conn, statement, rows)
+    encoding = conn.info.encoding
+    item = -1
     begun = False
     try:
         async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
@@ -140,6 +198,8 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
                 before = _copying.set(_copying.get() | {id(conn)})
                 try:
                     async for row in rows:
+                        item += 1
+                        check_encoding(encoding, row, f"item {item}: ")
                         await copy.write_row([to_postgres(value) for value in row.values()])
                 finally:
                     _copying.reset(before)
@@ -170,7 +230,7 @@ async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Ma
 
 
 @asynccontextmanager
-async def pipeline(conn: Connection) -> AsyncIterator[None]:
+async def _pipeline(conn: Connection) -> AsyncIterator[None]:
     """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
 
     By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
