@@ -9,7 +9,7 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,11 +205,12 @@ def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_synchronous_connection_is_a_type_error() -> None:
-    conn: Any = sqlite3.connect(":memory:")
-    with pytest.raises(
-        TypeError, match=r"expected a psycopg\.AsyncConnection or aiosqlite\.Connection, got Connection$"
-    ):
-        asyncio.run(kimera.geoids.count(conn))
+    with closing(sqlite3.connect(":memory:")) as file:
+        conn: Any = file
+        with pytest.raises(
+            TypeError, match=r"expected a psycopg\.AsyncConnection or aiosqlite\.Connection, got Connection$"
+        ):
+            asyncio.run(kimera.geoids.count(conn))
 
 
 def test_insert_many_takes_an_asynchronous_iterable(database: str) -> None:

@@ -22,7 +22,7 @@ from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, sql, transitions
 from kimera_sql.embeddings import NewEmbedding
-from kimera_sql.errors import InvalidValue, NotFound
+from kimera_sql.errors import InvalidValue, NotFound, SchemaError
 from kimera_sql.geoids import NewGeoid
 from kimera_sql.metrics import NewMetric
 from kimera_sql.portals import NewPortal
@@ -536,3 +536,15 @@ def test_a_broken_connection_raises_the_drivers_error(database: str) -> None:
         conn.close()
         with pytest.raises(psycopg.OperationalError):
             geoids.insert_many(conn, [GEOID])
+
+
+def test_no_rows_are_streamed_in_pipeline_mode(pg_conn: psycopg.Connection) -> None:
+    with pg_conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
+        next(geoids.stream(pg_conn))
+
+
+def test_a_row_that_a_trigger_passes_over_is_an_error(pg_conn: psycopg.Connection) -> None:
+    pg_conn.execute("CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    pg_conn.execute("CREATE TRIGGER pass_over BEFORE INSERT ON geoid_states FOR EACH ROW EXECUTE FUNCTION pass_over()")
+    with pytest.raises(SchemaError, match="a trigger or a rule of the table passed the row over"):
+        geoids.insert(pg_conn, NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0))

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 from uuid import uuid4
 
 from .. import checks
-from ..errors import InvalidValue, NotFound
+from ..errors import InvalidValue, NotFound, SchemaError
 from ..sql.rows import decode, mapper
 from ..twins import aeach
 from . import sql
@@ -64,10 +64,13 @@ class Entity(Generic[New, Record, Id]):
     async def insert(self, conn: Connection, new: New) -> Record:
         """Insert *new* and return the row as it was stored.
 
-        Raises InvalidValue (VectorError for a vector) before any SQL is sent.
+        Raises InvalidValue (VectorError for a vector) before any SQL is sent, and SchemaError if a trigger or a rule of
+        the table passes the row over.
         """
         values = self._values(new)
-        (row,) = await self._queries.insert.fetchall(conn, **values)
+        row = await self._queries.insert.fetchone(conn, **values)
+        if row is None:
+            raise SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed the row over")
         if self._vector is not None:
             row = (*row, values[self._vector])
         return mapper(sql.dialect(conn), self._record)(row)

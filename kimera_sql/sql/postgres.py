@@ -141,6 +141,8 @@ def script(conn: Connection, text: str) -> None:
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     given = _bind(conn, statement, parameters)
+    if conn.info.pipeline_status != PipelineStatus.OFF:
+        raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
     types.know(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)

@@ -142,6 +142,8 @@ async def stream(
 ) -> AsyncIterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     given = _bind(conn, statement, parameters)
+    if conn.info.pipeline_status != PipelineStatus.OFF:
+        raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
     await types.know(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
