@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from . import sql
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
-from .sql import Connection, is_postgres, is_sqlite, types
+from .sql import Connection, is_postgres, is_sqlite, loaders, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from .twins import Lock, call, check_process
@@ -196,6 +196,7 @@ class Pool(ConnectionPool[PooledConnection]):
             super().close(timeout)
 
     def _configure(self, connection: PooledConnection) -> None:
+        loaders.prepare(connection)
         add_adapters(connection)
         wanted = self._prepared_statements
         if wanted == "never" or (wanted == "direct" and behind_pooler(connection)):

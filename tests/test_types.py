@@ -15,7 +15,9 @@ import pytest
 from fix_twins import asynchronous
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
-from psycopg.pq import TransactionStatus
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format, TransactionStatus
 from psycopg.types import TypeInfo
 from strategies import unit
 from test_postgres import EMBEDDING, GEOID, READS, STATE, VECTOR, WRITES, fill
@@ -274,3 +276,26 @@ def test_adding_adapters_leaves_an_idle_connection_idle(idle: Connection) -> Non
     add_adapters(idle)
     assert idle.info.transaction_status == TransactionStatus.IDLE
     assert idle.adapters.types["vector"].oid > 0
+
+
+class _Raw(Loader):
+    def load(self, data: Buffer) -> Any:
+        return bytes(data)
+
+
+class _RawBinary(_Raw):
+    format = Format.BINARY
+
+
+def test_loaders_that_others_registered_change_nothing(pg_conn: Connection) -> None:
+    saved = geoids.insert(pg_conn, replace(GEOID, id=None, metadata={"a": 1}, tags=["x"], creation_context="é"))
+    before = geoids.get(pg_conn, saved.id)
+    for name in ("uuid", "json", "jsonb", "timestamptz", "float8", "text"):
+        for loader in (_Raw, _RawBinary):
+            pg_conn.adapters.register_loader(name, loader)
+    assert geoids.get(pg_conn, saved.id) == before
+    assert geoids.get_many(pg_conn, [saved.id]) == [before]
+    assert geoids.similar(pg_conn, before.state_vector, 1)[0].geoid.id == saved.id
+    assert next(geoids.stream(pg_conn)).id
+    # The caller's own statements are read as the caller said.
+    assert pg_conn.execute("SELECT 'a'::text").fetchone() == (b"a",)

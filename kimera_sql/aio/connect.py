@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
+from ..sql import loaders
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from ..twins import ALock, acall, check_process
 from . import sql
@@ -195,6 +196,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             await super().close(timeout)
 
     async def _configure(self, connection: AsyncPooledConnection) -> None:
+        loaders.prepare(connection)
         await add_adapters(connection)
         wanted = self._prepared_statements
         if wanted == "never" or (wanted == "direct" and await behind_pooler(connection)):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from psycopg import AsyncCursor, Cursor
 from psycopg.abc import AdaptContext, Buffer
-from psycopg.adapt import Loader
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.postgres import types
 from psycopg.pq import Format
-from psycopg.types.json import JsonBinaryLoader
+from psycopg.types.numeric import Float8BinaryLoader
+from psycopg.types.string import TextBinaryLoader
+from psycopg.types.uuid import UUIDBinaryLoader
 
 from ..vectors import keep_loaders
 
@@ -42,22 +46,26 @@ class _MomentLoader(Loader):
             return _LAST if microseconds > 0 else _FIRST
 
 
-class _JsonLoader(JsonBinaryLoader):
+class _JsonLoader(Loader):
     """JSON in the session's encoding; psycopg takes it for UTF-8."""
+
+    format = Format.BINARY
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
-        self._encoding = self.connection.info.encoding if self.connection else "utf-8"
+        encoding = self.connection.info.encoding if self.connection else "utf-8"
+        # SQL_ASCII leaves it as the database has it.
+        self._encoding = "utf-8" if encoding == "ascii" else encoding
 
     def load(self, data: Buffer) -> Any:
-        return super().load(bytes(data).decode(self._encoding).encode())
+        return json.loads(str(data, self._encoding))
 
 
 class _JsonbLoader(_JsonLoader):
     """The same for JSONB, which begins with the number of its format."""
 
     def load(self, data: Buffer) -> Any:
-        return super().load(data[1:])
+        return json.loads(str(data[1:], self._encoding))
 
 
 class _TextLoader(Loader):
@@ -69,20 +77,41 @@ class _TextLoader(Loader):
         return str(data, "utf-8")
 
 
-_TIMESTAMPTZ: Final = types["timestamptz"].oid
-_JSON: Final = ((types["json"].oid, _JsonLoader), (types["jsonb"].oid, _JsonbLoader))
-_TEXT: Final = tuple((types[name].oid, _TextLoader) for name in ("text", "varchar", "bpchar", "name", '"char"'))
+def _registered(loaders: Mapping[str, type[Loader]]) -> Sequence[tuple[int, type[Any]]]:
+    """Return *loaders* by oid, as psycopg keeps them: it puts those that it has in C in their place."""
+    known = AdaptersMap()
+    oids = [types[name].oid for name in loaders]
+    for oid, loader in zip(oids, loaders.values(), strict=True):
+        known.register_loader(oid, loader)
+    return [(oid, loader) for oid in oids if (loader := known.get_loader(oid, Format.BINARY)) is not None]
+
+
+_LOADERS: Final = {
+    "timestamptz": _MomentLoader,
+    "json": _JsonLoader,
+    "jsonb": _JsonbLoader,
+    "uuid": UUIDBinaryLoader,
+    "float8": Float8BinaryLoader,
+    "text": TextBinaryLoader,
+}
+_USUAL: Final = _registered(_LOADERS)
+_ASCII: Final = _registered({**_LOADERS, **dict.fromkeys(("text", "varchar", "bpchar", "name", '"char"'), _TextLoader)})
 
 
 def use_own(cursor: Cursor[Any] | AsyncCursor[Any]) -> None:
-    """Let *cursor* read vectors, moments, JSON and text as this module says; its connection goes on as before."""
+    """Let *cursor* read vectors, moments, JSON and so on as this module says, whatever its connection does."""
     keep_loaders(cursor)
     adapters = cursor.adapters
-    adapters.register_loader(_TIMESTAMPTZ, _MomentLoader)
-    encoding = cursor.connection.info.encoding
-    if encoding != "utf-8":
-        for oid, loader in _TEXT if encoding == "ascii" else _JSON:
+    for oid, loader in _ASCII if cursor.connection.info.encoding == "ascii" else _USUAL:
+        # Asking is cheap; registering copies the connection's map.
+        if adapters.get_loader(oid, Format.BINARY) is not loader:
             adapters.register_loader(oid, loader)
+
+
+def prepare(context: AdaptContext) -> None:
+    """Let *context*, a connection of a pool's, do so of itself, which spares each of its cursors the registering."""
+    for oid, loader in _USUAL:
+        context.adapters.register_loader(oid, loader)
 
 
 def strangers(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
