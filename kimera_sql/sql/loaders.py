@@ -80,10 +80,10 @@ class _TextLoader(Loader):
 def _registered(loaders: Mapping[str, type[Loader]]) -> Sequence[tuple[int, type[Any]]]:
     """Return *loaders* by oid, as psycopg keeps them: it puts those that it has in C in their place."""
     known = AdaptersMap()
-    oids = [types[name].oid for name in loaders]
-    for oid, loader in zip(oids, loaders.values(), strict=True):
+    ours = [(types[name].oid, loader) for name, loader in loaders.items()]
+    for oid, loader in ours:
         known.register_loader(oid, loader)
-    return [(oid, loader) for oid in oids if (loader := known.get_loader(oid, Format.BINARY)) is not None]
+    return [(oid, known.get_loader(oid, Format.BINARY) or loader) for oid, loader in ours]
 
 
 _LOADERS: Final = {
