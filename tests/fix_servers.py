@@ -54,6 +54,7 @@ _PASSWORD: Final = "of-the-tests"
 _HBA: Final = """
 hostssl all postgres all scram-sha-256
 hostssl all all all trust
+hostssl replication all all trust
 """
 
 

@@ -432,7 +432,10 @@ def test_the_faults_of_a_vector_index(conn: Connection) -> None:
     (swollen,) = monitoring.vectors(conn)
     assert swollen.growth == pytest.approx(2, rel=0.01)
     assert swollen.faults == ("swollen", "unused", "untuned")
-    conn.execute("INSERT INTO kimera_recall_settings VALUES ('idx_geoid_vector', 10, 0.95, 10)")
+    conn.execute(
+        "INSERT INTO kimera_recall_settings (index_name, k, target, setting, filenode) "
+        "VALUES ('idx_geoid_vector', 10, 0.95, 10, pg_relation_filenode('idx_geoid_vector')::bigint)"
+    )
     conn.execute("UPDATE kimera_vector_indexes SET size_at_build = %s", [grown.size_bytes])
     conn.execute("SET enable_seqscan = off")
     geoids.similar(conn, unit(0))
