@@ -16,6 +16,7 @@ from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
 from kimera_sql.ops import backup
+from kimera_sql.ops.backup import tools
 from kimera_sql.sql import Connection
 
 SECRET = "planted-secret: \\ 'ä'"
@@ -85,6 +86,20 @@ def copied(sample: backup.Dump, folder: Path, moment: datetime) -> Path:
     path = folder / "dumps" / f"kimera_full_{moment:%Y%m%d_%H%M%S}.dump"
     for suffix in (".dump", ".globals.sql", ".json"):
         shutil.copy(sample.path.with_suffix(suffix), path.with_suffix(suffix))
+    return path
+
+
+def base_backup(server: Server, folder: Path, moment: datetime) -> Path:
+    """Make a base backup as if *moment* were now."""
+    (folder / "base").mkdir(parents=True, exist_ok=True)
+    path = folder / "base" / f"kimera_base_{moment:%Y%m%d_%H%M%S}"
+    with psycopg.connect(server.conninfo) as conn:
+        tools.run(
+            tools.find("pg_basebackup", conn),
+            [f"--pgdata={path}", "--checkpoint=fast", "--manifest-checksums=SHA256"],
+            tools.parameters(conn),
+        )
+    os.utime(path / "backup_manifest", (moment.timestamp(), moment.timestamp()))
     return path
 
 

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -94,6 +94,9 @@ def test_what_is_not_run_is_there(beginning: str) -> None:
     assert any(shlex.join(command).startswith(beginning) for command in COMMANDS)
 
 
+DATABASE: Final = "kimera_test"
+
+
 def fill(conn: Any) -> None:
     news = (geoids.NewGeoid(state_vector=unit(n), entropy=0, coherence_factor=0, energy_level=0) for n in range(50))
     geoids.insert_many(conn, news)
@@ -101,11 +104,24 @@ def fill(conn: Any) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """A superuser's conninfo of a server that has a filled database named template, an index, and a dump of it."""
+    """A server: a superuser's conninfo, an index of its filled database template, and a dump of a copy, DATABASE."""
 
     conninfo: str
     index: str
     dump: Path
+
+
+@contextmanager
+def copy_of_template(conninfo: str) -> Iterator[str]:
+    """A database always of the same name, so that what a command finds in the folder of backups is of it."""
+    # Not the database of conninfo, which a command replaces
+    admin = make_conninfo(conninfo, dbname="postgres")
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template".encode())
+        try:
+            yield make_conninfo(conninfo, dbname=DATABASE)
+        finally:
+            conn.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)".encode())
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +136,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             fill(conn)
             index = indexes.build(conn, "geoid_states", method="ivfflat", precision="full", lists=2).name
         folder = tmp_path_factory.mktemp("backups")
-        run("backup", "dump", "--dir", str(folder), DATABASE_URL=make_conninfo(conninfo, dbname="template"))
+        with copy_of_template(conninfo) as copy:
+            run("backup", "dump", "--dir", str(folder), DATABASE_URL=copy)
         (dump,) = folder.glob("dumps/*.dump")
         yield Site(conninfo, index, dump)
 
@@ -128,12 +145,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def _place(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder and a database of the command's own are where it finds its data."""
-    name = f"kimera_test_{uuid4().hex}"
-    with psycopg.connect(site.conninfo, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE template".encode())
     for variable in set(os.environ) - set(environment()):
         monkeypatch.delenv(variable)
-    monkeypatch.setenv("DATABASE_URL", make_conninfo(site.conninfo, dbname=name))
     monkeypatch.chdir(tmp_path)
     with SqlitePool(Settings().sqlite_path) as pool, pool.connection() as file:
         migrate(file)
@@ -141,7 +154,9 @@ def _place(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     # What a command changes for its process
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     terminated = signal.getsignal(signal.SIGTERM)
-    yield
+    with copy_of_template(site.conninfo) as copy:
+        monkeypatch.setenv("DATABASE_URL", copy)
+        yield
     signal.signal(signal.SIGTERM, terminated)
 
 

@@ -39,7 +39,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     schedule.set_defaults(run=_schedule)
 
     drill = commands.add_parser("drill", help="restore the newest dump on a throwaway server, and compare it")
-    drill.add_argument("dump", metavar="DUMP", type=Path, nargs="?", help="another dump than the newest in DIR")
+    which = drill.add_mutually_exclusive_group()
+    which.add_argument("dump", metavar="DUMP", type=Path, nargs="?", help="another dump than the newest in DIR")
+    which.add_argument("--database", metavar="NAME", help="the newest of this database, where DIR has those of several")
     drill.add_argument(
         "--on-server", action="store_true", help="in a database of its own on the configured server instead"
     )
@@ -108,7 +110,7 @@ def _schedule(arguments: argparse.Namespace) -> None:
 
 
 def _drill(arguments: argparse.Namespace) -> int:
-    dump = arguments.dump or backup.newest_dump(_folder(arguments))
+    dump = arguments.dump or backup.newest_dump(_folder(arguments), database=arguments.database)
     if arguments.on_server:
         with autocommit(arguments) as conn:
             done = backup.run_drill(dump, conn=conn)

@@ -23,9 +23,10 @@ SELECT pg_export_snapshot();
 -- What a restore has to know of this database. bootstrap is the role that the server was made with, search_path the
 -- schemas in which names were looked up.
 -- returns: Origin
--- not null: encoding, bootstrap, search_path, size
+-- not null: system, encoding, bootstrap, search_path, size
 SELECT
     datname::text AS database,
+    (SELECT system_identifier::text FROM pg_control_system()) AS system,
     current_setting('server_version_num')::integer AS server_version,
     (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS pgvector,
     pg_encoding_to_char(encoding)::text AS encoding,
@@ -41,6 +42,13 @@ SELECT
     pg_database_size(oid) AS size
 FROM pg_database
 WHERE datname = current_database();
+
+-- name: identify()^
+-- What the backups of this database are known by.
+-- returns: system str, database str
+-- not null: system, database
+SELECT system_identifier::text AS system, current_database()::text AS database
+FROM pg_control_system();
 
 -- name: is_superuser()$
 -- Whether the password verifiers of roles can be read.

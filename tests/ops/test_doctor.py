@@ -74,7 +74,18 @@ HEALTHY = Facts(
     wraparound=(Wraparound("kimera_swm", 200_000_000, 0, 0.093),),
     pool_connections=15,
     backups=(
-        Backup("dump", "kimera_full_20261123_010000.dump", NOW - timedelta(hours=11), 1, "18.7", 1, True, Path("d")),
+        Backup(
+            kind="dump",
+            name="kimera_full_20261123_010000.dump",
+            made_at=NOW - timedelta(hours=11),
+            database="kimera_swm",
+            system="7712706713543365312",
+            size=1,
+            server_version="18.7",
+            rows=1,
+            complete=True,
+            path=Path("d"),
+        ),
     ),
 )
 
@@ -406,7 +417,7 @@ def test_a_server_that_is_set_up_badly(careless: Callable[..., str]) -> None:
 
 def test_a_backup_of_today_is_recent_and_tomorrow_it_is_not(conn: Connection, tmp_path: Path) -> None:
     none = only(doctor.examine(conn, backups=tmp_path), subject="backups")
-    assert (none.severity, none.found) == ("error", "no verified one of the last day: there is none")
+    assert (none.severity, none.found) == ("error", "this database has no verified one of the last day: there is none")
     missing = only(doctor.examine(conn, backups=tmp_path / "nowhere"), subject="backups")
     assert missing.found == f"there is no folder {tmp_path / 'nowhere'}"
     backup.make_dump(conn, tmp_path)

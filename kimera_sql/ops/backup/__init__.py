@@ -6,7 +6,8 @@
     FOLDER/base/kimera_base_YYYYMMDD_HHMMSS/                a base backup: the whole server's files, and their manifest
     FOLDER/wal/                                             the archive of WAL: what was written since
 
-Times are UTC. Whatever has such a name is complete: it was written under another name, checked, and renamed.
+Times are UTC. Whatever has such a name is complete: it was written under another name, checked, and renamed. Whose
+backup it is, its name does not say: a dump's manifest does, and a base backup's files.
 
 | module | |
 |---|---|
@@ -25,7 +26,7 @@ from .archiving import ARCHIVE_PROGRAM, archive_settings, postgresql_conf, recei
 from .base_backups import BaseBackup, make_base
 from .drill import Drill, run_drill
 from .dumps import Dump, Origin, make_dump
-from .inventory import Backup, BackupKind, list_backups, newest_dump, verify_backup
+from .inventory import Backup, BackupKind, list_backups, list_backups_of, newest_dump, verify_backup
 from .recovery import Recovered, Target, recover
 from .restore import Restored, restore_dump
 from .retention import Removed, RemovedKind, prune_backups
@@ -47,6 +48,7 @@ __all__ = [
     "archive_settings",
     "daily_schedule",
     "list_backups",
+    "list_backups_of",
     "make_base",
     "make_dump",
     "newest_dump",

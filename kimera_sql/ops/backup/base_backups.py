@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,6 +216,17 @@ def major_version(path: Path) -> int:
     if not text.isdecimal():
         raise BackupError(f"{version} is damaged")
     return int(text)
+
+
+def system_identifier(path: Path) -> str | None:
+    """Return the system identifier of the server that the base backup *path* is of, None where it is missing."""
+    try:
+        with (path / "global/pg_control").open("rb") as file:
+            # In the byte order of the machine, as the server wrote it
+            (number,) = struct.unpack("=q", file.read(8))
+    except (FileNotFoundError, struct.error):
+        return None
+    return str(number)
 
 
 def first_segment(path: Path) -> str:

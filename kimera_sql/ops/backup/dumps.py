@@ -25,11 +25,13 @@ _queries = sql.Queries("backup")
 class Origin:
     """The database that a dump is of. server_version: as psycopg counts it, 150005. size: bytes.
 
+    system: the server's system identifier, which initdb gives and every copy of the server's files keeps.
     provider, lc_collate, lc_ctype, locale: as pg_database has them. bootstrap: the role its server was made with.
     search_path: the schemas in which the dump's connection looked names up.
     """
 
     database: str
+    system: str
     server_version: int
     pgvector: str | None
     encoding: str

@@ -140,12 +140,12 @@ def recover(
 
 
 def _check_places(base: Path, archive: Path, data: Path) -> None:
-    for folder in (base, archive):
-        if not folder.is_dir():
-            raise BackupError(f"there is no folder {folder}")
-    if not data.parent.is_dir():
-        raise BackupError(f"there is no folder {data.parent} to make {data.name} in")
     with reported(data):
+        for folder in (base, archive):
+            if not folder.is_dir():
+                raise BackupError(f"there is no folder {folder}")
+        if not data.parent.is_dir():
+            raise BackupError(f"there is no folder {data.parent} to make {data.name} in")
         if data.is_symlink() or (data.exists() and (not data.is_dir() or any(data.iterdir()))):
             raise BackupError(f"{data} is not empty; name a new folder; nothing was changed")
     if not str(data).isprintable() or set(str(data)) & set('"$`\\'):

@@ -12,9 +12,10 @@ from typing import Literal, TypeAlias
 from ... import checks
 from ...errors import BackupError
 from . import layout, tools
-from .base_backups import first_segment, major_version
+from .base_backups import first_segment, major_version, system_identifier
 from .files import fsync, locked, reported
 from .inventory import Backup, list_backups, verify_backup
+from .segments import is_of_another
 
 RemovedKind: TypeAlias = Literal["dump", "base", "wal"]
 
@@ -31,42 +32,57 @@ class Removed:
 def prune_backups(folder: Path, *, keep_days: int = 30, keep: int = 3, dry_run: bool = False) -> list[Removed]:
     """Remove what is older than *keep_days* in *folder*, and return it; with *dry_run* only return it.
 
-    Days are counted back from the newest backup of the kind that verifies now, not from today: while backups fail,
-    nothing ages. The newest *keep* dumps that verify stay at any age. Of base backups the newest that verifies and
-    had ended before those days stays too, so that every moment of them can be recovered; WAL goes that no base
-    backup left there needs. Raises BackupError, and removes nothing, when there is a kind of which none verifies.
+    The dumps of each database, and the base backups of each server, count for themselves alone; what does not say
+    what it is of stays. Days are counted back from the newest of them that verifies now, not from today: while backups
+    fail, nothing ages. The newest *keep* dumps that verify stay at any age. Of base backups the newest that verifies
+    and had ended before those days stays too, so that every moment of them can be recovered; that server's WAL goes
+    that no base backup left there needs. Raises BackupError, and removes nothing, when no dump of a database, or no
+    base backup of a server, verifies.
     """
     days = timedelta(days=checks.integer("keep_days", keep_days, least=1, most=36525))
     least = checks.limit(keep, "keep")
     with reported(folder):
-        if not folder.is_dir():
-            raise BackupError(f"there is no folder {folder}")
         found = list_backups(folder)
-        dumps = _old_dumps([one for one in found if one.kind == "dump"], days, least)
-        bases, wal_from = _old_bases([one for one in found if one.kind == "base"], days)
-        wal = _old_wal(folder, wal_from) if wal_from else []
+        dumps: list[Backup] = []
+        for group in _by_origin([one for one in found if one.kind == "dump"]):
+            dumps += _old_dumps(group, days, least)
+        bases: list[Backup] = []
+        wal: list[Path] = []
+        for group in _by_origin([one for one in found if one.kind == "base"]):
+            old, wal_from = _old_bases(group, days)
+            bases += old
+            wal += _old_wal(folder, wal_from)
         removed = [Removed(one.kind, one.name, one.size) for one in (*dumps, *bases)]
         removed += [Removed("wal", file.name, file.stat().st_size) for file in wal]
         if removed and not dry_run:
             with locked(layout.dump_folder(folder)) as place:
                 _remove_dumps(place, dumps)
                 _remove_bases(folder, bases)
-                if wal_from and wal:
-                    _clean_wal(folder, wal_from)
+                for file in wal:
+                    file.unlink()
     return removed
 
 
+def _by_origin(backups: Sequence[Backup]) -> list[list[Backup]]:
+    """Return *backups*, of one kind, by what they are of. Raises BackupError when there are some and none says it."""
+    groups: dict[str, list[Backup]] = {}
+    for one in backups:
+        if one.system is not None:
+            groups.setdefault(one.origin, []).append(one)
+    if backups and not groups:
+        raise BackupError(f"nothing was removed, as no {backups[0].kind} says what it is of: their manifests are gone")
+    return list(groups.values())
+
+
 def _old_dumps(dumps: Sequence[Backup], days: timedelta, keep: int) -> list[Backup]:
-    """Return which of *dumps*, the newest first, may go."""
+    """Return which of *dumps*, of one database and the newest first, may go."""
     good = _good(dumps, keep)
-    return [one for one in dumps if one.made_at < good[0].made_at - days and one not in good] if good else []
+    return [one for one in dumps if one.made_at < good[0].made_at - days and one not in good]
 
 
-def _old_bases(bases: Sequence[Backup], days: timedelta) -> tuple[list[Backup], Path | None]:
-    """Return which of *bases*, the newest first, may go, and the oldest that stays and can be used."""
+def _old_bases(bases: Sequence[Backup], days: timedelta) -> tuple[list[Backup], Path]:
+    """Return which of *bases*, of one server and the newest first, may go, and the oldest usable one that stays."""
     good = _good(bases, 1)
-    if not good:
-        return [], None
     before = good[0].made_at - days
     for one in bases:
         if one.complete and _ended_at(one) < before and not _fault(one):
@@ -75,7 +91,7 @@ def _old_bases(bases: Sequence[Backup], days: timedelta) -> tuple[list[Backup], 
 
 
 def _good(backups: Sequence[Backup], count: int) -> list[Backup]:
-    """Return the first *count* of *backups* that verify. Raises BackupError when there are some and none does."""
+    """Return the first *count* of *backups* that verify. Raises BackupError when none does."""
     good: list[Backup] = []
     faults = []
     for one in backups:
@@ -85,8 +101,11 @@ def _good(backups: Sequence[Backup], count: int) -> list[Backup]:
             faults.append(f"\n  {fault}")
         else:
             good.append(one)
-    if backups and not good:
-        raise BackupError(f"nothing was removed, as no {backups[0].kind} is known to be good:{''.join(faults)}")
+    if not good:
+        one = backups[0]
+        raise BackupError(
+            f"nothing was removed, as no {one.kind} of {one.origin} is known to be good:{''.join(faults)}"
+        )
     return good
 
 
@@ -108,11 +127,15 @@ def _ended_at(base: Backup) -> datetime:
 
 
 def _old_wal(folder: Path, base: Path) -> list[Path]:
-    """Return the files of the archive that come before what the base backup *base* needs."""
-    if not layout.wal_folder(folder).is_dir():
+    """Return the archive's files of the server of *base*, a base backup, that come before what it needs."""
+    archive = layout.wal_folder(folder)
+    if not archive.is_dir():
         return []
-    # With -n the names come on standard output, a path each.
-    return sorted(Path(line) for line in _clean_wal(folder, base, "-n").splitlines() if line)
+    # It goes by names alone, which are another server's too: with -n it only prints them, a path on each line.
+    tool = tools.find("pg_archivecleanup", major_version(base) * 10000)
+    older = tools.run(tool, ["-n", archive.absolute(), first_segment(base)])
+    system = system_identifier(base)
+    return sorted(path for path in map(Path, older.splitlines()) if not is_of_another(path, system))
 
 
 def _remove_dumps(place: Path, dumps: Sequence[Backup]) -> None:
@@ -128,8 +151,3 @@ def _remove_bases(folder: Path, bases: Sequence[Backup]) -> None:
         one.path.rename(layout.doomed(one.path))
     for doomed in layout.base_folder(folder).glob(layout.DOOMED_BASES):
         shutil.rmtree(doomed)
-
-
-def _clean_wal(folder: Path, base: Path, *options: str) -> str:
-    tool = tools.find("pg_archivecleanup", major_version(base) * 10000)
-    return tools.run(tool, [*options, layout.wal_folder(folder).absolute(), first_segment(base)])

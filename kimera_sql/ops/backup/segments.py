@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BackupError
-from .base_backups import BaseBackup
+from .base_backups import BaseBackup, first_segment, system_identifier
 from .wal import (
     first_gap,
     is_segment,
@@ -21,13 +21,20 @@ from .wal import (
 )
 
 
-def missing_segment(archive: Path, first: str) -> str | None:
-    """Return the first segment from *first* on that *archive* lacks though it has later ones of the timeline."""
+def missing_segment(archive: Path, base: Path) -> str | None:
+    """Return the first segment since the base backup *base* that *archive* lacks though it has later ones.
+
+    Later ones are those of its server and timeline.
+    """
+    first, system = first_segment(base), system_identifier(base)
     timeline = segment_timeline(first)
     later = sorted(
         file.name
         for file in archive.iterdir()
-        if is_segment(file.name) and segment_timeline(file.name) == timeline and file.name >= first
+        if is_segment(file.name)
+        and segment_timeline(file.name) == timeline
+        and file.name >= first
+        and not is_of_another(file, system)
     )
     if not later:
         return None
@@ -129,14 +136,27 @@ def _timeline_starts(archive: Path, first: int) -> dict[int, int]:
 
 def _read_size(path: Path, made: BaseBackup) -> int:
     """Return how large segments are, as the header of *path* has it, which must be of the backup's server."""
+    header = _read_header(path)
+    if header is None:
+        raise BackupError(f"{path} is damaged: it is no segment of WAL")
+    system, size = header
+    if system != system_identifier(made.path):
+        raise BackupError(f"{path} is of another server than {made.path}")
+    return size
+
+
+def is_of_another(path: Path, system: str | None) -> bool:
+    """Return whether the segment *path* is of another server than *system*. A damaged one is of no server."""
+    header = _read_header(path)
+    return header is not None and header[0] != system
+
+
+def _read_header(path: Path) -> tuple[str, int] | None:
+    """Return the system identifier and the size that the header of *path* has, None where it is no segment."""
     with path.open("rb") as file:
         header = file.read(40)
-    with (made.path / "global/pg_control").open("rb") as file:
-        system = file.read(8)
-    # XLogLongPageHeaderData: after 24 bytes the server's identifier, then the size; both in the machine's own order
-    found, size, block = struct.unpack("=8sII", header[24:]) if len(header) == 40 else (b"", 0, 0)
-    if not is_segment_size(size) or not block:
-        raise BackupError(f"{path} is damaged: it is no segment of WAL")
-    if found != system:
-        raise BackupError(f"{path} is of another server than {made.path}")
-    return int(size)
+    if len(header) < 40:
+        return None
+    # XLogLongPageHeaderData: after 24 bytes the system identifier, then the sizes, in the machine's own byte order
+    system, size, block = struct.unpack("=qII", header[24:])
+    return (str(system), size) if is_segment_size(size) and block else None

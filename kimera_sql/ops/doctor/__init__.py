@@ -34,10 +34,10 @@ def examine(
 ) -> list[Finding]:
     """Return what is wrong with the database and its server, the gravest first.
 
-    backups: the folder of the backups, the newest of which should be from the last 26 hours. pool_connections: how
-    many connections the pool of one process can open; *processes* have such a pool. memory: that of the server's
-    machine in bytes; it need not be given where that is this machine. Raises InvalidValue for a number that cannot be,
-    and UnsupportedByServer on SQLite.
+    backups: the folder of the backups; the newest of this database should be from the last 26 hours.
+    pool_connections: how many connections the pool of one process can open; *processes* have such a pool. memory: that
+    of the server's machine in bytes; it need not be given where that is this machine. Raises InvalidValue for a number
+    that cannot be, and UnsupportedByServer on SQLite.
     """
     return diagnose(
         gather(conn, backups=backups, pool_connections=pool_connections, processes=processes, memory=memory)

@@ -90,8 +90,8 @@ class Facts:
 
     settings: the server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not
     be compared. compiles: whether the server compiles costly plans (JIT). building: tables that an index is being built
-    on. pool_connections: how many the pools of all processes can open together. backups: None unless a folder was
-    given; backups_fault: why it could not be read. unavailable: the reports that could not be had, and why.
+    on. pool_connections: how many the pools of all processes can open together. backups: this database's, None unless a
+    folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be had, and why.
     """
 
     now: datetime
@@ -159,7 +159,7 @@ def gather(
     slots = rows("slots", monitoring.slots)
     wraparound = rows("wraparound", monitoring.wraparound)
     checked, checked_fault = _checked(conn, memory, in_all)
-    saved, backups_fault = _backups(backups)
+    saved, backups_fault = _backups(conn, backups)
     return Facts(
         now=datetime.now(UTC),
         server=monitoring.server(conn),
@@ -203,13 +203,11 @@ def _checked(conn: Connection, memory: int | None, connections: int) -> tuple[tu
         return (), str(error)
 
 
-def _backups(folder: Path | None) -> tuple[tuple[backup.Backup, ...] | None, str | None]:
-    """Return the backups in *folder*, or why it could not be read."""
+def _backups(conn: Connection, folder: Path | None) -> tuple[tuple[backup.Backup, ...] | None, str | None]:
+    """Return the backups in *folder* that have this database, or why it could not be read."""
     if folder is None:
         return None, None
-    if not folder.is_dir():
-        return None, f"there is no folder {folder}"
     try:
-        return tuple(backup.list_backups(folder)), None
+        return tuple(backup.list_backups_of(conn, folder)), None
     except BackupError as error:
         return None, str(error)

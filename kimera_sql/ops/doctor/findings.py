@@ -382,7 +382,12 @@ def _recent_backup(facts: Facts) -> Iterator[Finding]:
         newest = max((one.made_at for one in good), default=None)
         if newest is None or facts.now - newest > _RECENT_BACKUP:
             when = "there is none" if newest is None else f"the newest is of {newest:%Y-%m-%d %H:%M} UTC"
-            yield Finding("error", "backups", f"no verified one of the last day: {when}", "kimera-sql backup dump")
+            yield Finding(
+                "error",
+                "backups",
+                f"this database has no verified one of the last day: {when}",
+                "kimera-sql backup dump",
+            )
 
 
 def _hidden(facts: Facts) -> Iterator[Finding]:

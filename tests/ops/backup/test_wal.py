@@ -63,19 +63,28 @@ def put(archive: Path, *names: str, size: int = MB) -> None:
         os.truncate(archive / name, size)
 
 
+def base(folder: Path, first: str) -> Path:
+    """What there has to be of a base backup that begins in the segment *first*."""
+    (folder / "base").mkdir()
+    (folder / "base/backup_label").write_text(f"START WAL LOCATION: 0/0 (file {first})\n")
+    return folder / "base"
+
+
 def test_what_an_archive_lacks_of_a_timeline_is_named(tmp_path: Path) -> None:
     first = "000000010000000000000FFE"
-    assert missing_segment(tmp_path, first) is None
+    made = base(tmp_path, first)
+    assert missing_segment(tmp_path, made) is None
     put(tmp_path, first, "000000010000000000000FFF", "000000010000000100000000")
-    assert missing_segment(tmp_path, first) is None
+    assert missing_segment(tmp_path, made) is None
     put(tmp_path, "000000010000000100000002", "000000020000000100000009", "00000002.history")
-    assert missing_segment(tmp_path, first) == "000000010000000100000001"
+    assert missing_segment(tmp_path, made) == "000000010000000100000001"
     (tmp_path / "000000010000000000000FFF").unlink()
-    assert missing_segment(tmp_path, first) == "000000010000000000000FFF"
+    assert missing_segment(tmp_path, made) == "000000010000000000000FFF"
 
 
 def test_a_segment_of_a_size_that_none_has_is_damaged(tmp_path: Path) -> None:
     name = "000000010000000000000003"
+    made = base(tmp_path, name)
     put(tmp_path, name, size=0)
     with pytest.raises(BackupError, match=f"{name} is damaged: it has 0 bytes"):
-        missing_segment(tmp_path, name)
+        missing_segment(tmp_path, made)
