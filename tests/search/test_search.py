@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from fix_servers import NAMES, Server, precisions
 from numpy.typing import NDArray
+from psycopg.conninfo import make_conninfo
 from reference import clustered, cosines, seconds
 from strategies import unit
 
@@ -356,7 +357,8 @@ def test_two_connections_search_at_once(searched: Searched) -> None:
     expected = [geoids.similar(searched.conn, query, 10) for query in QUERIES]
 
     def search_all(_: int) -> list[list[geoids.Hit]]:
-        with connected(searched.conn.info.dsn) as conn:
+        info = searched.conn.info
+        with connected(make_conninfo(info.dsn, password=info.password)) as conn:
             return [geoids.similar(conn, query, 10) for query in QUERIES]
 
     with ThreadPoolExecutor(2) as executor:
