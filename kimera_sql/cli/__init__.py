@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Container, Sequence
-from pathlib import Path
 from types import FrameType
 
 import psycopg
@@ -20,9 +19,10 @@ from ..connect import open_pool
 from ..errors import KimeraError, SettingsError
 from ..migrations import migrate
 from ..settings import Settings
+from ..sql import Connection
 from ..sqlite import SqlitePool
 from . import backup, index, maintain, monitor, recover, restore, verify
-from .connection import pool
+from .connection import add_place, pool, server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,16 +64,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     """Return the parser, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="kimera-sql",
-        description="The database of Kimera SWM. It is found by KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD, "
-        "else by DATABASE_URL, else by libpq's variables (PGHOST, PGSERVICE ...), else it is an SQLite file.",
+        description="The database of Kimera SWM. It is found by --dsn or --embedded, else by KIMERA_DB_HOST, _PORT, "
+        "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST, PGSERVICE ...). With none of "
+        "these, init and maintain prune-metrics use an SQLite file, and the others refuse.",
     )
-    parser.add_argument(
-        "--embedded",
-        metavar="DIR",
-        type=Path,
-        help=f"run the command on a private PostgreSQL that keeps its data in DIR ({embedded.default_folder()} "
-        "where DIR is left out)",
-    )
+    add_place(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     init = commands.add_parser("init", help="create the schema, or bring it up to date")
@@ -139,12 +134,13 @@ def _copy(arguments: argparse.Namespace) -> None:
     if arguments.source == "sqlite" and not path.exists():
         raise SettingsError(f"there is no SQLite file {path}; KIMERA_SQLITE_PATH names another")
     with (
-        pool(arguments, sqlite_fallback="never") as postgres,
+        server(arguments) as postgres,
         SqlitePool(path) as sqlite,
-        postgres.connection() as server,
+        postgres.connection() as conn,
         sqlite.connection() as file,
     ):
-        source, target = (file, server) if arguments.source == "sqlite" else (server, file)
+        source: Connection = file if arguments.source == "sqlite" else conn
+        target: Connection = conn if arguments.source == "sqlite" else file
         migrate(target)
         copied = transfer.copy(source, target, skip_existing=arguments.skip_existing, leave_out=arguments.leave_out)
     for table in copied:
@@ -152,6 +148,10 @@ def _copy(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.dsn is not None:
+        raise SettingsError(
+            "demo fills a database of its own; leave --dsn out, or give --embedded to keep what it stores"
+        )
     if arguments.embedded is not None:
         with pool(arguments) as opened, opened.connection() as conn:
             demo.run(conn, arguments.query)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from ..ops import maintenance, roles, tuning
 from ..search import indexes
-from ..sql import Connection
+from ..sql import Connection, is_postgres
 from .arguments import size
-from .connection import autocommit
+from .connection import autocommit, pool
 from .output import add_json, print_json, print_records, print_table
 from .watch import watched
 
@@ -159,7 +159,9 @@ def _print_rebuilt(arguments: argparse.Namespace, rebuilt: list[maintenance.Rebu
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    with autocommit(arguments) as conn:
+    with pool(arguments) as opened, opened.connection() as conn:
+        if is_postgres(conn):
+            conn.autocommit = True
         deleted = maintenance.prune_metrics(conn, arguments.older_than)
     if arguments.json:
         print_json({"deleted": deleted})

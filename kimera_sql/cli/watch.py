@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 
 from ..progress import Bar
 from ..search.indexes import Building
-from ..sql import Connection, is_postgres
-from .connection import pool
+from ..sql import Connection
+from .connection import server
 
 T = TypeVar("T")
 
@@ -51,13 +51,12 @@ def watched(
 ) -> Iterator[tuple[Connection, T]]:
     """Run *work* on a connection of its own and draw what *look* sees of it on another; Ctrl-C cancels it."""
     with (
-        pool(arguments, pool_size=2) as opened,
+        server(arguments, size=2) as opened,
         opened.connection() as conn,
         opened.connection() as watching,
         ThreadPoolExecutor(1) as executor,
     ):
-        if is_postgres(conn) and is_postgres(watching):
-            conn.autocommit = watching.autocommit = True
+        conn.autocommit = watching.autocommit = True
         done = executor.submit(work, conn)
         waits = _Waits()
         try:
@@ -67,8 +66,7 @@ def watched(
                         bar.draw(f"{one.table}: {one.phase}", one.done, one.total)
                         waits.note(one)
         except BaseException:
-            if is_postgres(conn):
-                conn.cancel_safe()
+            conn.cancel_safe()
             wait([done])
             raise
         yield conn, done.result()
