@@ -65,8 +65,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     parser = argparse.ArgumentParser(
         prog="kimera-sql",
         description="The database of Kimera SWM. It is found by --dsn or --embedded, else by KIMERA_DB_HOST, _PORT, "
-        "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST, PGSERVICE ...). With none of "
-        "these, init and maintain prune-metrics use an SQLite file, and the others refuse.",
+        "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST ...). With none of these, "
+        "init and maintain prune-metrics use an SQLite file, and the others refuse.",
     )
     add_place(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
