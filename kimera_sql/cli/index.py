@@ -10,7 +10,7 @@ from typing import Any
 from ..search import VectorIndex, indexes, recall
 from ..tables import VECTOR_TABLES
 from .connection import autocommit
-from .output import add_json, print_json
+from .output import add_json, print_json, size_text
 from .watch import watched
 
 
@@ -60,13 +60,13 @@ def _build(arguments: argparse.Namespace) -> None:
         conn,
         index,
     ):
-        print(f"built {index.name}: {index.rows_at_build:,} rows, {index.size / 2**20:,.0f} MB")
+        print(f"built {index.name}: {index.rows_at_build:,} rows, {size_text(index.size)}")
         _print_tuned(recall.tune(conn, arguments.table))
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
     with watched(arguments, lambda conn: indexes.retrain(conn, arguments.name), indexes.building) as (conn, index):
-        print(f"rebuilt {index.name}: {index.rows_at_build:,} rows, {index.size / 2**20:,.0f} MB")
+        print(f"rebuilt {index.name}: {index.rows_at_build:,} rows, {size_text(index.size)}")
         _print_tuned(recall.tune(conn, index.table))
 
 
@@ -83,7 +83,7 @@ def _list(arguments: argparse.Namespace) -> None:
             for (k, target), setting in index.tuned.items()
         )
         print(
-            f"{index.name}  {index.method} {index.precision}  {index.size / 2**20:,.0f} MB  "
+            f"{index.name}  {index.method} {index.precision}  {size_text(index.size)}  "
             f"{'valid' if index.usable else 'INVALID'}  {index.scans:,} scans  built from {built} rows, now some "
             f"{index.rows:,}\n    {'ef_search' if index.method == 'hnsw' else 'probes'} for a recall of "
             f"{reached or '... not tuned yet'}"

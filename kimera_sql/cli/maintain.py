@@ -13,7 +13,7 @@ from ..search import indexes
 from ..sql import Connection, is_postgres
 from .arguments import size
 from .connection import autocommit, pool
-from .output import add_json, print_json, print_records, print_table
+from .output import add_json, print_json, print_records, print_table, size_text
 from .watch import watched
 
 T = TypeVar("T")
@@ -151,8 +151,8 @@ def _print_rebuilt(arguments: argparse.Namespace, rebuilt: list[maintenance.Rebu
     for one in rebuilt:
         tuned = ", tuned again for " + ", ".join(f"{target:g}" for target in one.tuned) if one.tuned else ""
         print(
-            f"rebuilt {one.index}: {one.rows:,} rows, {one.size_before / 2**20:,.0f} MB before, "
-            f"{one.size / 2**20:,.0f} MB now{tuned}"
+            f"rebuilt {one.index}: {one.rows:,} rows, {size_text(one.size_before)} before, "
+            f"{size_text(one.size)} now{tuned}"
         )
     if not rebuilt:
         print(empty)
