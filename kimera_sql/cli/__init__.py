@@ -16,12 +16,13 @@ from psycopg_pool import PoolTimeout
 
 from .. import demo, embedded, transfer
 from ..connect import open_pool
-from ..errors import KimeraError, SettingsError
+from ..errors import InvalidValue, KimeraError, SettingsError
 from ..migrations import migrate
 from ..settings import Settings
 from ..sql import Connection
 from ..sqlite import SqlitePool
 from . import backup, index, maintain, monitor, recover, restore, verify
+from .arguments import in_options
 from .connection import add_place, pool, server
 
 
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KimeraError, psycopg.Error, sqlite3.Error, PoolTimeout) as error:
+        said = in_options(str(error)) if isinstance(error, InvalidValue) else str(error)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        print(f"kimera-sql: {error}{notes}", file=sys.stderr)
+        print(f"kimera-sql: {said}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("kimera-sql: interrupted", file=sys.stderr)

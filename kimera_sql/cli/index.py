@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import psycopg
+
+from ..errors import MaintenanceError
 from ..search import VectorIndex, indexes, recall
+from ..sql import Connection
 from ..tables import VECTOR_TABLES
 from .connection import autocommit
 from .output import add_json, print_json, size_text
@@ -56,10 +60,17 @@ def _build(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name)
         for name in ("method", "precision", "lists", "m", "ef_construction", "concurrently")
     }
-    with watched(arguments, lambda conn: indexes.build(conn, arguments.table, **options), indexes.building) as (
-        conn,
-        index,
-    ):
+
+    def build(conn: Connection) -> VectorIndex:
+        try:
+            return indexes.build(conn, arguments.table, **options)
+        except psycopg.errors.DuplicateTable as error:
+            raise MaintenanceError(
+                f"{error.diag.message_primary}; `kimera-sql index retrain` builds it anew while it serves, and `index "
+                "clean` drops one that is unfinished"
+            ) from error
+
+    with watched(arguments, build, indexes.building) as (conn, index):
         print(f"built {index.name}: {index.rows_at_build:,} rows, {size_text(index.size)}")
         _print_tuned(recall.tune(conn, arguments.table))
 

@@ -164,8 +164,10 @@ def prune_metrics(conn: Connection, age: timedelta) -> int:
 
     Raises InvalidValue for an age that is not a timedelta above zero and up to a century.
     """
-    if not isinstance(age, timedelta) or not timedelta(0) < age <= _OLDEST_AGE:
-        raise InvalidValue(f"age: expected a timedelta above zero, up to a century, got {age!r}")
+    if not isinstance(age, timedelta):
+        raise InvalidValue(f"age: expected a timedelta, got {type(age).__name__}")
+    if not timedelta(0) < age <= _OLDEST_AGE:
+        raise InvalidValue(f"age: {age} is not above zero and up to a century")
     return metrics.prune(conn, datetime.now(UTC) - age)
 
 
@@ -244,8 +246,10 @@ def _refuse(conn: psycopg.Connection[Any], refused: Sequence[str]) -> None:
 
 
 def _milliseconds(lock_timeout: timedelta) -> int:
-    if not isinstance(lock_timeout, timedelta) or not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
-        raise InvalidValue(f"lock_timeout: expected a timedelta from a millisecond to 24 days, got {lock_timeout!r}")
+    if not isinstance(lock_timeout, timedelta):
+        raise InvalidValue(f"lock_timeout: expected a timedelta, got {type(lock_timeout).__name__}")
+    if not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
+        raise InvalidValue(f"lock_timeout: {lock_timeout} is not within a millisecond to 24 days")
     return lock_timeout // timedelta(milliseconds=1)
 
 

@@ -120,10 +120,7 @@ def _lock_holders_told(conn: psycopg.Connection[Any]) -> Iterator[None]:
     try:
         yield
     except (psycopg.errors.LockNotAvailable, BackupError) as error:
-        held = [
-            f"{table} is locked against readers by {'a prepared transaction' if pid is None else f'process {pid}'}"
-            for table, pid in _queries.locked_tables.fetchall(conn)
-        ]
+        held = [] if conn.closed else _locked_tables(conn)
         if isinstance(error, BackupError):
             for one in held:
                 error.add_note(one)
@@ -132,6 +129,14 @@ def _lock_holders_told(conn: psycopg.Connection[Any]) -> Iterator[None]:
         raise BackupError(
             f"no lock for {_LOCK_TIMEOUT.total_seconds():g} s: {what}; end its transaction or try later"
         ) from error
+
+
+def _locked_tables(conn: psycopg.Connection[Any]) -> list[str]:
+    with conn.transaction():
+        return [
+            f"{table} is locked against readers by {'a prepared transaction' if pid is None else f'process {pid}'}"
+            for table, pid in _queries.locked_tables.fetchall(conn)
+        ]
 
 
 def _milliseconds() -> int:
