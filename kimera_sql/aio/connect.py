@@ -74,10 +74,8 @@ async def open_pool(conninfo: str | None = None, *, settings: Settings | None = 
         if settings.sqlite_fallback == "always" or (settings.sqlite_fallback == "unconfigured" and not configured):
             return await _sqlite_pool(settings)
         attempts.append(f"SQLite: not tried (KIMERA_SQLITE_FALLBACK={settings.sqlite_fallback})")
-    raise ConnectionFailed(
-        "no database could be reached; set KIMERA_DB_HOST and its companions or DATABASE_URL:\n  "
-        + "\n  ".join(attempts)
-    )
+    advice = "; set KIMERA_DB_HOST and its companions or DATABASE_URL" if conninfo is None else ""
+    raise ConnectionFailed(f"no database could be reached{advice}:\n  " + "\n  ".join(attempts))
 
 
 async def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str | None:

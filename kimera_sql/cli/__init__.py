@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Container, Sequence
-from pathlib import Path
 from types import FrameType
 
 import psycopg
@@ -17,12 +16,14 @@ from psycopg_pool import PoolTimeout
 
 from .. import demo, embedded, transfer
 from ..connect import open_pool
-from ..errors import KimeraError, SettingsError
+from ..errors import InvalidValue, KimeraError, SettingsError
 from ..migrations import migrate
 from ..settings import Settings
+from ..sql import Connection
 from ..sqlite import SqlitePool
 from . import backup, index, maintain, monitor, recover, restore, verify
-from .connection import pool
+from .arguments import in_options
+from .connection import add_place, pool, server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KimeraError, psycopg.Error, sqlite3.Error, PoolTimeout) as error:
+        said = in_options(str(error)) if isinstance(error, InvalidValue) else str(error)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        print(f"kimera-sql: {error}{notes}", file=sys.stderr)
+        print(f"kimera-sql: {said}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("kimera-sql: interrupted", file=sys.stderr)
@@ -64,16 +66,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     """Return the parser, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="kimera-sql",
-        description="The database of Kimera SWM. It is found by KIMERA_DB_HOST, _PORT, _NAME, _USER and _PASSWORD, "
-        "else by DATABASE_URL, else by libpq's variables (PGHOST, PGSERVICE ...), else it is an SQLite file.",
+        description="The database of Kimera SWM. It is found by --dsn or --embedded, else by KIMERA_DB_HOST, _PORT, "
+        "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST ...). With none of these, "
+        "init and maintain prune-metrics use an SQLite file, and the others refuse.",
     )
-    parser.add_argument(
-        "--embedded",
-        metavar="DIR",
-        type=Path,
-        help=f"run the command on a private PostgreSQL that keeps its data in DIR ({embedded.default_folder()} "
-        "where DIR is left out)",
-    )
+    add_place(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     init = commands.add_parser("init", help="create the schema, or bring it up to date")
@@ -139,12 +136,13 @@ def _copy(arguments: argparse.Namespace) -> None:
     if arguments.source == "sqlite" and not path.exists():
         raise SettingsError(f"there is no SQLite file {path}; KIMERA_SQLITE_PATH names another")
     with (
-        pool(arguments, sqlite_fallback="never") as postgres,
+        server(arguments) as postgres,
         SqlitePool(path) as sqlite,
-        postgres.connection() as server,
+        postgres.connection() as conn,
         sqlite.connection() as file,
     ):
-        source, target = (file, server) if arguments.source == "sqlite" else (server, file)
+        source: Connection = file if arguments.source == "sqlite" else conn
+        target: Connection = conn if arguments.source == "sqlite" else file
         migrate(target)
         copied = transfer.copy(source, target, skip_existing=arguments.skip_existing, leave_out=arguments.leave_out)
     for table in copied:
@@ -152,6 +150,10 @@ def _copy(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.dsn is not None:
+        raise SettingsError(
+            "demo fills a database of its own; leave --dsn out, or give --embedded to keep what it stores"
+        )
     if arguments.embedded is not None:
         with pool(arguments) as opened, opened.connection() as conn:
             demo.run(conn, arguments.query)

@@ -4,9 +4,44 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 from ..errors import InvalidValue
 from ..ops import tuning
+
+_OPTIONS: Final = {
+    "age": "--older-than",
+    "connections": "--connections",
+    "ef_construction": "--ef-construction",
+    "folder": "--dir",
+    "growth": "--growth",
+    "into": "--into",
+    "k": "--k",
+    "keep": "--keep",
+    "keep_days": "--keep-days",
+    "leave_out": "--leave-out",
+    "lists": "--lists",
+    "lock_timeout": "--lock-timeout",
+    "lsn": "--to-lsn",
+    "m": "--m",
+    "memory": "--ram",
+    "name": "--to-name",
+    "precision": "--precision",
+    "processes": "--processes",
+    "sample": "--sample",
+    "slot": "--slot",
+    "target": "--target",
+    "time": "--to",
+    "timeout": "--timeout",
+    "xid": "--to-xid",
+}
+"""The parameters that functions name in their messages, as options of commands."""
+
+
+def in_options(message: str) -> str:
+    """Return the *message* of an InvalidValue with the option in place of the parameter that it begins with."""
+    field, colon, rest = message.partition(": ")
+    return f"{_OPTIONS.get(field, field)}{colon}{rest}"
 
 
 def add_folder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

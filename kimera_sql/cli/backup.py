@@ -12,7 +12,7 @@ from ..ops import backup
 from . import base_backups
 from .arguments import add_folder
 from .connection import autocommit
-from .output import add_json, print_json, print_records
+from .output import add_json, print_json, print_records, size_text
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _dump(arguments: argparse.Namespace) -> None:
         print_json(asdict(made))
     else:
         print(
-            f"{made.path}: {made.size / 2**20:,.1f} MB, {len(made.contents.tables)} tables, {made.contents.rows:,} "
+            f"{made.path}: {size_text(made.size)}, {len(made.contents.tables)} tables, {made.contents.rows:,} "
             "rows, verified"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..ops import backup
 from .arguments import add_folder
 from .connection import autocommit
-from .output import add_json, print_json
+from .output import add_json, print_json, size_text
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -44,7 +44,7 @@ def _base(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(asdict(made))
     else:
-        print(f"{made.path}: {made.size / 2**20:,.1f} MB and the WAL up to {made.end_lsn}, verified")
+        print(f"{made.path}: {size_text(made.size)} and the WAL up to {made.end_lsn}, verified")
 
 
 def _archive_command(arguments: argparse.Namespace) -> None:

@@ -6,34 +6,92 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from .. import embedded
 from ..connect import Pool, open_pool
+from ..errors import SettingsError
 from ..settings import Settings
-from ..sql import Connection, is_postgres
 from ..sqlite import SqlitePool
+from ..strategies import parse
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Give *parser* the options that say where the database is."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--dsn",
+        metavar="CONNINFO",
+        type=_dsn,
+        help="run the command on this server, a postgresql:// URL or libpq's keyword=value pairs, instead of the one "
+        "in the environment; leave its password to PGPASSWORD or a passfile, because others can see a command line",
+    )
+    place.add_argument(
+        "--embedded",
+        metavar="DIR",
+        type=Path,
+        help=f"run the command on a private PostgreSQL that keeps its data in DIR ({embedded.default_folder()} "
+        "where DIR is left out)",
+    )
+
+
+def _dsn(text: str) -> str:
+    try:
+        parse(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 @contextmanager
-def pool(arguments: argparse.Namespace, **settings: Any) -> Iterator[Pool | SqlitePool]:
-    """Open a pool of one connection, or of what *settings* say, to the database that the command is to run on."""
-    settings = {"pool_size": 1, "pool_overflow": 0, **settings}
-    if arguments.embedded is None:
-        with open_pool(settings=replace(Settings.from_env(), **settings)) as opened:
-            yield opened
-    else:
-        with (
-            embedded.server(arguments.embedded) as conninfo,
-            open_pool(conninfo, settings=Settings(**settings)) as opened,
-        ):
+def pool(arguments: argparse.Namespace) -> Iterator[Pool | SqlitePool]:
+    """Open a pool of one connection to the database, which can be an SQLite file."""
+    with _conninfo(arguments) as conninfo, open_pool(conninfo, settings=_settings(arguments)) as opened:
+        yield opened
+
+
+@contextmanager
+def server(arguments: argparse.Namespace, *, size: int = 1) -> Iterator[Pool]:
+    """Open a pool of *size* connections to the server. Raises SettingsError where none is configured."""
+    settings = replace(_settings(arguments), pool_size=size, sqlite_fallback="never")
+    with _conninfo(arguments) as conninfo:
+        if conninfo is None:
+            require_server(settings)
+        with open_pool(conninfo, settings=settings) as opened:
+            assert isinstance(opened, Pool)  # noqa: S101 - narrows the type: there is no SQLite to fall back on
             yield opened
 
 
 @contextmanager
-def autocommit(arguments: argparse.Namespace) -> Iterator[Connection]:
-    """Open an autocommit connection to that database."""
-    with pool(arguments) as opened, opened.connection() as conn:
-        if is_postgres(conn):
-            conn.autocommit = True
+def autocommit(arguments: argparse.Namespace) -> Iterator[psycopg.Connection[Any]]:
+    """Open an autocommit connection to the server. Raises SettingsError where none is configured."""
+    with server(arguments) as opened, opened.connection() as conn:
+        conn.autocommit = True
         yield conn
+
+
+def require_server(settings: Settings) -> None:
+    """Raise SettingsError where *settings* name no server, so that an SQLite file would serve."""
+    if settings.credentials is None and settings.database_url is None and not settings.libpq:
+        raise SettingsError(
+            "this command needs a PostgreSQL server, and none is configured: set KIMERA_DB_HOST and its companions or "
+            "DATABASE_URL, or give --dsn or --embedded before the command"
+        )
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = Settings.from_env() if arguments.embedded is None else Settings()
+    return replace(settings, pool_size=1, pool_overflow=0)
+
+
+@contextmanager
+def _conninfo(arguments: argparse.Namespace) -> Iterator[str | None]:
+    """Give the conninfo that the options name, None where the environment says where the database is."""
+    if arguments.embedded is None:
+        yield arguments.dsn
+    else:
+        with embedded.server(arguments.embedded) as conninfo:
+            yield conninfo

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import psycopg
+
+from ..errors import MaintenanceError
 from ..search import VectorIndex, indexes, recall
+from ..sql import Connection
 from ..tables import VECTOR_TABLES
 from .connection import autocommit
-from .output import add_json, print_json
+from .output import add_json, print_json, size_text
 from .watch import watched
 
 
@@ -56,17 +60,24 @@ def _build(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name)
         for name in ("method", "precision", "lists", "m", "ef_construction", "concurrently")
     }
-    with watched(arguments, lambda conn: indexes.build(conn, arguments.table, **options), indexes.building) as (
-        conn,
-        index,
-    ):
-        print(f"built {index.name}: {index.rows_at_build:,} rows, {index.size / 2**20:,.0f} MB")
+
+    def build(conn: Connection) -> VectorIndex:
+        try:
+            return indexes.build(conn, arguments.table, **options)
+        except psycopg.errors.DuplicateTable as error:
+            raise MaintenanceError(
+                f"{error.diag.message_primary}; `kimera-sql index retrain` builds it anew while it serves, and `index "
+                "clean` drops one that is unfinished"
+            ) from error
+
+    with watched(arguments, build, indexes.building) as (conn, index):
+        print(f"built {index.name}: {index.rows_at_build:,} rows, {size_text(index.size)}")
         _print_tuned(recall.tune(conn, arguments.table))
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
     with watched(arguments, lambda conn: indexes.retrain(conn, arguments.name), indexes.building) as (conn, index):
-        print(f"rebuilt {index.name}: {index.rows_at_build:,} rows, {index.size / 2**20:,.0f} MB")
+        print(f"rebuilt {index.name}: {index.rows_at_build:,} rows, {size_text(index.size)}")
         _print_tuned(recall.tune(conn, index.table))
 
 
@@ -83,7 +94,7 @@ def _list(arguments: argparse.Namespace) -> None:
             for (k, target), setting in index.tuned.items()
         )
         print(
-            f"{index.name}  {index.method} {index.precision}  {index.size / 2**20:,.0f} MB  "
+            f"{index.name}  {index.method} {index.precision}  {size_text(index.size)}  "
             f"{'valid' if index.usable else 'INVALID'}  {index.scans:,} scans  built from {built} rows, now some "
             f"{index.rows:,}\n    {'ef_search' if index.method == 'hnsw' else 'probes'} for a recall of "
             f"{reached or '... not tuned yet'}"

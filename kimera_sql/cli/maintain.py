@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from ..ops import maintenance, roles, tuning
 from ..search import indexes
-from ..sql import Connection
+from ..sql import Connection, is_postgres
 from .arguments import size
-from .connection import autocommit
-from .output import add_json, print_json, print_records, print_table
+from .connection import autocommit, pool
+from .output import add_json, print_json, print_records, print_table, size_text
 from .watch import watched
 
 T = TypeVar("T")
@@ -151,15 +151,17 @@ def _print_rebuilt(arguments: argparse.Namespace, rebuilt: list[maintenance.Rebu
     for one in rebuilt:
         tuned = ", tuned again for " + ", ".join(f"{target:g}" for target in one.tuned) if one.tuned else ""
         print(
-            f"rebuilt {one.index}: {one.rows:,} rows, {one.size_before / 2**20:,.0f} MB before, "
-            f"{one.size / 2**20:,.0f} MB now{tuned}"
+            f"rebuilt {one.index}: {one.rows:,} rows, {size_text(one.size_before)} before, "
+            f"{size_text(one.size)} now{tuned}"
         )
     if not rebuilt:
         print(empty)
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    with autocommit(arguments) as conn:
+    with pool(arguments) as opened, opened.connection() as conn:
+        if is_postgres(conn):
+            conn.autocommit = True
         deleted = maintenance.prune_metrics(conn, arguments.older_than)
     if arguments.json:
         print_json({"deleted": deleted})

@@ -40,7 +40,7 @@ def print_records(records: Sequence[DataclassInstance], *, as_json: bool, empty:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print *rows* under *header*, numbers to the right."""
-    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(header), *([_cell(name, value) for name, value in zip(header, row, strict=True)] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     right = [all(isinstance(row[column], int | float) for row in rows) for column in range(len(header))]
     for row in cells:
@@ -51,12 +51,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(shown).rstrip())
 
 
-def _cell(value: Any) -> str:
+def size_text(size: int) -> str:
+    """Return a number of bytes for people: 512 bytes, 13.4 MB. The units are PostgreSQL's, powers of 1024."""
+    if size < 1024:
+        return f"{size} bytes"
+    exponent = min((size.bit_length() - 1) // 10, 4)
+    return f"{size / 1024**exponent:,.1f} {('kB', 'MB', 'GB', 'TB')[exponent - 1]}"
+
+
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
+        # A pid is to be copied, into pg_terminate_backend() say.
+        if name == "pid" or name.endswith("_pid"):
+            return str(value)
+        if name in ("size", "bytes") or name.endswith("_bytes"):
+            return size_text(value)
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}"

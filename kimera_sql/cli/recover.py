@@ -60,6 +60,9 @@ def _recover(arguments: argparse.Namespace) -> None:
 
 def _time(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text.removesuffix(" UTC") + "+00:00" if text.endswith(" UTC") else text)
+        time = datetime.fromisoformat(text.removesuffix(" UTC") + "+00:00" if text.endswith(" UTC") else text)
     except ValueError:
         raise SettingsError(f"--to: expected a time such as 2025-07-04T08:15:00+00:00, got {text!r}") from None
+    if time.utcoffset() is None:
+        raise SettingsError(f"--to: {text} has no time zone; write one behind it, as in {time.isoformat()}+00:00")
+    return time

@@ -17,6 +17,7 @@ from ..ops import backup
 from ..settings import Settings
 from ..sql import Connection, is_postgres
 from ..strategies import parse
+from .connection import require_server
 from .output import add_json, print_json
 
 
@@ -54,12 +55,25 @@ def _maintenance(arguments: argparse.Namespace) -> Iterator[Connection]:
     settings = replace(Settings.from_env(), pool_size=1, pool_overflow=0, sqlite_fallback="never")
     if arguments.embedded is not None:
         with (
-            embedded.server(arguments.embedded) as conninfo,
+            embedded.server(arguments.embedded) as private,
             # The role kimera of an embedded server makes no databases.
-            psycopg.connect(make_conninfo(conninfo, dbname=name, user="postgres"), autocommit=True) as conn,
+            psycopg.connect(make_conninfo(private, dbname=name, user="postgres"), autocommit=True) as conn,
         ):
             yield conn
         return
+    conninfo = None
+    if arguments.dsn is not None:
+        conninfo = make_conninfo("", **{**parse(arguments.dsn), "dbname": name})
+    else:
+        require_server(settings)
+        settings = _with_database(settings, name)
+    with open_pool(conninfo, settings=settings) as pool, pool.connection() as conn:
+        if is_postgres(conn):
+            conn.autocommit = True
+        yield conn
+
+
+def _with_database(settings: Settings, name: str) -> Settings:
     if settings.credentials is not None:
         settings = replace(settings, credentials={**settings.credentials, "dbname": name})
     if settings.database_url is not None:
@@ -67,7 +81,4 @@ def _maintenance(arguments: argparse.Namespace) -> Iterator[Connection]:
         settings = replace(settings, database_url=make_conninfo("", **parameters))
     elif settings.credentials is None and settings.libpq:
         settings = replace(settings, database_url=make_conninfo("", dbname=name))
-    with open_pool(settings=settings) as pool, pool.connection() as conn:
-        if is_postgres(conn):
-            conn.autocommit = True
-        yield conn
+    return settings

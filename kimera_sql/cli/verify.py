@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import SettingsError
 from ..verify import Report, listed, verify_queries
-from .connection import pool
+from .connection import server
 from .output import add_json, print_json
 
 
@@ -52,7 +52,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.offline:
         report = verify_queries(None, arguments.folder, records, **options)
     else:
-        with pool(arguments, sqlite_fallback="never") as opened, opened.connection() as conn:
+        with server(arguments) as opened, opened.connection() as conn:
             report = verify_queries(conn, arguments.folder, records, **options)
     if arguments.json:
         print_json(asdict(report))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
 from ..sql import Connection, postgres
-from ..tables import NAMES
+from ..tables import NAMES, VECTOR_TABLES
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,18 @@ class Rebuilt:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """Another session's transaction for whose end a rebuild must wait. pid: None for a prepared one.
+
+    locks: it has a lock on the table; otherwise just a snapshot of the database.
+    """
+
+    transaction: str
+    pid: int | None
+    locks: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A step of run_all. done: what it did, in words. error: why it failed. One of the two is None."""
 
@@ -116,9 +128,11 @@ def reindex(
 ) -> list[Rebuilt]:
     """Rebuild vector indexes while they serve, those of *names* or all, and tune again those that had been tuned.
 
-    First it drops what killed builds left behind. Before each index it waits for the transactions that hold a lock on
-    the table to end: a rebuild that gave up half way would leave an unfinished index, and dropping that takes the very
-    lock. *conn* must be in autocommit, outside a transaction, and its role must own the tables.
+    First it drops what killed builds left behind. Before each index it waits for the transactions to end that hold a
+    lock on the table or a snapshot of the database: the rebuild could not finish without that, and dropping an
+    unfinished index takes the very lock. *lock_timeout* limits this wait. Once a rebuild has begun, it waits for later
+    transactions without a limit, because giving up would throw its work away; working tells for which process.
+    *conn* must be in autocommit, outside a transaction, and its role must own the tables.
     An index that fails does not stop the others; MaintenanceError is raised at the end. It is raised for any other role
     too; NotFound for a name that no index has, SchemaError where the tables are missing, UnsupportedByServer on SQLite.
     """
@@ -150,8 +164,10 @@ def prune_metrics(conn: Connection, age: timedelta) -> int:
 
     Raises InvalidValue for an age that is not a timedelta above zero and up to a century.
     """
-    if not isinstance(age, timedelta) or not timedelta(0) < age <= _OLDEST_AGE:
-        raise InvalidValue(f"age: expected a timedelta above zero, up to a century, got {age!r}")
+    if not isinstance(age, timedelta):
+        raise InvalidValue(f"age: expected a timedelta, got {type(age).__name__}")
+    if not timedelta(0) < age <= _OLDEST_AGE:
+        raise InvalidValue(f"age: {age} is not above zero and up to a century")
     return metrics.prune(conn, datetime.now(UTC) - age)
 
 
@@ -230,24 +246,29 @@ def _refuse(conn: psycopg.Connection[Any], refused: Sequence[str]) -> None:
 
 
 def _milliseconds(lock_timeout: timedelta) -> int:
-    if not isinstance(lock_timeout, timedelta) or not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
-        raise InvalidValue(f"lock_timeout: expected a timedelta from a millisecond to 24 days, got {lock_timeout!r}")
+    if not isinstance(lock_timeout, timedelta):
+        raise InvalidValue(f"lock_timeout: expected a timedelta, got {type(lock_timeout).__name__}")
+    if not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
+        raise InvalidValue(f"lock_timeout: {lock_timeout} is not within a millisecond to 24 days")
     return lock_timeout // timedelta(milliseconds=1)
 
 
 @contextmanager
 def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterator[None]:
     """Let the session wait for a lock no longer than *lock_timeout*."""
-    value = f"{_milliseconds(lock_timeout)}ms"
+    try:
+        with _lock_timeout(conn, f"{_milliseconds(lock_timeout)}ms"):
+            yield
+    except psycopg.errors.LockNotAvailable as error:
+        # Even listing the indexes waits for a transaction that has locked their table exclusively.
+        raise _locked(conn, list(VECTOR_TABLES), lock_timeout) from error
+
+
+@contextmanager
+def _lock_timeout(conn: psycopg.Connection[Any], value: str) -> Iterator[None]:
     before, _ = _queries.set_lock_timeout.fetchone(conn, value=value) or ("0", "0")
     try:
         yield
-    except psycopg.errors.LockNotAvailable as error:
-        # Even listing the indexes waits for a transaction that has locked their table exclusively.
-        raise MaintenanceError(
-            f"a table with vectors was locked for {_seconds(lock_timeout)} by a transaction; "
-            "end it, try later or wait longer"
-        ) from error
     finally:
         if not conn.closed:
             _queries.set_lock_timeout.fetchone(conn, value=before)
@@ -264,15 +285,22 @@ def _run(conn: psycopg.Connection[Any], statement: LiteralString, table: str, lo
     try:
         conn.execute(text)
     except psycopg.errors.LockNotAvailable as error:
-        raise _waited(conn, table, lock_timeout) from error
+        raise _locked(conn, [table], lock_timeout) from error
 
 
 def _clean(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> None:
     try:
         dropped = indexes.clean(conn)
     except psycopg.errors.LockNotAvailable as error:
+        pids = {
+            one.pid
+            for table in VECTOR_TABLES
+            for one in _queries.holders.fetchall(conn, Holder, table=table)
+            if one.locks
+        }
         raise MaintenanceError(
-            f"an unfinished index could not be dropped: its table was locked for {_seconds(lock_timeout)}"
+            f"an unfinished index could not be dropped: its table was locked for {_seconds(lock_timeout)} by a "
+            f"transaction{_of(pids)}; end it, try later or wait longer"
         ) from error
     for name in dropped:
         logger.warning("dropped %s, which an interrupted build had left", name)
@@ -299,13 +327,10 @@ def _rebuild_all(
 
 def _rebuild(conn: psycopg.Connection[Any], index: VectorIndex, lock_timeout: timedelta) -> Rebuilt:
     _await_transactions(conn, index.table, lock_timeout)
-    try:
+    _await_upkeep(conn, index.table, lock_timeout)
+    # From here on it is in nobody's way, and giving up would throw the build away.
+    with _lock_timeout(conn, "0"):
         new = indexes.retrain(conn, index.name)
-    except psycopg.errors.LockNotAvailable as error:
-        waited = _waited(conn, index.table, lock_timeout)
-        for note in getattr(error, "__notes__", ()):
-            waited.add_note(note)
-        raise waited from error
     # The settings were measured on the index that is gone. Without rows there is nothing to measure.
     targets = sorted({target for _, target in index.tuned}) if new.rows_at_build else []
     if targets:
@@ -314,23 +339,55 @@ def _rebuild(conn: psycopg.Connection[Any], index: VectorIndex, lock_timeout: ti
 
 
 def _await_transactions(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> None:
-    """Wait until the transactions that hold a lock on *table* now have ended; later ones are not waited for."""
+    """Wait until the transactions that a rebuild must wait for now have ended; later ones are not waited for."""
     deadline = time.monotonic() + lock_timeout.total_seconds()
-    waiting = set(_queries.holders.fetchall(conn, table=table))
+    waiting = _holders(conn, table)
     while waiting:
         if time.monotonic() > deadline:
-            raise _waited(conn, table, lock_timeout)
+            raise _held(waiting.values(), table, lock_timeout)
         # In the server and not here, because cancelling the connection wakes us only there.
         _queries.pause.fetchval(conn, str, seconds=_POLL)
-        waiting &= set(_queries.holders.fetchall(conn, table=table))
+        waiting = {transaction: one for transaction, one in _holders(conn, table).items() if transaction in waiting}
 
 
-def _waited(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> MaintenanceError:
-    pids = sorted({pid for _, pid in _queries.holders.fetchall(conn, table=table) if pid is not None})
-    whose = f" of process {', '.join(map(str, pids))}" if pids else ""
+def _holders(conn: psycopg.Connection[Any], table: str) -> dict[str, Holder]:
+    return {one.transaction: one for one in _queries.holders.fetchall(conn, Holder, table=table)}
+
+
+def _held(holders: Collection[Holder], table: str, lock_timeout: timedelta) -> MaintenanceError:
+    """Return the error for *holders*, whose end did not come in time."""
+    if locking := {one.pid for one in holders if one.locks}:
+        what = f"{table} was locked for {_seconds(lock_timeout)} by a transaction{_of(locking)}"
+    else:
+        whose = _of({one.pid for one in holders})
+        what = f"a rebuild must wait for a transaction{whose}, which was open for {_seconds(lock_timeout)}"
+    return MaintenanceError(f"{what}; end it, try later or wait longer")
+
+
+def _await_upkeep(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> None:
+    """Wait for a VACUUM or another build to be done with *table*; autovacuum gives way."""
+    try:
+        with conn.transaction():
+            conn.execute(
+                composed.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(composed.Identifier(table))
+            )
+    except psycopg.errors.LockNotAvailable as error:
+        raise _locked(conn, [table], lock_timeout) from error
+
+
+def _locked(conn: psycopg.Connection[Any], tables: Sequence[str], lock_timeout: timedelta) -> MaintenanceError:
+    """Return the error for a lock on one of *tables* that was not granted, with the processes that have it now."""
+    lockers = _queries.lockers.fetchall(conn, tables=list(tables))
+    names = ", ".join(dict.fromkeys(table for table, _ in lockers)) or " or ".join(tables)
     return MaintenanceError(
-        f"{table} was locked for {_seconds(lock_timeout)} by a transaction{whose}; end it, try later or wait longer"
+        f"{names} was locked for {_seconds(lock_timeout)} by a transaction{_of({pid for _, pid in lockers})}; "
+        "end it, try later or wait longer"
     )
+
+
+def _of(pids: Collection[int | None]) -> str:
+    known = sorted(pid for pid in pids if pid is not None)
+    return f" of process {', '.join(map(str, known))}" if known else ""
 
 
 def _seconds(span: timedelta) -> str:

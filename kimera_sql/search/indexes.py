@@ -43,6 +43,10 @@ rows that are gone.
 """
 
 
+_CLEANING: Final = "5s"
+"""How long a build that failed waits for the lock that dropping its unfinished index takes."""
+
+
 def build(
     conn: Connection,
     table: str,
@@ -245,11 +249,15 @@ def _build(
 
 
 def _clean_after(conn: psycopg.Connection[Any], error: BaseException) -> None:
+    # Whoever has cancelled the build wants no further wait.
+    before, _ = _queries.set_lock_timeout.fetchone(conn, value=_CLEANING) or ("0", "0")
     try:
         clean(conn)
     except psycopg.Error as fault:
         # The lock that the build did not get may still be held.
         error.add_note(f"an unfinished index could not be dropped ({fault}); `kimera-sql index clean` does it later")
+    finally:
+        _queries.set_lock_timeout.fetchone(conn, value=before)
 
 
 def _drop(conn: psycopg.Connection[Any], name: str, *, concurrently: bool = False) -> None:

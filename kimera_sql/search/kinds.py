@@ -29,12 +29,16 @@ _LISTS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """An index being built. phase: as in pg_stat_progress_create_index. done, total: that phase's progress."""
+    """An index being built. phase: as in pg_stat_progress_create_index. done, total: that phase's progress.
+
+    waits_for: the process for whose transaction it waits now.
+    """
 
     table: str
     phase: str
     done: int
     total: int
+    waits_for: int | None
 
 
 def name(table: Table, method: Method, precision: Precision) -> str:

@@ -1,3 +1,24 @@
+-- name: set_lock_timeout(milliseconds)$
+-- How long a statement of this transaction waits for a lock at most.
+-- returns: str
+-- not null: set_config
+SELECT set_config('lock_timeout', :milliseconds::integer::text, true);
+
+-- name: locked_tables()
+-- The tables of this database that others have locked against readers, and the process of each.
+-- returns: table str, pid int | None
+-- not null: table
+SELECT DISTINCT
+    relation::regclass::text AS "table",
+    pid
+FROM pg_locks
+WHERE locktype = 'relation'
+    AND granted
+    AND mode = 'AccessExclusiveLock'
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY "table", pid;
+
 -- name: settle(search_path)$
 -- Let this transaction write values the same way on every server, and take as long as it needs. NULL keeps the search
 -- path: it is a database's, and no part of its dump.

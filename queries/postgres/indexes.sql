@@ -23,6 +23,14 @@ SELECT
     current_setting('maintenance_work_mem') AS maintenance_work_mem,
     current_setting('max_parallel_maintenance_workers') AS max_parallel_maintenance_workers;
 
+-- name: set_lock_timeout(value)^
+-- How long a statement of this session waits for a lock at most, and what it was before.
+-- returns: before str, now str
+-- not null: before, now
+SELECT
+    current_setting('lock_timeout') AS before,
+    set_config('lock_timeout', :value, false) AS now;
+
 -- name: record_build(index_name, rows)!
 -- Keep what an index was built from, in place of an earlier record of its name.
 INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build, filenode, dead_at_build)
@@ -72,14 +80,16 @@ WHERE index.indrelid IN (SELECT to_regclass(name) FROM unnest(:tables::text[]) A
 ORDER BY index_class.relname;
 
 -- name: building(tables)
--- The builds of indexes that go on now on these tables: phase and how much of it is done.
+-- The builds of indexes that go on now on these tables: phase, how much of it is done, and the process it waits for.
 -- returns: Building
 -- not null: phase, done, total
 SELECT
     table_class.relname AS "table",
     building.phase,
     GREATEST(building.tuples_done, building.blocks_done) AS done,
-    GREATEST(building.tuples_total, building.blocks_total) AS total
+    GREATEST(building.tuples_total, building.blocks_total) AS total,
+    -- The server leaves the last one standing in the phases that follow.
+    CASE WHEN building.phase LIKE 'waiting for %%' THEN NULLIF(building.current_locker_pid, 0) END AS waits_for
 FROM pg_stat_progress_create_index AS building
 JOIN pg_class AS table_class ON table_class.oid = building.relid
 WHERE building.datname = current_database()

@@ -41,7 +41,8 @@ SELECT
     table_class.relname::text AS "table",
     vacuum.phase,
     CASE vacuum.phase WHEN 'vacuuming heap' THEN vacuum.heap_blks_vacuumed ELSE vacuum.heap_blks_scanned END AS done,
-    vacuum.heap_blks_total AS total
+    vacuum.heap_blks_total AS total,
+    NULL::integer AS waits_for
 FROM pg_stat_progress_vacuum AS vacuum
 JOIN pg_class AS table_class ON table_class.oid = vacuum.relid
 WHERE vacuum.datname = current_database()
@@ -49,21 +50,59 @@ WHERE vacuum.datname = current_database()
 ORDER BY table_class.relname;
 
 -- name: holders(table)
--- The transactions of others that have a lock on a table, which a rebuild of its indexes must wait for to end. Those that
--- a VACUUM or another build has are left out: the rebuild waits for these before it begins anything.
--- returns: transaction str, pid int | None
--- not null: transaction
+-- The transactions of others for whose end a rebuild of a table's indexes must wait: those with a lock on the table, and
+-- those with a snapshot of this database, if this role may see that. VACUUMs and other builds are left out: a rebuild
+-- waits for the table's before it begins anything, and for no snapshot of a VACUUM.
+-- returns: Holder
+-- not null: transaction, locks
+SELECT
+    held.virtualtransaction AS transaction,
+    held.pid,
+    bool_or(held.locktype = 'relation') AS locks
+FROM pg_locks AS held
+LEFT JOIN pg_stat_activity AS session ON session.pid = held.pid
+WHERE held.granted
+    AND held.pid IS DISTINCT FROM pg_backend_pid()
+    AND (
+        (
+            held.locktype = 'relation'
+            AND held.mode <> 'ShareUpdateExclusiveLock'
+            AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND held.relation = to_regclass(:table)
+        )
+        OR (
+            held.locktype = 'virtualxid'
+            AND session.datname = current_database()
+            AND session.backend_xmin IS NOT NULL
+            AND session.backend_type <> 'autovacuum worker'
+            AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_vacuum AS vacuum WHERE vacuum.pid = held.pid)
+            AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index AS building WHERE building.pid = held.pid)
+        )
+    )
+GROUP BY held.virtualtransaction, held.pid
+ORDER BY held.virtualtransaction;
+
+-- name: lockers(tables)
+-- The processes of others that have a lock on one of these tables that keeps upkeep from it, with the table.
+-- returns: table str, pid int | None
+-- not null: table
 SELECT DISTINCT
-    virtualtransaction AS transaction,
-    pid
-FROM pg_locks
-WHERE locktype = 'relation'
-    AND granted
-    AND mode <> 'ShareUpdateExclusiveLock'
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND relation = to_regclass(:table)
-    AND pid IS DISTINCT FROM pg_backend_pid()
-ORDER BY virtualtransaction;
+    listed.name AS "table",
+    held.pid
+FROM unnest(:tables::text[]) AS listed (name)
+JOIN pg_locks AS held ON held.relation = to_regclass(listed.name)
+WHERE held.locktype = 'relation'
+    AND held.granted
+    AND held.mode IN (
+        'ShareUpdateExclusiveLock',
+        'ShareLock',
+        'ShareRowExclusiveLock',
+        'ExclusiveLock',
+        'AccessExclusiveLock'
+    )
+    AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND held.pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY listed.name, held.pid;
 
 -- name: pause(seconds)$
 -- Wait, in the server, where a cancel request ends it.

@@ -69,7 +69,10 @@ def test_index_build_of_an_index_that_exists_is_an_error(database: str) -> None:
     assert run("index", "build", "geoid_states", "--concurrently", DATABASE_URL=database).returncode == 0
     again = run("index", "build", "geoid_states", DATABASE_URL=database)
     assert again.returncode == 1
-    assert "already exists" in again.stderr
+    assert again.stderr == (
+        'kimera-sql: relation "idx_geoid_vector_hnsw_half" already exists; `kimera-sql index retrain` builds it anew '
+        "while it serves, and `index clean` drops one that is unfinished\n"
+    )
 
 
 def test_an_index_that_is_not_there_is_an_error(database: str) -> None:

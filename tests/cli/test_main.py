@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, environment, run_as_process
+from commands import COMMAND, environment, run, run_as_process
 
 
 def test_init_creates_the_schema_once(empty_database: str) -> None:
@@ -47,6 +47,69 @@ def test_an_empty_url_is_an_error() -> None:
         1,
         "kimera-sql: DATABASE_URL is set but empty; give it a value or unset it\n",
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("monitor",),
+        ("doctor",),
+        ("roles",),
+        ("verify",),
+        ("config", "check"),
+        ("backup", "dump", "--dir", "backups"),
+        ("backup", "base", "--dir", "backups"),
+        ("backup", "receive-wal", "--dir", "backups"),
+        ("restore", "DUMP", "--into", "copy"),
+        ("index", "list"),
+        ("index", "clean"),
+        ("index", "drop", "name"),
+        ("index", "build", "geoid_states"),
+        ("index", "tune", "geoid_states"),
+        ("maintain", "vacuum"),
+        ("maintain", "all"),
+    ],
+)
+@pytest.mark.parametrize("fallback", ["unconfigured", "always"])
+def test_without_a_server_a_command_that_needs_one_opens_no_sqlite_file(
+    arguments: tuple[str, ...], fallback: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*arguments, KIMERA_SQLITE_FALLBACK=fallback)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "kimera-sql: this command needs a PostgreSQL server, and none is configured: set KIMERA_DB_HOST and its "
+        "companions or DATABASE_URL, or give --dsn or --embedded before the command\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_down_is_not_replaced_by_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("doctor", KIMERA_DB_HOST=str(tmp_path), KIMERA_SQLITE_FALLBACK="always")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("kimera-sql: no database could be reached")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dsn_stands_before_the_environment(empty_database: str) -> None:
+    for environs in ({}, {"DATABASE_URL": "postgresql:///nowhere"}, {"KIMERA_DB_HOST": "nowhere.invalid"}):
+        ran = run("--dsn", empty_database, "init", **environs)
+        assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "the schema is up to date\n"
+    assert run("--dsn", empty_database, "index", "list").stdout == "there are no vector indexes\n"
+
+
+def test_a_dsn_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    wrong = run("--dsn", "postgresql://u:planted-secret@h:port/db", "init")
+    assert wrong.returncode == 2
+    assert "argument --dsn: conninfo: the port is not a number" in wrong.stderr
+    down = run("--dsn", f"host={tmp_path} password=planted-secret", "doctor")
+    assert down.returncode == 1
+    assert down.stderr.startswith("kimera-sql: no database could be reached:\n  conninfo (host=")
+    assert "planted-secret" not in wrong.stderr + down.stderr
+    assert "not allowed with argument" in run("--dsn", "dbname=a", "--embedded", str(tmp_path), "init").stderr
+    assert "demo fills a database of its own" in run("--dsn", "dbname=a", "demo").stderr
 
 
 def test_embedded_keeps_its_data_in_the_folder(open_folder: Path) -> None:

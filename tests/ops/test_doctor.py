@@ -145,12 +145,17 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"extensions": (Extension("vector", "0.8.5", "0.8.7"),)}, "warning", "extension vector", "0.8.5, the server's"),
     ({"has_schema": False}, "error", "schema", "kimera may not see them"),
     ({"checked_fault": "why not"}, "note", "settings", "were not compared with the recommendation: why not"),
-    ({"checked": (SMALL,)}, "note", "shared_buffers", "is 128MB; 2GB is recommended: because"),
+    (
+        {"checked": (SMALL, replace(SMALL, name="work_mem", current="4MB", recommended="128MB"))},
+        "note",
+        "settings",
+        "recommended (in brackets): shared_buffers is 128MB (2GB), work_mem is 4MB (128MB)",
+    ),
     (
         {"checked": (replace(SMALL, serious=False, pending_restart=True),)},
         "note",
-        "shared_buffers",
-        "waits for a restart",
+        "settings",
+        "were changed, and wait for a restart: shared_buffers",
     ),
     (setting(fsync="off"), "error", "fsync", "a crash"),
     (setting(full_page_writes="off"), "error", "full_page_writes", "torn pages"),
@@ -211,6 +216,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (saved(made_at=NOW - timedelta(hours=27)), "error", "backups", "the newest is of 2026-11-22 09:00 UTC"),
     ({"sees_all": False}, "note", "role kimera", "is not shown"),
     ({"unavailable": {"locks": "why not"}}, "note", "report locks", "could not be had"),
+    ({"unavailable": {"locks": "why", "bloat": "why"}}, "note", "reports locks, bloat", "could not be had"),
 ]
 
 
@@ -303,7 +309,7 @@ def test_a_new_database(conn: Connection) -> None:
     assert subjects(findings, "error") - versions == careless
     checksums = set() if conn.execute("SHOW data_checksums").fetchone() == ("on",) else {"data_checksums"}
     assert subjects(findings, "warning") - versions == {f"role {conn.info.user}"} | checksums
-    unset = {one.name for one in tuning.check(conn) if one.serious}
+    unset = {"settings"} if any(one.serious for one in tuning.check(conn)) else set()
     jit = {"jit"} if conn.execute("SELECT pg_jit_available()").fetchone() == (True,) else set()
     assert subjects(findings, "note") == {"archiving", "backups", "report statements"} | unset | jit
 
@@ -369,10 +375,11 @@ def test_indexes_and_statistics(conn: Connection) -> None:
 
 def test_settings_are_compared_with_the_recommendation(conn: Connection) -> None:
     conn.execute("SET maintenance_work_mem = '64MB'")
-    large = only(doctor.examine(conn, memory=8 * 2**30), subject="maintenance_work_mem")
-    assert (large.severity, large.advice) == ("note", "kimera-sql config recommend")
-    assert large.found.startswith("is 64MB; 512MB is recommended: ")
-    assert "maintenance_work_mem" not in subjects(doctor.examine(conn, memory=2**30), "note")
+    large = only(doctor.examine(conn, memory=8 * 2**30), subject="settings")
+    assert (large.severity, large.advice) == ("note", "kimera-sql config recommend, which gives the reasons")
+    assert "maintenance_work_mem is 64MB (512MB)" in large.found
+    small = [one.found for one in doctor.examine(conn, memory=2**30) if one.subject == "settings"]
+    assert not any("maintenance_work_mem" in found for found in small)
     # Pools that leave nothing for work_mem are a finding, and no error.
     findings = doctor.examine(conn, processes=10_000_000)
     assert "settings" in subjects(findings, "note")
@@ -447,7 +454,7 @@ def test_doctor_exits_with_1_for_an_error_alone(database: str, conn: Connection,
     assert {"severity", "subject", "found", "advice"} == json.loads(told.stdout)[0].keys()
     assert "backups" in {one["subject"] for one in json.loads(told.stdout)}
     refused = run("doctor", "--processes", "0", DATABASE_URL=database)
-    assert (refused.returncode, refused.stderr) == (1, "kimera-sql: processes: 0 is not within 1 to 2147483647\n")
+    assert (refused.returncode, refused.stderr) == (1, "kimera-sql: --processes: 0 is not within 1 to 2147483647\n")
 
 
 @pytest.mark.parametrize("size", ["8", "GB", "-8GB", "8 0GB", "8PB", ""])
@@ -459,10 +466,13 @@ def test_a_size_of_memory_that_cannot_be_is_wrong_usage(size: str) -> None:
 
 def test_the_memory_can_be_given(database: str) -> None:
     ran = run("doctor", "--ram", "8TB", DATABASE_URL=database)
-    assert "NOTE     shared_buffers: is 128MB; 2TB is recommended: " in ran.stdout
+    assert (
+        "NOTE     settings: are more than twice or less than half of what is recommended (in brackets): " in ran.stdout
+    )
+    assert "shared_buffers is 128MB (2TB)" in ran.stdout
     tiny = run("doctor", "--ram", "1MB", DATABASE_URL=database)
     assert (tiny.returncode, tiny.stdout) == (1, "")
-    assert tiny.stderr.startswith("kimera-sql: memory: 1MB is not within 128MB to 16TB")
+    assert tiny.stderr.startswith("kimera-sql: --ram: 1MB is not within 128MB to 16TB")
 
 
 def test_the_environments_pool_counts(database: str) -> None:

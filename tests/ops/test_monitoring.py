@@ -719,11 +719,8 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], said: str) -> None
     assert said in ran.stderr
 
 
-def test_monitoring_sqlite_or_no_server_is_an_error(tmp_path: Path) -> None:
+def test_monitoring_no_server_is_an_error() -> None:
     for command in ("monitor", "doctor"):
-        ran = run(command, KIMERA_SQLITE_PATH=str(tmp_path / "file.db"), PYTHONWARNINGS="ignore")
-        assert ran.returncode == 1
-        assert "kimera-sql: SQLite keeps no statistics; monitoring needs PostgreSQL\n" in ran.stderr
         gone = run(command, KIMERA_DB_HOST="localhost", KIMERA_DB_PORT="1", KIMERA_DB_PASSWORD="planted-secret")
         assert gone.returncode == 1
         assert gone.stderr.startswith("kimera-sql: no database could be reached")

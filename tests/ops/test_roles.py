@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import psycopg
 import pytest
 from commands import run
@@ -214,6 +215,9 @@ def test_the_app_role_does_not_tune_or_build(database: str, login: Callable[...,
         fill(conn)
         indexes.build(conn, "geoid_states")
     with connected(login("kimera_app"), autocommit=True) as conn:
+        # Refused before the queries are looked at
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="kimera_recall_settings"):
+            recall.tune(conn, "geoid_states", queries=[np.full(3, np.nan)])
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             recall.tune(conn, "geoid_states", sample=5)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):

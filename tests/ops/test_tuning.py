@@ -227,4 +227,4 @@ def test_a_memory_that_is_no_size_is_wrong_usage(command: str, ram: str) -> None
 
 def test_a_memory_that_no_machine_has_is_an_error() -> None:
     ran = run("config", "recommend", "--ram", "1MB")
-    assert (ran.returncode, ran.stderr) == (1, "kimera-sql: memory: 1MB is not within 128MB to 16TB\n")
+    assert (ran.returncode, ran.stderr) == (1, "kimera-sql: --ram: 1MB is not within 128MB to 16TB\n")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ... import checks, tables
 from ...errors import InvalidValue
+from ...progress import Bar
 from ...search import looks, measures
 from ...search.measures import KS, Recall, Tuned
 from ...search.plan import MAX_EF_SEARCH, Options, VectorIndex
@@ -81,16 +82,19 @@ async def tune(
     index = (await run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1))).index
     if index is None:
         raise InvalidValue(f"table: {table} has no vector index to tune")
+    await _queries.check_store.execute(server)  # before measuring for a minute
     asked = await _asked(server, searched, sample, queries)
-    chosen = []
+    chosen: list[Tuned] = []
     truth = await _truth(server, searched, asked, max(KS))
-    for k in KS:
-        trial = _Trial(server, searched, index, asked, truth[-k:], k)
-        steps = measures.ladder(index, k)
-        for wanted in targets:
-            setting = await trial.cheapest(steps, measures.aim(wanted, made=queries is None))
-            await _queries.store.execute(server, index_name=index.name, k=k, target=wanted, setting=setting)
-            chosen.append(Tuned(index.name, k, wanted, setting, trial.recall(setting or steps[-1])))
+    with Bar() as bar:
+        for k in KS:
+            trial = _Trial(server, searched, index, asked, truth[-k:], k)
+            steps = measures.ladder(index, k)
+            for wanted in targets:
+                bar.draw(f"tuning {index.name}", len(chosen), len(KS) * len(targets))
+                setting = await trial.cheapest(steps, measures.aim(wanted, made=queries is None))
+                await _queries.store.execute(server, index_name=index.name, k=k, target=wanted, setting=setting)
+                chosen.append(Tuned(index.name, k, wanted, setting, trial.recall(setting or steps[-1])))
     looks.forget(server)
     return chosen
 
@@ -163,7 +167,12 @@ async def _asked(
     picked = await Queries(table.entity).sample_vectors.fetchall(conn, rows=checks.limit(sample, "sample"))
     if not picked:
         raise InvalidValue(f"table: {table.name} has no rows")
-    return [await _moved(conn, table, measures.unit(row), number) for number, (row,) in enumerate(picked)]
+    asked = []
+    with Bar() as bar:
+        for number, (row,) in enumerate(picked):
+            bar.draw("making queries", number, len(picked))
+            asked.append(await _moved(conn, table, measures.unit(row), number))
+    return asked
 
 
 async def _moved(conn: psycopg.AsyncConnection[Any], table: Table, row: Vector, number: int) -> Vector:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -19,6 +21,9 @@ from .contents import Contents, SearchContent, TableContent, read_contents, sett
 from .files import free_path, fsync, locked, reported, sha256
 
 _queries = sql.Queries("backup")
+
+_LOCK_TIMEOUT: Final = timedelta(seconds=30)
+"""How long a dump waits for a table that is locked against readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,8 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
     dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
     0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
-    fails; then nothing new is in the folder. SQLite raises UnsupportedByServer.
+    fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite raises
+    UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
@@ -77,7 +83,8 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
         try:
             for file in partial.values():
                 file.touch(0o600)
-            with sql.snapshot(conn):
+            with _lock_holders_told(conn), sql.snapshot(conn):
+                _queries.set_lock_timeout.fetchval(conn, str, milliseconds=_milliseconds())
                 settle(conn)
                 (origin,) = _queries.describe.fetchall(conn, Origin)
                 snapshot = _queries.export_snapshot.fetchval(conn, str)
@@ -109,11 +116,46 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     return made
 
 
+@contextmanager
+def _lock_holders_told(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Name whoever holds the lock that a dump did not get, in its own connection or in that of pg_dump."""
+    try:
+        yield
+    except (psycopg.errors.LockNotAvailable, BackupError) as error:
+        held = [] if conn.closed else _locked_tables(conn)
+        if isinstance(error, BackupError):
+            for one in held:
+                error.add_note(one)
+            raise
+        what = "; ".join(held) or "a table was locked against readers"
+        raise BackupError(
+            f"no lock for {_LOCK_TIMEOUT.total_seconds():g} s: {what}; end its transaction or try later"
+        ) from error
+
+
+def _locked_tables(conn: psycopg.Connection[Any]) -> list[str]:
+    with conn.transaction():
+        return [
+            f"{table} is locked against readers by {'a prepared transaction' if pid is None else f'process {pid}'}"
+            for table, pid in _queries.locked_tables.fetchall(conn)
+        ]
+
+
+def _milliseconds() -> int:
+    return _LOCK_TIMEOUT // timedelta(milliseconds=1)
+
+
 def _dump_database(conn: psycopg.Connection[Any], pg_dump: Path, file: Path, snapshot: str, size: int) -> None:
     with Bar() as bar:
         tools.run(
             pg_dump,
-            ["--format=custom", "--no-password", snapshot, f"--file={file}"],
+            [
+                "--format=custom",
+                "--no-password",
+                f"--lock-wait-timeout={_milliseconds()}",
+                snapshot,
+                f"--file={file}",
+            ],
             tools.parameters(conn),
             tick=lambda: bar.draw("dumping", file.stat().st_size, size),
         )

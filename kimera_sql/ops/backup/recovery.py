@@ -189,7 +189,7 @@ def _check_target(target: Target, made: BaseBackup, available: Segments) -> None
             raise BackupError(f"{early}; this one ends at {made.end_lsn}")
         if position(target.lsn) > (available.last + 1) * available.size:
             end = available.name(available.last)
-            raise BackupError(f"{target} is past the end of the archive {available.archive}, which is {end}")
+            raise _not_archived(f"{target} is past the end of the archive {available.archive}, which is {end}")
     gap = available.gap()
     if gap is None:
         return
@@ -247,6 +247,15 @@ def _replay(clone: Clone, made: BaseBackup, available: Segments, target: Target,
     )
 
 
+def _not_archived(message: str) -> BackupError:
+    error = BackupError(message)
+    error.add_note(
+        "A server archives a segment when it is full or archive_timeout is over; "
+        "SELECT pg_switch_wal() on it archives the last one now"
+    )
+    return error
+
+
 def _explained(said: str, error: BackupError, target: Target, made: BaseBackup, available: Segments) -> BackupError:
     """Return what the server's log says of why it did not start."""
     if "requested recovery stop point is before consistent recovery point" in said:
@@ -256,12 +265,14 @@ def _explained(said: str, error: BackupError, target: Target, made: BaseBackup, 
     if "recovery ended before configured recovery target was reached" in said:
         gap, last = available.gap(), _last_commit(said)
         end = _found(r"redo done at (\S+)", said) or made.end_lsn
-        return BackupError(
+        missed = (
             f"{target} was not found between the end of the base backup, {made.end_lsn}, and the end of the WAL in "
             f"{available.archive}, {end}; "
             + (f"the last commit there is of {_shown(last)}" if last else "nothing was committed there")
-            + (f"; the archive lacks the WAL segment {available.name(gap)}" if gap is not None else "")
         )
+        if gap is None:
+            return _not_archived(missed)
+        return BackupError(f"{missed}; the archive lacks the WAL segment {available.name(gap)}")
     tail = "".join(f"\n  {line}" for line in said.splitlines()[-8:])
     return BackupError(f"the server did not recover: {error}{tail}")
 

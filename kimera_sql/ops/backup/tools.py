@@ -203,8 +203,9 @@ def _folders(conn: psycopg.Connection[Any] | None) -> Iterator[Path]:
 
 
 def _runnable(path: Path) -> bool:
+    # Access first: is_file raises in a folder that this user may not enter, and `su` keeps such ones of root's PATH.
     # Debian's pg_wrapper stands for whichever version it takes for the right one.
-    return path.is_file() and os.access(path, os.X_OK) and path.name != "pg_wrapper"
+    return os.access(path, os.X_OK) and path.is_file() and path.name != "pg_wrapper"
 
 
 @functools.cache

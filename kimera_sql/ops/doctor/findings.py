@@ -158,16 +158,18 @@ def _recommendations(facts: Facts) -> Iterator[Finding]:
             f"were not compared with the recommendation: {facts.checked_fault}",
             "kimera-sql doctor --ram 8GB",
         )
-    for one in facts.checked:
-        if one.serious:
-            yield Finding(
-                "note",
-                one.name,
-                f"is {one.current}; {one.recommended} is recommended: {one.reason}",
-                "kimera-sql config recommend",
-            )
-        if one.pending_restart:
-            yield Finding("note", one.name, "was changed, and the change waits for a restart", "restart the server")
+    if serious := [one for one in facts.checked if one.serious]:
+        values = ", ".join(f"{one.name} is {one.current} ({one.recommended})" for one in serious)
+        yield Finding(
+            "note",
+            "settings",
+            f"are more than twice or less than half of what is recommended (in brackets): {values}",
+            "kimera-sql config recommend, which gives the reasons",
+        )
+    if pending := [one.name for one in facts.checked if one.pending_restart]:
+        yield Finding(
+            "note", "settings", f"were changed, and wait for a restart: {', '.join(pending)}", "restart the server"
+        )
 
 
 def _checksums(facts: Facts) -> Iterator[Finding]:
@@ -398,8 +400,10 @@ def _hidden(facts: Facts) -> Iterator[Finding]:
             "is not shown what other roles' sessions do, so they were not looked at",
             f"GRANT pg_monitor TO {facts.session.role}",
         )
-    for name, reason in facts.unavailable.items():
-        yield Finding("note", f"report {name}", "could not be had", reason)
+    for reason in dict.fromkeys(facts.unavailable.values()):
+        names = [name for name, why in facts.unavailable.items() if why == reason]
+        subject = f"report{'' if len(names) == 1 else 's'} {', '.join(names)}"
+        yield Finding("note", subject, "could not be had", reason)
 
 
 def _mb(size: int) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -24,7 +24,7 @@ from psycopg.conninfo import make_conninfo
 from kimera_sql import SqlitePool, UnsupportedByServer
 from kimera_sql.errors import BackupError, KimeraError
 from kimera_sql.ops import backup
-from kimera_sql.ops.backup import tools
+from kimera_sql.ops.backup import dumps, tools
 from kimera_sql.ops.backup.dumps import describe_dump
 from kimera_sql.ops.backup.files import locked
 
@@ -69,6 +69,32 @@ def test_two_dumps_have_two_names(conn: psycopg.Connection, tmp_path: Path) -> N
     assert [one.path for one in backup.list_backups(tmp_path)] == [second.path, first.path]
     assert backup.newest_dump(tmp_path) == second.path
     assert first.contents == second.contents
+
+
+@pytest.mark.parametrize(
+    ("make", "table", "said"),
+    [
+        ("", "portal_configurations", "no lock for 0.4 s: "),
+        # One without rows of its own, which pg_dump alone locks
+        ("CREATE TABLE parts (n INTEGER) PARTITION BY LIST (n)", "parts", "pg_dump failed (exit status 1)\n"),
+    ],
+)
+def test_a_locked_table_is_waited_for_no_longer_than_half_a_minute(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str, table: str, said: str
+) -> None:
+    assert dumps._LOCK_TIMEOUT.total_seconds() == 30
+    monkeypatch.setattr(dumps, "_LOCK_TIMEOUT", timedelta(milliseconds=400))
+    with psycopg.connect(filled) as other:
+        other.execute(make.encode())
+        other.commit()
+        other.execute(f"LOCK {table} IN ACCESS EXCLUSIVE MODE".encode())
+        ran = run("backup", "dump", "--dir", str(tmp_path), DATABASE_URL=filled)
+        held = f"{table} is locked against readers by process {other.info.backend_pid}"
+        other.rollback()
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"kimera-sql: {said}")
+    assert held in ran.stderr
+    assert list((tmp_path / "dumps").iterdir()) == []
 
 
 def test_what_is_written_after_the_snapshot_is_not_in_the_manifest(filled: str, tmp_path: Path) -> None:

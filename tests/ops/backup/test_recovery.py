@@ -312,10 +312,12 @@ def test_a_target_past_the_archives_end_is_told_with_its_last_commit(history: Hi
     assert list(data.iterdir()) == []
     assert (data.stat().st_mode & 0o777, data.stat().st_uid) == (0o750, os.geteuid())
     for target in (Target(name="never made"), Target(xid=history.xid + 1000)):
-        with pytest.raises(BackupError, match="was not found between the end of the base backup"):
+        with pytest.raises(BackupError, match="was not found between the end of the base backup") as failed:
             backup.recover(history.base, history.wal, data, target)
-    with pytest.raises(BackupError, match="the position FF/0 is past the end of the archive"):
+        assert "SELECT pg_switch_wal()" in failed.value.__notes__[0]
+    with pytest.raises(BackupError, match="the position FF/0 is past the end of the archive") as failed:
         backup.recover(history.base, history.wal, data, Target(lsn="FF/0"))
+    assert "SELECT pg_switch_wal()" in failed.value.__notes__[0]
     assert list(data.iterdir()) == []
     assert processes(data) == ""
 
@@ -365,7 +367,10 @@ def test_a_user_that_cannot_run_a_server_is_told(history: History, data: Path) -
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"time": datetime(2026, 1, 1)}, "time: 2026-01-01T00:00:00 has no time zone"),
+        (
+            {"time": datetime(2026, 1, 1)},
+            "time: 2026-01-01T00:00:00 has no time zone",
+        ),
         ({"time": "2026-01-01 00:00 UTC"}, "time: expected a datetime, got str"),
         ({"time": datetime.now(UTC) + timedelta(days=1)}, "is in the future"),
         ({"name": ""}, "name: expected a restore point's name of 1 to 63 bytes"),
@@ -402,8 +407,12 @@ def test_the_command_recovers_and_says_what_was_reached(history: History, data: 
 @pytest.mark.parametrize(
     ("time", "told"),
     [
-        ("2026-01-01T00:00:00", "time: 2026-01-01T00:00:00 has no time zone"),
-        ("2026-01-01", "has no time zone"),
+        (
+            "2026-01-01T00:00:00",
+            "--to: 2026-01-01T00:00:00 has no time zone; write one behind it, as in 2026-01-01T00:00:00+00:00",
+        ),
+        ("2026-01-01", "has no time zone; write one behind it, as in 2026-01-01T00:00:00+00:00"),
+        ("2999-01-01T00:00:00+00:00", "--to: 2999-01-01T00:00:00+00:00 is in the future"),
         ("yesterday", "--to: expected a time such as 2025-07-04T08:15:00+00:00, got 'yesterday'"),
         ("", "--to: expected a time such as"),
     ],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -39,6 +43,33 @@ def test_a_tool_older_than_its_server_is_refused(tmp_path: Path, monkeypatch: py
         tools.find("psql", None)
     with pytest.raises(BackupError, match=r"pg_ctl was not found; install .* package postgresql-16\)"):
         tools.find("pg_ctl", 160001)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user whom a file's mode binds, as it does not bind root."""
+    before = os.getresuid()
+    if before[1] == 0:
+        other = pwd.getpwnam("nobody").pw_uid
+        os.setresuid(other, other, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*before)
+
+
+def test_a_folder_of_path_that_may_not_be_entered_is_passed_over(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `su` from root, which keeps root's PATH."""
+    expected = tools.find("pg_dump", None)
+    fake_tool(open_folder / "closed", "pg_dump", "99.1")
+    (open_folder / "closed").chmod(0)
+    monkeypatch.setenv("PATH", f"{open_folder / 'closed'}:{os.environ['PATH']}")
+    with nobody():
+        found = tools.find("pg_dump", None)
+    (open_folder / "closed").chmod(0o700)
+    assert found == expected
 
 
 def test_the_servers_own_tools_come_first(pg_conn: psycopg.Connection) -> None:
