@@ -337,7 +337,7 @@ def exposition(numbers: Iterable[Sample], labels: Mapping[str, str]) -> str:
     """Return *numbers*, which come from samples, in Prometheus' text format 0.0.4.
 
     Every one gets *labels* besides its own, target_labels(conn) for instance. Without them the numbers of two databases
-    cannot be told apart, and the node exporter refuses both.
+    cannot be told apart, and the node exporter drops those of one.
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
     lines: dict[str, list[str]] = {}
