@@ -63,6 +63,13 @@ def fill(conn: Connection, count: int) -> None:
     )
 
 
+def extension(conn: Connection) -> str:
+    """Return the version of the server's pgvector."""
+    row = conn.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    assert row
+    return str(row[0])
+
+
 def until(look: Callable[[], T]) -> T:
     """Return what *look* gives as soon as that is something; the server's statistics lag behind a little."""
     for _ in range(600):

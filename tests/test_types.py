@@ -224,9 +224,9 @@ def test_a_type_of_somebody_elses_is_asked_for_once(committed: str, own: Any) ->
         add_adapters(conn)
         conn.execute("CREATE TYPE mood AS ENUM ('glad')")
         assert own.mood(conn) == b"glad"
-        assert last_statement(committed, conn).startswith("/* types.find */")
+        assert last_statement(committed, conn).startswith("SELECT /* types.find */")
         assert own.mood(conn) == b"glad"
-        assert last_statement(committed, conn).startswith("/* own.mood */")
+        assert last_statement(committed, conn).startswith("SELECT /* own.mood */")
 
 
 def test_a_connection_knows_an_extension_that_is_created_later(empty_database: str) -> None:

@@ -10,6 +10,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from ..errors import ConnectionFailed, SettingsError
 from ..ops import doctor, monitoring
 from ..ops.monitoring import Rows, Unavailable
 from ..settings import Settings
@@ -26,6 +30,8 @@ _CLEAR: Final = "\033[2J\033[H"
 _WIDEST: Final = 60
 """Characters of a text that a table shows; JSON has all of it."""
 
+_STDOUT: Final = Path("-")
+
 
 def add_monitor(parser: argparse.ArgumentParser) -> None:
     """Give *parser* the options of `kimera-sql monitor`."""
@@ -34,7 +40,15 @@ def add_monitor(parser: argparse.ArgumentParser) -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, for programs")
-    form.add_argument("--prometheus", action="store_true", help="print Prometheus' text format, for a scraper")
+    form.add_argument(
+        "--prometheus",
+        metavar="FILE.prom",
+        type=_textfile,
+        nargs="?",
+        const=_STDOUT,
+        help="print Prometheus' text format, or write it into a file for the node exporter",
+    )
+    parser.add_argument("--backups", metavar="DIR", type=Path, help="the folder of the backups, as one more report")
     parser.add_argument(
         "--watch", metavar="SECONDS", type=_seconds, nargs="?", const=2.0, help="again every 2 SECONDS, until Ctrl-C"
     )
@@ -61,6 +75,14 @@ def _report(name: str) -> str:
     return name
 
 
+def _textfile(name: str) -> Path:
+    if not name.endswith(".prom"):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} does not end in .prom, and the node exporter reads no other file; reports go before --prometheus"
+        )
+    return Path(name)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -72,6 +94,16 @@ def _seconds(text: str) -> float:
 
 
 def _monitor(arguments: argparse.Namespace) -> None:
+    try:
+        _report_on(arguments)
+    except (ConnectionFailed, PoolTimeout, psycopg.OperationalError) as error:
+        if arguments.prometheus and not arguments.embedded:
+            down = {"server": Unavailable(str(error))}
+            _expose(down, monitoring.configured_labels(Settings.from_env()), arguments.prometheus)
+        raise
+
+
+def _report_on(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
         if not (seen := monitoring.visibility(conn)).sees_all:
             print(
@@ -96,19 +128,32 @@ def _monitor(arguments: argparse.Namespace) -> None:
 def _look(conn: Connection, arguments: argparse.Namespace) -> None:
     measured = [name for name in monitoring.REPORTS if name in monitoring.MEASURED]
     reports = monitoring.collect(conn, arguments.names or (measured if arguments.prometheus else None))
+    if arguments.backups:
+        reports["backups"] = monitoring.backups(arguments.backups)
     if arguments.json:
         print_json({name: _plain(report) for name, report in reports.items()})
     elif arguments.prometheus:
-        print(monitoring.exposition(monitoring.samples(reports)), end="")
-        for name, report in reports.items():
-            if isinstance(report, Unavailable):
-                print(f"# {name}: {_short(report.reason)}")
+        _expose(reports, monitoring.target_labels(conn), arguments.prometheus)
     else:
         _print_tables(reports)
     if arguments.record:
         recorded = monitoring.store_samples(conn, monitoring.samples(reports))
         print(f"kimera-sql: {recorded:,} numbers recorded", file=sys.stderr)
     sys.stdout.flush()
+
+
+def _expose(reports: Mapping[str, Rows | Unavailable], labels: Mapping[str, str], path: Path) -> None:
+    """Put the numbers of *reports* into the file *path*, or print them, and say in comments which ones are lacking."""
+    lacking = {name: report.reason for name, report in reports.items() if isinstance(report, Unavailable)}
+    comments = "".join(f"# {name}: {_short(reason)}\n" for name, reason in lacking.items())
+    text = monitoring.exposition(monitoring.samples(reports), labels) + comments
+    if path == _STDOUT:
+        print(text, end="")
+        return
+    try:
+        monitoring.write_textfile(path, text)
+    except OSError as error:
+        raise SettingsError(f"--prometheus {path}: {error.strerror}") from error
 
 
 def _plain(report: Rows | Unavailable) -> Any:

@@ -28,6 +28,8 @@ NOTES: Final = ("plan", "types", "returns", "takes", "nullable", "not null", "us
 
 _NOTE: Final = re.compile(rf"({'|'.join(NOTES)}): +(.*\S)")
 
+_FIRST_WORD: Final = re.compile(r"\(*\w*")
+
 _SUFFIXES: Final = {
     SQLOperationType.SELECT: "",
     SQLOperationType.SELECT_ONE: "^",
@@ -63,6 +65,14 @@ class Statement:
     def listed(self, note: str) -> tuple[str, ...]:
         """Return the items of the note *note*, () if the statement does not have it."""
         return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())
+
+
+def _named(name: str, text: str) -> str:
+    """Return *text* with *name* behind its first word, for pg_stat_statements, pg_stat_activity and the server's log.
+
+    In front of that word it would be lost: pg_stat_statements leaves out what comes before it since PostgreSQL 18.
+    """
+    return _FIRST_WORD.sub(lambda first: f"{first[0]} /* {name} */", text, count=1).lstrip()
 
 
 def literal(text: Any) -> LiteralString:
@@ -132,8 +142,7 @@ def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dic
         parameters = tuple(datum.parameters or ())
         statement = Statement(
             name=f"{entity}.{name}",
-            # Shows the name in pg_stat_statements and the server's log
-            text=literal(f"/* {entity}.{name} */ {datum.sql.rstrip(';')}"),
+            text=literal(_named(f"{entity}.{name}", datum.sql.rstrip(";"))),
             doc=doc,
             parameters=parameters,
             suffix=_SUFFIXES[datum.operation_type],

@@ -16,7 +16,11 @@ from typing import Final
 
 from ..sql.files import NOTES
 
-COPY: Final = re.compile(r"COPY\s+(?P<table>[\w.]+)\s*\((?P<columns>[^)]*)\)\s*FROM\s+STDIN\b", re.IGNORECASE)
+COPY: Final = re.compile(
+    # As it is in the file, or as it is sent, with its name
+    r"COPY\s+(?:/\*.*?\*/\s*)?(?P<table>[\w.]+)\s*\((?P<columns>[^)]*)\)\s*FROM\s+STDIN\b",
+    re.IGNORECASE,
+)
 
 _NAME: Final = re.compile(r"--\s*name\s*:\s*")
 _NAME_LINE: Final = re.compile(r"^[ \t]*--\s*name\s*:[ \t]*(?P<rest>.*?)[ \t]*\r?$", re.MULTILINE)

@@ -155,6 +155,48 @@ WHERE database.datname = current_database()
 ORDER BY statement.total_exec_time DESC, statement.queryid, statement.userid
 LIMIT :limit;
 
+-- name: queries(limit)
+-- The named queries that took the longest in all; one counts once, whoever ran it and in however many forms.
+-- returns: QueryUse
+-- not null: query, calls, rows, total_seconds
+-- needs: pg_stat_statements
+SELECT
+    named.query,
+    sum(named.calls)::bigint AS calls,
+    sum(named.rows)::bigint AS rows,
+    sum(named.total_exec_time) / 1000 AS total_seconds
+FROM (
+    SELECT
+        substring(statement.query FROM '/[*] (\w+[.]\w+) [*]/') AS query,
+        statement.calls,
+        statement.rows,
+        statement.total_exec_time
+    FROM pg_stat_statements AS statement
+    JOIN pg_database AS database ON database.oid = statement.dbid
+    WHERE database.datname = current_database()
+) AS named
+WHERE named.query IS NOT NULL
+GROUP BY named.query
+ORDER BY total_seconds DESC, named.query
+LIMIT :limit;
+
+-- name: recalls()
+-- For each vector index and k the highest target that a setting reaches, as it was measured since the index was built.
+-- returns: IndexRecall
+-- not null: recall
+SELECT DISTINCT ON (index_class.relname, tuned.k)
+    index_class.relname::text AS index,
+    index.indrelid::regclass::text AS table,
+    tuned.k,
+    CASE WHEN tuned.setting IS NULL THEN 0 ELSE tuned.target END AS recall,
+    tuned.setting,
+    tuned.measured_at
+FROM kimera_recall_settings AS tuned
+JOIN pg_class AS index_class ON index_class.relname = tuned.index_name
+JOIN pg_index AS index ON index.indexrelid = index_class.oid
+WHERE tuned.filenode = pg_relation_filenode(index_class.oid)::bigint
+ORDER BY index_class.relname, tuned.k, tuned.setting IS NULL, tuned.target DESC;
+
 -- name: connections()
 -- Clients' connections by who they are and what they do; a state that is hidden from this role is "hidden".
 -- returns: Connections

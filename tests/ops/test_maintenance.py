@@ -610,7 +610,9 @@ def test_interrupted_while_it_waits_it_ends_at_once_and_begins_nothing_more(conn
             stderr=subprocess.PIPE,
             text=True,
         )
-        while not conn.execute("SELECT FROM pg_stat_activity WHERE query LIKE '/* maintenance.pause */%'").rowcount:
+        while not conn.execute(
+            "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT /* maintenance.pause */%'"
+        ).rowcount:
             assert command.poll() is None
             time.sleep(0.01)
         command.send_signal(signal.SIGINT)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from commands import COMMAND, environment, run
 from fix_clusters import cluster, standby
-from fix_monitoring import connected, fill, grant, only, own_server, until
+from fix_monitoring import connected, extension, fill, grant, only, own_server, until
 from fix_servers import programs
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
@@ -49,12 +49,6 @@ def value(conn: Connection, query: str) -> Any:
     return row[0]
 
 
-def extension(conn: Connection) -> str:
-    row = conn.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-    assert row
-    return str(row[0])
-
-
 def unavailable(reports: dict[str, Any]) -> set[str]:
     return {name for name, report in reports.items() if isinstance(report, Unavailable)}
 
@@ -63,7 +57,7 @@ def test_a_superuser_has_every_report(conn: Connection) -> None:
     reports = monitoring.collect(conn)
     assert list(reports) == list(monitoring.REPORTS)
     # What the wheels are built without, and what PostgreSQL 15 does not have yet
-    assert unavailable(reports) == ({"statements", "io"} if old(conn) else {"statements"})
+    assert unavailable(reports) == {"statements", "queries"} | ({"io"} if old(conn) else set())
 
 
 def test_the_server_knows_itself(conn: Connection) -> None:
@@ -86,6 +80,8 @@ def test_what_has_never_been_asked_for_is_refused(conn: Connection) -> None:
     for limit in (0, -1, 1.5, "1", 2**40):
         with pytest.raises(InvalidValue, match="limit"):
             monitoring.statements(conn, limit=limit)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValue, match="limit"):
+            monitoring.queries(conn, limit=limit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", monitoring.REPORTS)
@@ -453,19 +449,39 @@ def test_an_index_that_was_made_by_hand_on_no_rows_is_untrained(conn: Connection
     assert made.faults == ("untrained", "unused", "untuned")
 
 
+def test_the_recall_of_an_index_is_the_highest_target_that_it_reaches(conn: Connection) -> None:
+    fill(conn, 8)
+    indexes.build(conn, "geoid_states", method="ivfflat", precision="full", lists=2)
+    assert monitoring.recalls(conn) == []
+    conn.execute(
+        "INSERT INTO kimera_recall_settings"
+        " SELECT 'idx_geoid_vector', k, target, setting, now() - make_interval(days => age),"
+        " pg_relation_filenode('idx_geoid_vector')::bigint"
+        " FROM (VALUES (10, 0.9, 1, 3), (10, 0.95, 2, 2), (10, 0.99, NULL, 1), (100, 0.9, NULL, 5)) AS"
+        " tuned(k, target, setting, age)"
+    )
+    ten, hundred = monitoring.recalls(conn)
+    assert (ten.index, ten.table, ten.k, ten.recall, ten.setting) == ("idx_geoid_vector", "geoid_states", 10, 0.95, 2)
+    assert ten.measured_at == value(conn, "SELECT measured_at FROM kimera_recall_settings WHERE k = 10 AND setting = 2")
+    assert (hundred.k, hundred.recall, hundred.setting) == (100, 0, None)
+    # It was measured in a file that is gone.
+    conn.execute("REINDEX INDEX idx_geoid_vector")
+    assert monitoring.recalls(conn) == []
+
+
 def test_a_monitoring_role_sees_what_it_needs(database: str, conn: Connection, role: str) -> None:
     grant(conn, "pg_monitor", role)
     with connected(database, user=role) as plain:
         assert monitoring.visibility(plain) == monitoring.Visibility(role, True)
         reports = monitoring.collect(plain)
-        missing = {"statements", "vectors"} | ({"io"} if old(conn) else set())
+        missing = {"statements", "queries", "vectors", "recall"} | ({"io"} if old(conn) else set())
         assert unavailable(reports) == missing
         reason = reports["vectors"]
         assert isinstance(reason, Unavailable)
         assert "permission denied for table kimera_" in reason.reason
         assert f"SELECT on that table, to {role}" in reason.reason
         grant(conn, "SELECT ON kimera_vector_indexes, kimera_recall_settings", role)
-        assert monitoring.collect(plain, ["vectors"]) == {"vectors": []}
+        assert monitoring.collect(plain, ["vectors", "recall"]) == {"vectors": [], "recall": []}
         with connected(database, application_name="seen") as other:
             other.execute("SELECT 'what it did'")
             assert "hidden" not in {one.state for one in monitoring.connections(plain)}
@@ -477,7 +493,7 @@ def test_a_role_with_nothing_is_told_so(database: str, conn: Connection, role: s
         other.execute("SELECT 'what it did'")
         assert monitoring.visibility(plain) == monitoring.Visibility(role, False)
         reports = monitoring.collect(plain)
-        missing = {"statements", "vectors", "wal-files"} | ({"io"} if old(conn) else set())
+        missing = {"statements", "queries", "vectors", "recall", "wal-files"} | ({"io"} if old(conn) else set())
         assert unavailable(reports) == missing
         reason = reports["wal-files"]
         assert isinstance(reason, Unavailable)
@@ -514,8 +530,9 @@ def test_a_database_without_schema_or_pgvector_is_told_apart(empty_database: str
 
 
 def test_statements_are_asked_for_with_what_to_do(conn: Connection) -> None:
-    with pytest.raises(UnsupportedByServer, match=r"^pg_stat_statements is not installed: put .* CREATE EXTENSION"):
-        monitoring.statements(conn)
+    for report in (monitoring.statements, monitoring.queries):
+        with pytest.raises(UnsupportedByServer, match=r"^pg_stat_statements is not installed: put .* CREATE EXTENSION"):
+            report(conn)
 
 
 @pytest.fixture
@@ -540,6 +557,12 @@ def test_the_longest_statements_and_prepared_transactions(contrib: Callable[...,
         series = only(found, query="SELECT n FROM generate_series($1, $2) AS n WHERE n <> $3")
         assert (series.calls, series.rows) == (3, 28)
         assert len(monitoring.statements(conn, limit=1)) == 1
+        # It is not a query of ours.
+        assert {one.query for one in monitoring.queries(conn)} <= {
+            "types.find",
+            "monitoring.has_statements",
+            "monitoring.statements",
+        }
         conn.execute("BEGIN")
         conn.execute("CREATE TABLE half (n integer)")
         conn.execute("PREPARE TRANSACTION 'forgotten'")
@@ -547,8 +570,9 @@ def test_the_longest_statements_and_prepared_transactions(contrib: Callable[...,
         assert (prepared.pid, prepared.state, prepared.query) == (None, "prepared", "forgotten")
         conn.execute("ROLLBACK PREPARED 'forgotten'")
     with psycopg.connect(contrib()) as conn:
-        with pytest.raises(UnsupportedByServer, match=r"^the server has not loaded pg_stat_statements: put"):
-            monitoring.statements(conn)
+        for report in (monitoring.statements, monitoring.queries):
+            with pytest.raises(UnsupportedByServer, match=r"^the server has not loaded pg_stat_statements: put"):
+                report(conn)
         # The transaction is still good.
         assert not isinstance(monitoring.collect(conn, ["wal"])["wal"], Unavailable)
 
@@ -577,67 +601,6 @@ def test_only_a_pool_of_psycopg_counts(wrong: Any, tmp_path: Path) -> None:
         monitoring.pool(pool)  # type: ignore[arg-type]
 
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-SAMPLE = re.compile(r'(?P<name>[a-z0-9_]+)(?:\{(?P<labels>(?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (?P<value>\S+)')
-LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"')
-ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
-
-
-def parse(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Read Prometheus' text format 0.0.4, strictly: each metric in one piece, with its HELP and TYPE before it."""
-    assert text.endswith("\n")
-    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-    helped, typed, current = set(), dict[str, str](), ""
-    for line in text[:-1].split("\n"):
-        if line.startswith("# HELP "):
-            _, _, current, said = line.split(" ", 3)
-            assert NAME.fullmatch(current)
-            assert current not in helped
-            assert said
-            helped.add(current)
-        elif line.startswith("# TYPE "):
-            _, _, name, kind = line.split(" ")
-            assert name == current
-            assert name not in typed
-            assert kind in ("counter", "gauge")
-            assert name.endswith("_total") == (kind == "counter")
-            typed[name] = kind
-        else:
-            sample = SAMPLE.fullmatch(line)
-            assert sample, line
-            assert sample["name"] == current
-            assert current in typed
-            labels = tuple(
-                (name, re.sub(r'\\["\\n]', lambda found: ESCAPES[found[0]], value))
-                for name, value in LABEL.findall(sample["labels"] or "")
-            )
-            assert (current, labels) not in found
-            found[current, labels] = float(sample["value"])
-    assert helped == typed.keys() == {name for name, _ in found}
-    return found
-
-
-def test_prometheus_gets_every_number(conn: Connection) -> None:
-    conn.execute('CREATE TABLE "a ""quoted"" \\ \n name" (n integer)')
-    samples = monitoring.samples(monitoring.collect(conn))
-    parsed = parse(monitoring.exposition(samples))
-    assert parsed == {(one.name, tuple(one.labels.items())): one.value for one in samples}
-    assert parsed["kimera_table_live_rows", (("table", '"a ""quoted"" \\ \n name"'),)] == 0
-    assert parsed["kimera_server_standby", ()] == 0
-    assert parsed["kimera_blocked_sessions", ()] == 0
-    version = conn.info.parameter_status("server_version") or ""
-    assert parsed["kimera_server_info", (("version", version), ("pgvector", extension(conn)))] == 1
-    assert monitoring.exposition([]) == ""
-
-
-def test_rows_with_the_same_labels_make_one_sample() -> None:
-    replica = monitoring.Replica("a", None, "streaming", "async", 5, None)
-    later = monitoring.Replica("a", None, "streaming", "async", 7, None)
-    assert monitoring.samples({"replicas": [replica, later]}) == [
-        Sample("kimera_replica_behind_bytes", 7, {"application": "a", "address": ""})
-    ]
-
-
 def test_numbers_are_recorded(conn: Connection) -> None:
     samples = monitoring.samples(monitoring.collect(conn, ["sizes", "tables"]))
     assert monitoring.store_samples(conn, samples) == len(samples) > 0
@@ -662,23 +625,19 @@ def test_monitor_prints_tables(database: str) -> None:
     assert [heading.lower() for heading in headings] == list(monitoring.REPORTS)
 
 
-def test_monitor_prints_json_and_prometheus(database: str) -> None:
+def test_monitor_prints_json(database: str) -> None:
     ran = run("monitor", "server", "statements", "--json", DATABASE_URL=database)
     assert (ran.returncode, ran.stderr) == (0, "")
     printed = json.loads(ran.stdout)
     assert printed["server"][0]["standby"] is False
     assert printed["statements"]["unavailable"].startswith("pg_stat_statements is not installed")
-    scraped = run("monitor", "--prometheus", DATABASE_URL=database)
-    assert (scraped.returncode, scraped.stderr) == (0, "")
-    numbers = "".join(line for line in scraped.stdout.splitlines(True) if not line.startswith("# io: "))
-    assert parse(numbers)["kimera_table_live_rows", (("table", "geoid_states"),)] == 0
 
 
 def test_monitor_records(database: str, conn: Connection) -> None:
     ran = run("monitor", "sizes", "--record", DATABASE_URL=database)
     assert ran.returncode == 0
     assert ran.stderr == f"kimera-sql: {metrics.count(conn)} numbers recorded\n"
-    assert metrics.names(conn) == ["kimera_table_size_bytes"]
+    assert metrics.names(conn) == ["kimera_report_available", "kimera_table_size_bytes"]
 
 
 def test_a_role_that_may_not_record_is_told(database: str, role: str) -> None:

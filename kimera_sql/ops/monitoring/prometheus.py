@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
+from uuid import uuid4
 
-from ... import metrics
+from ... import metrics, sql
+from ...settings import Settings
 from ...sql import Connection
+from ...strategies import resolve, ways
+from ..backup import Backup, BackupKind
 from .reports import REPORTS
 from .rows import Rows, ServerState, Unavailable, VectorFault, VectorHealth
 
@@ -42,10 +48,17 @@ class _Metric:
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
-def _each(attribute: str, *labels: str) -> Callable[[Sequence[Any]], _Values]:
+def _each(attribute: str, *labels: str, **renamed: str) -> Callable[[Sequence[Any]], _Values]:
+    """Return what reads *attribute* of each row, with the attributes *labels*, and *renamed*: label=attribute."""
+    sources = {**{label: label for label in labels}, **renamed}
+
     def read(rows: Sequence[Any]) -> _Values:
         for row in rows:
-            yield {label: str(getattr(row, label) or "") for label in labels}, getattr(row, attribute)
+            value = getattr(row, attribute)
+            yield (
+                {label: str(getattr(row, source) or "") for label, source in sources.items()},
+                value.timestamp() if isinstance(value, datetime) else value,
+            )
 
     return read
 
@@ -68,6 +81,22 @@ def _most(attribute: str) -> Callable[[Sequence[Any]], _Values]:
     return read
 
 
+def _up(reports: Sequence[tuple[str, Rows | Unavailable]]) -> _Values:
+    for name, report in reports:
+        if name == "server":
+            yield {}, not isinstance(report, Unavailable)
+
+
+def _available(reports: Sequence[tuple[str, Rows | Unavailable]]) -> _Values:
+    for name, report in reports:
+        yield {"report": name}, not isinstance(report, Unavailable)
+
+
+def _time(rows: Sequence[ServerState]) -> _Values:
+    for row in rows:
+        yield {}, row.started_at.timestamp() + row.uptime_seconds
+
+
 def _versions(rows: Sequence[ServerState]) -> _Values:
     for row in rows:
         yield {"version": row.version, "pgvector": row.pgvector or ""}, 1
@@ -79,37 +108,54 @@ def _faults(rows: Sequence[VectorHealth]) -> _Values:
             yield {"index": row.index, "fault": fault}, fault in row.faults
 
 
-# Names and units follow https://prometheus.io/docs/practices/naming/: base units, _total for counters.
+def _newest(rows: Sequence[Backup]) -> _Values:
+    for kind in get_args(BackupKind):
+        made = (row.made_at.timestamp() for row in rows if row.kind == kind and row.complete)
+        yield {"kind": kind}, max(made, default=0)
+
+
+_REPORTS: Final = "reports"
+"""Under this name _METRICS has the metrics that say which reports there are."""
+
+# Names and units follow https://prometheus.io/docs/practices/naming/: base units, _total for counters. Moments are
+# timestamps, because an age stands still in a file that is no longer written.
 _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
+    _REPORTS: (
+        _Metric("kimera_up", "1 if the database could be reached, else 0.", _up),
+        _Metric("kimera_report_available", "0 for a report that could not be had.", _available),
+    ),
     "server": (
+        _Metric("kimera_collected_timestamp_seconds", "When these numbers were read.", _time),
         _Metric("kimera_server_info", "Versions of the server and of pgvector; always 1.", _versions),
-        _Metric("kimera_server_uptime_seconds", "Time since the server started.", _each("uptime_seconds")),
+        _Metric("kimera_server_start_time_seconds", "When the server started.", _each("started_at")),
         _Metric("kimera_server_standby", "1 on a standby.", _each("standby")),
         _Metric("kimera_server_connections", "Connections of clients.", _each("connections")),
         _Metric("kimera_server_max_connections", "The setting.", _each("max_connections")),
     ),
     "databases": (
-        _Metric("kimera_database_size_bytes", "Size of a database.", _each("size_bytes", "database")),
-        _Metric("kimera_database_commits_total", "Transactions committed.", _each("commits", "database")),
-        _Metric("kimera_database_rollbacks_total", "Transactions rolled back.", _each("rollbacks", "database")),
+        _Metric("kimera_database_size_bytes", "Size of a database.", _each("size_bytes", datname="database")),
+        _Metric("kimera_database_commits_total", "Transactions committed.", _each("commits", datname="database")),
+        _Metric("kimera_database_rollbacks_total", "Transactions rolled back.", _each("rollbacks", datname="database")),
         _Metric(
-            "kimera_database_blocks_hit_total", "Blocks found in the server's cache.", _each("blocks_hit", "database")
+            "kimera_database_blocks_hit_total",
+            "Blocks found in the server's cache.",
+            _each("blocks_hit", datname="database"),
         ),
         _Metric(
             "kimera_database_blocks_read_total",
             "Blocks not found in the server's cache.",
-            _each("blocks_read", "database"),
+            _each("blocks_read", datname="database"),
         ),
-        _Metric("kimera_database_deadlocks_total", "Deadlocks.", _each("deadlocks", "database")),
+        _Metric("kimera_database_deadlocks_total", "Deadlocks.", _each("deadlocks", datname="database")),
         _Metric(
             "kimera_database_temporary_bytes_total",
             "Written to temporary files.",
-            _each("temporary_bytes", "database"),
+            _each("temporary_bytes", datname="database"),
         ),
         _Metric(
             "kimera_database_checksum_failures_total",
             "Pages whose checksum was wrong.",
-            _each("checksum_failures", "database"),
+            _each("checksum_failures", datname="database"),
         ),
     ),
     "sizes": (_Metric("kimera_table_size_bytes", "Size of a table with all.", _each("total_bytes", "table")),),
@@ -129,6 +175,18 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
         ),
         _Metric("kimera_vector_index_fault", "1 where the vector index has the fault.", _faults),
     ),
+    "recall": (
+        _Metric(
+            "kimera_vector_index_recall_ratio",
+            "Highest recall for k neighbours that the index was measured to reach, 0 if it missed every target.",
+            _each("recall", "index", "k"),
+        ),
+        _Metric(
+            "kimera_vector_index_recall_measured_timestamp_seconds",
+            "When that recall was measured.",
+            _each("measured_at", "index", "k"),
+        ),
+    ),
     "bloat": (_Metric("kimera_btree_wasted_bytes", "Waste in a b-tree, estimated.", _each("wasted_bytes", "index")),),
     "cache": (
         _Metric(
@@ -137,11 +195,16 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
             _each("hit_ratio", "table"),
         ),
     ),
+    "queries": (
+        _Metric("kimera_query_calls_total", "Calls of a named query.", _each("calls", "query")),
+        _Metric("kimera_query_rows_total", "Rows that a named query gave or changed.", _each("rows", "query")),
+        _Metric("kimera_query_seconds_total", "Time that a named query took.", _each("total_seconds", "query")),
+    ),
     "connections": (
         _Metric(
             "kimera_connections",
             "Connections of clients by who and in which state.",
-            _each("connections", "database", "role", "application", "state"),
+            _each("connections", "role", "application", "state", datname="database"),
         ),
     ),
     "locks": (
@@ -162,7 +225,15 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
     "archiver": (
         _Metric("kimera_archived_files_total", "Files archived.", _each("archived")),
         _Metric("kimera_archiving_failures_total", "Attempts that failed.", _each("failed")),
+        _Metric("kimera_archived_last_timestamp_seconds", "When the last file was archived.", _each("archived_at")),
         _Metric("kimera_archiving_failing", "1 when the last attempt failed.", _each("failing")),
+    ),
+    "backups": (
+        _Metric(
+            "kimera_backup_last_timestamp_seconds",
+            "When the newest verified backup of a kind was begun, 0 if there is none.",
+            _newest,
+        ),
     ),
     "checkpoints": (
         _Metric("kimera_checkpoints_timed_total", "Checkpoints by time.", _each("timed")),
@@ -200,7 +271,7 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
         _Metric(
             "kimera_wraparound_used_ratio",
             "Transaction ids used up, of the 2^31 there is room for.",
-            _each("used_ratio", "database"),
+            _each("used_ratio", datname="database"),
         ),
     ),
     "pool": (
@@ -221,23 +292,24 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
         _Metric("kimera_pool_lost_connections_total", "Connections found broken.", _each("lost", "pool")),
     ),
 }
-"""The metrics of each report."""
+"""The metrics of each report, and those of all."""
 
 MEASURED: Final = frozenset(_METRICS) & REPORTS.keys()
 """The reports of collect that samples reads numbers from."""
 
 
 def samples(reports: Mapping[str, Rows | Unavailable]) -> list[Sample]:
-    """Return the numbers of *reports*, as collect returns them; {"pool": [pool(...)]} can be among them.
+    """Return the numbers of *reports*, as collect returns them.
 
-    True is 1 and False 0. What is not known is left out. Where two rows have the same labels, the larger one counts.
+    {"pool": [pool(...)]} and {"backups": backups(...)} can be among them. {"server": Unavailable(...)} alone says that
+    the database could not be reached. True is 1 and False 0. What is not known is left out. Where two rows have the
+    same labels, the larger one counts.
     """
+    available = {name: rows for name, rows in reports.items() if not isinstance(rows, Unavailable)}
+    readable: dict[str, Sequence[Any]] = {_REPORTS: list(reports.items()), **available}
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-    for report, measured in _METRICS.items():
-        rows = reports.get(report)
-        if rows is None or isinstance(rows, Unavailable):
-            continue
-        for metric in measured:
+    for report, rows in readable.items():
+        for metric in _METRICS.get(report, ()):
             for labels, value in metric.read(rows):
                 if value is not None and math.isfinite(value):
                     key = metric.name, tuple(labels.items())
@@ -245,16 +317,34 @@ def samples(reports: Mapping[str, Rows | Unavailable]) -> list[Sample]:
     return [Sample(name, value, dict(labels)) for (name, labels), value in found.items()]
 
 
-def exposition(numbers: Iterable[Sample]) -> str:
+def target_labels(conn: Connection) -> dict[str, str]:
+    """Return the labels that tell the numbers of this database from those of another: database and server."""
+    info = sql.require_postgres(conn, "SQLite keeps no statistics; monitoring needs PostgreSQL").info
+    return {"database": info.dbname, "server": f"{info.host}:{info.port}"}
+
+
+def configured_labels(settings: Settings) -> dict[str, str]:
+    """Return the same for the database that open_pool tries first, which need not answer; nothing for SQLite."""
+    for source, parameters in ways(settings):
+        if parameters is not None:
+            known = resolve(parameters, source)
+            host = known.get("host") or known.get("hostaddr", "")
+            return {"database": known["dbname"], "server": f"{host}:{known['port']}"}
+    return {}
+
+
+def exposition(numbers: Iterable[Sample], labels: Mapping[str, str]) -> str:
     """Return *numbers*, which come from samples, in Prometheus' text format 0.0.4.
 
+    Every one gets *labels* besides its own, target_labels(conn) for instance. Without them the numbers of two databases
+    cannot be told apart, and the node exporter drops those of one.
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
     lines: dict[str, list[str]] = {}
     for sample in numbers:
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
+        pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in {**labels, **sample.labels}.items())
         number = f"{sample.value:.0f}" if sample.value.is_integer() else repr(sample.value)
-        name = f"{sample.name}{{{labels}}}" if labels else sample.name
+        name = f"{sample.name}{{{pairs}}}" if pairs else sample.name
         lines.setdefault(sample.name, []).append(f"{name} {number}\n")
     text = []
     for metric in (metric for measured in _METRICS.values() for metric in measured):
@@ -266,6 +356,17 @@ def exposition(numbers: Iterable[Sample]) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def write_textfile(path: Path, text: str) -> None:
+    """Put *text* into the file *path* in one step: who reads it meanwhile gets the old one whole."""
+    # The node exporter reads every *.prom, so the unfinished file must not be called that.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def store_samples(conn: Connection, numbers: Iterable[Sample]) -> int:

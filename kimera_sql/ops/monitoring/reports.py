@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from ... import checks, sql
-from ...errors import InvalidValue, UnsupportedByServer
+from ...errors import BackupError, InvalidValue, UnsupportedByServer
 from ...search import VectorIndex, indexes
 from ...sql import Connection
+from ..backup import list_backups
 from .rows import (
     Archiver,
     Bloat,
@@ -22,10 +24,12 @@ from .rows import (
     Checkpoints,
     Connections,
     Database,
+    IndexRecall,
     IndexUse,
     Io,
     PoolUse,
     Progress,
+    QueryUse,
     Replica,
     Rows,
     ServerState,
@@ -101,6 +105,19 @@ def statements(conn: Connection, *, limit: int = 10) -> list[StatementUse]:
 
     Raises UnsupportedByServer where that is not set up, with what to do, and InvalidValue for a *limit* below 1.
     """
+    found = _of_statements(conn, StatementUse, _queries.statements, limit)
+    return [replace(one, query=_masked(one.query)) for one in found]
+
+
+def queries(conn: Connection, *, limit: int = 20) -> list[QueryUse]:
+    """Return the named queries that took the most time in total in this database: kimera_sql's and those of sql.load.
+
+    Raises what statements raises.
+    """
+    return _of_statements(conn, QueryUse, _queries.queries, limit)
+
+
+def _of_statements(conn: Connection, record: type[R], query: sql.Query, limit: int) -> list[R]:
     most = checks.limit(limit)
     advice = (
         "put pg_stat_statements into shared_preload_libraries, restart the server, and run CREATE EXTENSION "
@@ -110,12 +127,11 @@ def statements(conn: Connection, *, limit: int = 10) -> list[StatementUse]:
         raise UnsupportedByServer(f"pg_stat_statements is not installed: {advice}")
     try:
         with sql.atomic(conn):
-            found = _all(conn, StatementUse, _queries.statements, limit=most)
+            return _all(conn, record, query, limit=most)
     except psycopg.errors.ObjectNotInPrerequisiteState:
         raise UnsupportedByServer(f"the server has not loaded pg_stat_statements: {advice}") from None
     except psycopg.errors.UndefinedTable:
         raise UnsupportedByServer("pg_stat_statements is in a schema that is not in this role's search_path") from None
-    return [replace(one, query=_masked(one.query)) for one in found]
 
 
 def connections(conn: Connection) -> list[Connections]:
@@ -245,6 +261,19 @@ def _health(index: VectorIndex) -> VectorHealth:
     )
 
 
+def recalls(conn: Connection) -> list[IndexRecall]:
+    """Return the recall of each vector index that recall.tune has measured since it was built, by name and k."""
+    return _all(conn, IndexRecall, _queries.recalls)
+
+
+def backups(folder: Path) -> Rows | Unavailable:
+    """Return the backups in *folder*, the newest first; it is Unavailable if they cannot be read."""
+    try:
+        return list_backups(folder)
+    except BackupError as error:
+        return Unavailable(str(error))
+
+
 def pool(pool: ConnectionPool[Any]) -> PoolUse:
     """Return how *pool*, from open_pool or from psycopg_pool, is used. Raises UnsupportedByServer for SQLite's."""
     if not isinstance(pool, ConnectionPool):
@@ -274,9 +303,11 @@ REPORTS: Final[Mapping[str, Callable[[Connection], Rows]]] = {
     "tables": tables,
     "indexes": index_use,
     "vectors": vectors,
+    "recall": recalls,
     "bloat": bloat,
     "cache": cache,
     "statements": statements,
+    "queries": queries,
     "connections": connections,
     "locks": blocked,
     "transactions": transactions,

@@ -118,7 +118,7 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class StatementUse:
-    """A statement of pg_stat_statements. query: None where it is hidden; ours begin with their name.
+    """A statement of pg_stat_statements. query: None where it is hidden; ours have their name behind the first word.
 
     read_seconds: spent on reading blocks, 0 while track_io_timing is off.
     """
@@ -131,6 +131,16 @@ class StatementUse:
     max_seconds: float
     hit_ratio: float | None
     read_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryUse:
+    """A named query in pg_stat_statements, as "geoids.similar". It sums up all entries that have its name."""
+
+    query: str
+    calls: int
+    rows: int
+    total_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +345,21 @@ class VectorHealth:
     growth: float | None
     scans: int
     faults: tuple[VectorFault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRecall:
+    """The recall of a vector index for k neighbours, as recall.tune has measured it.
+
+    recall: the highest target that the index reaches, with setting as its ef_search or probes; 0 if it reaches none.
+    """
+
+    index: str
+    table: str
+    k: int
+    recall: float
+    setting: int | None
+    measured_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
