@@ -28,8 +28,6 @@ _KIMERA_DEFAULTS: Final = (
 _CONNECTION_DEFAULTS: Final = {
     "fallback_application_name": "Kimera SWM",
     "connect_timeout": "10",
-    # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
-    "client_encoding": "UTF8",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -127,6 +125,8 @@ def complete(parameters: Mapping[str, str], resolved: Mapping[str, str], setting
     defaults = {name: resolved.get(name, value) for name, value in _CONNECTION_DEFAULTS.items()}
     if settings.connect_timeout is not None:
         defaults["connect_timeout"] = str(settings.connect_timeout)
+    # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
+    defaults["client_encoding"] = "UTF8"
     return make_conninfo("", **{**defaults, **parameters})
 
 

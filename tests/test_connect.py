@@ -769,3 +769,11 @@ def test_a_pool_outlives_a_restart_of_its_server(open_folder: Path) -> None:
             before = backends(pool)
         stack.enter_context(embedded.server(open_folder / "data"))
         assert backends(pool).isdisjoint(before)
+
+
+def test_a_pool_speaks_utf8_whatever_the_environment_says(newest: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with open_pool(newest.conninfo) as pool, pool.connection() as conn:
+        assert conn.info.encoding == "utf-8"
+    with open_pool(make_conninfo(newest.conninfo, client_encoding="LATIN1")) as pool, pool.connection() as conn:
+        assert conn.info.encoding == "iso8859-1"
