@@ -32,7 +32,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kimera_sql import migrate
 from kimera_sql.ops.backup import tools
-from kimera_sql.search import Precision
+from kimera_sql.search import Method, Precision
 from kimera_sql.strategies import parse
 
 WHEELS: Final = {
@@ -75,6 +75,18 @@ ENDS: Final = [name for name in NAMES if name in ("postgres18", "postgres15", "u
 def precisions(name: str) -> tuple[Precision, ...]:
     """The precisions of vector indexes that the pgvector of the server of a name knows."""
     return ("full",) if name in ("postgres15", "debian15") else ("full", "half", "binary")
+
+
+def index_kinds() -> list[tuple[str, Method, Precision]]:
+    """The kinds of vector indexes to try: all on the ends, the default and the specification's on the others."""
+    methods: tuple[Method, ...] = ("hnsw", "ivfflat")
+    kinds: list[tuple[str, Method, Precision]] = []
+    for name in NAMES:
+        if name in ENDS:
+            kinds += [(name, method, precision) for method in methods for precision in precisions(name)]
+        else:
+            kinds += [(name, "hnsw", "half" if "half" in precisions(name) else "full"), (name, "ivfflat", "full")]
+    return kinds
 
 
 def programs(name: str) -> Path:

@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from fix_servers import NAMES, Server, precisions
+from fix_servers import NAMES, Server, index_kinds
 from numpy.typing import NDArray
 from reference import assert_nearest, contains, cosines, seconds
 
@@ -158,7 +158,7 @@ def filled(start: Callable[[str], Server]) -> Iterator[Callable[[str], Connectio
 
 @pytest.fixture(
     scope="module",
-    params=[(server, method, one) for server in NAMES for method in ("hnsw", "ivfflat") for one in precisions(server)],
+    params=index_kinds(),
     ids="-".join,
 )
 def indexed(

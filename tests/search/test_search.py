@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from fix_servers import NAMES, Server, precisions
+from fix_servers import Server, index_kinds
 from numpy.typing import NDArray
 from psycopg.conninfo import make_conninfo
 from reference import clustered, cosines, seconds
@@ -31,12 +31,6 @@ VECTORS, QUERIES = _MADE[:ROWS], _MADE[ROWS:]
 SIMILARITIES: Final = cosines(QUERIES, VECTORS)
 # A tag, and each how many rows have it
 EVERY: Final = {"half": 2, "tenth": 10, "hundredth": 100, "thousandth": 1000}
-KINDS: Final = [
-    (server, method, precision)
-    for server in NAMES
-    for method in ("hnsw", "ivfflat")
-    for precision in precisions(server)
-]
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def filled(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
         yield made
 
 
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+@pytest.fixture(scope="module", params=index_kinds(), ids="-".join)
 def searched(request: pytest.FixtureRequest, filled: Callable[[str], str]) -> Iterator[Searched]:
     """Each server with each kind of index in turn, tuned."""
     server, method, precision = request.param
