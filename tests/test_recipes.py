@@ -148,7 +148,7 @@ def add_column(copy: Copy) -> None:
     copy.change(model, r"(    tags: tuple\[str, \.\.\.\]\n)", r"\1    mood: str | None\n")
     copy.change(
         model,
-        r'(        "tags": checks.texts.*\n)',
+        r'(        "tags": checks.labels.*\n)',
         r'\1        "mood": checks.optional(checks.text, "mood", new.mood),\n',
     )
     for dialect in ("postgres", "sqlite"):

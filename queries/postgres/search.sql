@@ -1,7 +1,8 @@
 -- name: vector_indexes(table)
 -- The vector indexes of a table, with what they are made of and what is recorded of them as they are now.
 -- live, dead: rows that can be found and rows that the indexes still hold, by the statistics and what this session has
--- not reported to them yet. They begin anew after a crash and are missing on a standby: then reltuples has to do.
+-- not reported to them yet. They begin anew after a crash and are missing on a standby: then reltuples has to do. They
+-- count rows twice that were inserted just before ANALYZE: so there are no more than that found.
 -- returns: name str, method str, opclass str, expression str, usable bool, options list[str], size int
 -- returns: scans int, rows int, live int, dead int, guarded bool
 -- returns: rows_at_build int | None, size_at_build int | None, built_at datetime | None
@@ -17,7 +18,11 @@ SELECT
     pg_relation_size(index.indexrelid) AS size,
     COALESCE(usage.idx_scan, 0) AS scans,
     GREATEST(table_class.reltuples, 0)::bigint AS rows,
-    CASE WHEN counts.known THEN counts.live ELSE GREATEST(table_class.reltuples, 0) END::bigint AS live,
+    CASE
+        WHEN table_class.reltuples <= 0 THEN GREATEST(counts.live, 0)
+        WHEN counts.known THEN LEAST(counts.live, table_class.reltuples)
+        ELSE table_class.reltuples
+    END::bigint AS live,
     GREATEST(counts.dead - COALESCE(built.dead_at_build, 0), 0) AS dead,
     table_class.relrowsecurity AS guarded,
     built.rows_at_build,

@@ -10,6 +10,7 @@ import time
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
+from fix_servers import Server, precisions
 
 pytestmark = pytest.mark.slow
 
@@ -64,14 +65,15 @@ def test_an_index_is_built_listed_tuned_measured_retrained_and_dropped(database:
     assert index("list") == "there are no vector indexes\n"
 
 
-def test_index_build_of_an_index_that_exists_is_an_error(database: str) -> None:
+def test_index_build_of_an_index_that_exists_is_an_error(database: str, server: Server) -> None:
     fill(database, 5)
+    precision = "half" if "half" in precisions(server.name) else "full"
     assert run("index", "build", "geoid_states", "--concurrently", DATABASE_URL=database).returncode == 0
     again = run("index", "build", "geoid_states", DATABASE_URL=database)
     assert again.returncode == 1
     assert again.stderr == (
-        'kimera-sql: relation "idx_geoid_vector_hnsw_half" already exists; `kimera-sql index retrain` builds it anew '
-        "while it serves, and `index clean` drops one that is unfinished\n"
+        f'kimera-sql: relation "idx_geoid_vector_hnsw_{precision}" already exists; `kimera-sql index retrain` builds '
+        "it anew while it serves, and `index clean` drops one that is unfinished\n"
     )
 
 

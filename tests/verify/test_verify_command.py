@@ -187,7 +187,7 @@ def test_a_wrong_command_says_why(app: Path, database: str, arguments: tuple[str
 def test_verify_takes_no_sqlite_file_for_a_server(tmp_path: Path) -> None:
     ran = command(tmp_path, *CLI, "verify")
     assert ran.returncode == 1
-    assert ran.stderr.startswith("kimera-sql: no database")
+    assert ran.stderr.startswith("kimera-sql: this command needs a PostgreSQL server, and none is configured: ")
     assert list(tmp_path.iterdir()) == []
 
 
