@@ -10,6 +10,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
+from fix_servers import NAMES
 from fix_twins import asynchronous
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from reference import seconds
 from strategies import unit
 
-from kimera_sql import SqlitePool, embeddings, geoids, metrics, migrate, portals, transitions
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, transitions
 from kimera_sql.errors import KimeraError
 from kimera_sql.sql import Connection
 
@@ -220,15 +221,19 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other))
 
 
-def test_both_databases_and_both_twins_agree(pg_conn: psycopg.Connection, database: str, tmp_path: Any) -> None:
+def test_both_databases_and_both_twins_agree(shared: Callable[[str], str], database: str, tmp_path: Any) -> None:
+    """The newest server and each of the others."""
     for name in ("synchronous.db", "asynchronous.db"):
         with SqlitePool(tmp_path / name) as pool, pool.connection() as conn:
             migrate(conn)
     with (
+        psycopg.connect(shared(NAMES[0])) as server,
         SqlitePool(tmp_path / "synchronous.db") as pool,
         pool.connection() as file,
         asynchronous(str(tmp_path / "asynchronous.db")) as file_too,
         asynchronous(database) as server_too,
     ):
-        machine: Any = lambda: Together(pg_conn, file, server_too, file_too)  # noqa: E731 - it stands for the class
+        machine: Any = lambda: Together(server, file, server_too, file_too)  # noqa: E731 - it stands for the class
+        add_adapters(server)
         run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+        server.rollback()

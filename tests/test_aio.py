@@ -299,6 +299,7 @@ def test_loaded_queries_are_awaited(database: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ends
 @pytest.mark.parametrize("index", [False, True])
 def test_cancelled_at_random_points_the_pool_stays_whole(database: str, index: bool) -> None:
     """A thousand times in all. What is cancelled is done wholly or not at all; the next borrower notices nothing."""

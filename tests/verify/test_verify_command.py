@@ -81,6 +81,7 @@ def test_a_query_of_ones_own_is_typed_verified_and_runs(app: Path, database: str
     assert (ran.stdout, ran.stderr) == ("Dream 0.5\n", "")
 
 
+@pytest.mark.ends
 def test_the_stub_gives_a_type_checker_the_functions(app: Path, database: str) -> None:
     assert command(app, *VERIFY, "--update", DATABASE_URL=database).returncode == 0
     stub = (app / "queries.pyi").read_text()
@@ -98,6 +99,7 @@ def test_the_stub_gives_a_type_checker_the_functions(app: Path, database: str) -
     assert "the stub is not what the queries give" in stale.stdout
 
 
+@pytest.mark.ends
 def test_the_stub_of_asynchronous_queries(app: Path, database: str) -> None:
     (app / "queries.py").write_text(GUIDE_QUERIES.replace("kimera_sql import", "kimera_sql.aio import"))
     (app / "use.py").write_text(
@@ -208,6 +210,7 @@ def test_queries(kimera_verify):
 """
 
 
+@pytest.mark.ends
 def test_the_fixture_fails_a_test_with_every_fault(app: Path, database: str) -> None:
     pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_app.py")
     (app / "test_app.py").write_text(FIXTURE_TEST.format(conninfo=f", conninfo={database!r}"))
