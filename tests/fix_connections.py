@@ -68,7 +68,7 @@ def _rolled_back(name: str, where: str) -> Iterator[Connection]:
             conn.rollback()
 
 
-@pytest.fixture(params=[*NAMES, "sqlite", *(f"asynchronous-{name}" for name in (NAMES[0], "sqlite"))])
+@pytest.fixture(params=[*NAMES, "sqlite", *(f"asynchronous-{name}" for name in (*NAMES[:1], "sqlite"))])
 def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Connection]:
     """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back.
 
