@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, LiteralString, get_args
+from typing import Final, get_args
 
 from psycopg import sql as composed
 
 from .. import checks
 from ..errors import InvalidValue, UnsupportedByServer
 from ..tables import Table
-from .plan import Method, Precision
-
-_EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
-    "full": ("{column}", "vector_cosine_ops"),
-    # Scaled to length 1: half precision has no numbers beyond 65,504 and next to none below 6e-8.
-    "half": ("(l2_normalize({column})::halfvec(1024))", "halfvec_cosine_ops"),
-    "binary": ("(binary_quantize({column})::bit(1024))", "bit_hamming_ops"),
-}
+from .plan import EXPRESSIONS, Method, Precision
 
 _VECTOR_BYTES: Final[Mapping[Precision, int]] = {"full": 4096, "half": 2048, "binary": 128}
 
@@ -51,7 +44,7 @@ def statement(
     table: Table, method: Method, precision: Precision, options: Mapping[str, int], *, concurrently: bool
 ) -> composed.Composed:
     """Return the CREATE INDEX statement for an index of this kind on *table*."""
-    expression, opclass = _EXPRESSIONS[precision]
+    expression, opclass = EXPRESSIONS[precision]
     return composed.SQL(
         "CREATE INDEX {concurrently} {name} ON {table} USING {method} ({column} {opclass}) WITH ({options})"
     ).format(
@@ -72,8 +65,8 @@ def check_kind(method: Method, precision: Precision, pgvector: tuple[int, ...]) 
     """Raise InvalidValue for an unknown kind of index, UnsupportedByServer for one that version *pgvector* lacks."""
     if method not in get_args(Method):
         raise InvalidValue(f"method: expected hnsw or ivfflat, got {method!r}")
-    if precision not in _EXPRESSIONS:
-        raise InvalidValue(f"precision: expected one of {', '.join(_EXPRESSIONS)}, got {precision!r}")
+    if precision not in EXPRESSIONS:
+        raise InvalidValue(f"precision: expected one of {', '.join(EXPRESSIONS)}, got {precision!r}")
     if precision != "full" and pgvector < (0, 7):
         version = ".".join(map(str, pgvector))
         raise UnsupportedByServer(f"indexes in {precision} precision need pgvector 0.7, the server has {version}")

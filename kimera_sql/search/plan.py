@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, LiteralString, TypeAlias
 
 from .. import checks
 from ..errors import InvalidValue
@@ -43,14 +43,17 @@ _COST_OF_EF: Final = 9.0
 _COST_IN_LIST: Final[Mapping[Precision, float]] = {"full": 0.7, "half": 0.45, "binary": 0.2}
 
 _ALMOST_ALL: Final = 0.8
-"""The share of an index's rows that may have been deleted before searches look wider for those that are left."""
+"""While no smaller share of an index's rows is left, searches need not look wider for them."""
 
-_PRECISIONS: Final[Mapping[str, tuple[Precision, str]]] = {
-    "vector_cosine_ops": ("full", "{column}"),
-    "halfvec_cosine_ops": ("half", "(l2_normalize({column})::halfvec(1024))"),
-    "bit_hamming_ops": ("binary", "(binary_quantize({column})::bit(1024))"),
+EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
+    "full": ("{column}", "vector_cosine_ops"),
+    # Scaled to length 1: half precision has no numbers beyond 65,504 and next to none below 6e-8.
+    "half": ("(l2_normalize({column})::halfvec(1024))", "halfvec_cosine_ops"),
+    "binary": ("(binary_quantize({column})::bit(1024))", "bit_hamming_ops"),
 }
-"""For each operator class, its precision and the index expression that our queries use."""
+"""For each precision, the index expression that our queries use, and its operator class."""
+
+_PRECISIONS: Final = {opclass: (precision, served) for precision, (served, opclass) in EXPRESSIONS.items()}
 
 _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
     ("hnsw", "half"),
@@ -70,8 +73,8 @@ class VectorIndex:
     the server's statistics were reset. rows: the planner's estimate for the table. live, dead: rows that can be found,
     and rows that were deleted or replaced and not vacuumed away yet, by the server's statistics. guarded: whether
     row-level security may hide rows of the table. rows_at_build, size_at_build, built_at: None for an index that
-    kimera_sql did not build. usable: valid and complete. tuned: maps (k, target
-    recall) to the probes or ef_search that reach it, None if none does. pgvector: the extension's version.
+    kimera_sql did not build. usable: valid and complete. tuned: maps (k, target recall) to the probes or ef_search that
+    reach it, None if none does. pgvector: the extension's version.
     """
 
     name: str
