@@ -23,6 +23,7 @@ from ..tables import NAMES, VECTOR_TABLES
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("maintenance")
+_index_queries = sql.Queries("indexes")
 
 LOCK_TIMEOUT: Final = timedelta(seconds=30)
 """How long upkeep waits for a lock unless told otherwise."""
@@ -266,12 +267,12 @@ def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterato
 
 @contextmanager
 def _lock_timeout(conn: psycopg.Connection[Any], value: str) -> Iterator[None]:
-    before, _ = _queries.set_lock_timeout.fetchone(conn, value=value) or ("0", "0")
+    before, _ = _index_queries.set_lock_timeout.fetchone(conn, value=value) or ("0", "0")
     try:
         yield
     finally:
         if not conn.closed:
-            _queries.set_lock_timeout.fetchone(conn, value=before)
+            _index_queries.set_lock_timeout.fetchone(conn, value=before)
 
 
 def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> Vacuumed:

@@ -109,11 +109,3 @@ ORDER BY listed.name, held.pid;
 -- returns: str
 -- not null: pg_sleep
 SELECT pg_sleep(:seconds)::text;
-
--- name: set_lock_timeout(value)^
--- How long a statement of this session waits for a lock at most, and what it was before.
--- returns: before str, now str
--- not null: before, now
-SELECT
-    current_setting('lock_timeout') AS before,
-    set_config('lock_timeout', :value, false) AS now;
