@@ -53,7 +53,9 @@ EXPRESSIONS: Final[Mapping[Precision, tuple[LiteralString, str]]] = {
 }
 """For each precision, the index expression that our queries use, and its operator class."""
 
-_PRECISIONS: Final = {opclass: (precision, served) for precision, (served, opclass) in EXPRESSIONS.items()}
+_PRECISIONS: Final[Mapping[str, tuple[Precision, str]]] = {
+    opclass: (precision, served) for precision, (served, opclass) in EXPRESSIONS.items()
+}
 
 _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
     ("hnsw", "half"),
