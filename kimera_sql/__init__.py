@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedByServer as UnsupportedByServer
     from .errors import VectorError as VectorError
     from .migrations import migrate as migrate
+    from .ops.adoption import adopt as adopt
     from .search import indexes as indexes
     from .search import recall as recall
     from .settings import Settings as Settings
@@ -59,6 +60,7 @@ _PLACES: Final = {
     "UnsupportedByServer": "errors",
     "VectorError": "errors",
     "migrate": "migrations",
+    "adopt": "ops.adoption",
     "indexes": "search.indexes",
     "recall": "search.recall",
     "Settings": "settings",

@@ -7,10 +7,12 @@ import logging
 from contextlib import nullcontext
 from pathlib import Path
 
-from . import connect, sql
+from . import connect, drift, sql
+from .drift import Difference, Element
 from .errors import SchemaError
 from .schema import checksum, files, to_apply
 from .sql import Connection
+from .tables import NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,9 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     any number of processes may call this at once. *folder* stands in for the schema folder that is shipped.
 
     Raises SchemaError for a file that was changed after it was applied, for a database that has files this version
-    does not know, and for a database in SQL_ASCII, which does not know what text is. A file that
-    fails leaves nothing behind, and the driver's error names it in a note.
+    does not know, for one that has tables of these names which kimera_sql did not make, and for a database in
+    SQL_ASCII, which does not know what text is. A file that fails leaves nothing behind, and the driver's error has a
+    note that names it.
     """
     known = files(sql.dialect(conn), folder)
     done = []
@@ -47,8 +50,11 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         with sql.transaction(conn):
             _queries.lock.execute(conn)
             _queries.create_table.execute(conn)
-            if path.name not in to_apply(dict(_queries.applied.fetchall(conn)), known):
+            applied: dict[str, str] = dict(_queries.applied.fetchall(conn))
+            if path.name not in to_apply(applied, known):
                 continue
+            if not applied:
+                _check_strangers(conn)
             try:
                 sql.script(conn, path.read_text(encoding="utf-8"))
             except Exception as error:
@@ -61,6 +67,18 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     return done
 
 
+def _check_strangers(conn: Connection) -> None:
+    """Raise SchemaError where *conn*'s database has tables of ours that no file of schema/ made."""
+    found = [name for (name,) in _queries.present.fetchall(conn, tables=list(NAMES))]
+    if found:
+        remedy = (
+            "`kimera-sql adopt --dry-run` says what it takes to take them over"
+            if sql.is_postgres(conn)
+            else ("name another file, and bring their rows over yourself")
+        )
+        raise SchemaError(f"the database has {', '.join(found)}, which kimera_sql did not make; {remedy}")
+
+
 def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     """Return the names of the schema files that *conn*'s database does not have yet. Raises SchemaError as migrate."""
     known = files(sql.dialect(conn), folder)
@@ -68,3 +86,27 @@ def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     if _queries.exists.fetchval(conn, bool):
         applied = dict(_queries.applied.fetchall(conn))
     return sorted(to_apply(applied, known))
+
+
+def record_all(conn: Connection) -> None:
+    """Note that *conn*'s database, whose tables were made otherwise, has what all the schema files make."""
+    _queries.lock.execute(conn)
+    _queries.create_table.execute(conn)
+    for path in files(sql.dialect(conn)):
+        _queries.record_applied.execute(conn, name=path.name, checksum=checksum(path))
+
+
+def elements(conn: Connection) -> list[Element]:
+    """Return what *conn*'s database, on PostgreSQL, has of the tables that the migrations make."""
+    return _queries.elements.fetchall(conn, Element, tables=list(drift.TABLES))
+
+
+def differences(conn: Connection) -> list[Difference]:
+    """Return how *conn*'s tables differ from those that the migrations make; on SQLite nothing is compared.
+
+    What is only there to be fast, as storage and settings of autovacuum are, is an administrator's to choose.
+    """
+    if not sql.is_postgres(conn):
+        return []
+    found = drift.differences(elements(conn), drift.expected())
+    return [one for one in drift.causes(found) if one.kind not in drift.TUNING]

@@ -17,7 +17,7 @@ PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
     ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
-    ("sql", "sqlite", "connect", "schema", "migrations"),
+    ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
     ("search", "entity"),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
@@ -30,7 +30,7 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 """Rooms that do not import another one of their own floor."""
 
 PURE: Final = re.compile(
-    r"model\.\w+|tables|checks|errors|foreign|strategies|schema"
+    r"model\.\w+|tables|checks|errors|foreign|strategies|schema|drift"
     r"|sql\.(files|shapes|rows|loaders|versions)|search\.(plan|kinds|measures|looks|diversity)"
 )
 """Modules that decide or describe."""

@@ -17,11 +17,11 @@ from psycopg_pool import PoolTimeout
 from .. import demo, embedded, transfer
 from ..connect import open_pool
 from ..errors import InvalidValue, KimeraError, SettingsError
-from ..migrations import migrate
+from ..migrations import differences, migrate, pending
 from ..settings import Settings
 from ..sql import Connection
 from ..sqlite import SqlitePool
-from . import backup, index, maintain, monitor, recover, restore, verify
+from . import adopt, backup, index, maintain, monitor, recover, restore, verify
 from .arguments import in_options
 from .connection import add_place, pool, server
 
@@ -74,7 +74,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Container[str]]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     init = commands.add_parser("init", help="create the schema, or bring it up to date")
+    init.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 where the tables are not as init makes them"
+    )
     init.set_defaults(run=_init)
+
+    adopt.add(commands.add_parser("adopt", help="take over tables of these names that something else made"))
 
     index.add(commands.add_parser("index", help="vector indexes and their recall"))
 
@@ -123,10 +128,15 @@ def _name_folder(argv: list[str], commands: Container[str]) -> list[str]:
     return argv
 
 
-def _init(arguments: argparse.Namespace) -> None:
+def _init(arguments: argparse.Namespace) -> int:
     with pool(arguments) as opened, opened.connection() as conn:
+        if arguments.check:
+            lacking = [f"not applied: {name}" for name in pending(conn)] or [*map(str, differences(conn))]
+            print("\n".join(lacking) or "the schema is as it should be")
+            return 1 if lacking else 0
         applied = migrate(conn)
     print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+    return 0
 
 
 def _copy(arguments: argparse.Namespace) -> None:

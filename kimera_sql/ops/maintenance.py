@@ -105,7 +105,7 @@ def vacuum(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[
     any other role, and where a lock is not granted within *lock_timeout*; SchemaError where the tables are missing;
     UnsupportedByServer on SQLite.
     """
-    server = _server(conn)
+    server = require_autocommit(conn)
     _require_vacuum(server)
     with _patience(server, lock_timeout):
         return [_vacuum(server, table, lock_timeout) for table in NAMES]
@@ -116,7 +116,7 @@ def analyze(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list
 
     It needs and raises what vacuum does.
     """
-    server = _server(conn)
+    server = require_autocommit(conn)
     _require_vacuum(server)
     with _patience(server, lock_timeout):
         for table in NAMES:
@@ -137,7 +137,7 @@ def reindex(
     An index that fails does not stop the others; MaintenanceError is raised at the end. It is raised for any other role
     too; NotFound for a name that no index has, SchemaError where the tables are missing, UnsupportedByServer on SQLite.
     """
-    server = _server(conn)
+    server = require_autocommit(conn)
     _require_owner(server)
     with _patience(server, lock_timeout):
         wanted = None if names is None else [indexes.find(server, name).name for name in names]
@@ -153,7 +153,7 @@ def retrain(
 
     They are those that indexes.aged returns. It needs and raises what reindex does.
     """
-    server = _server(conn)
+    server = require_autocommit(conn)
     _require_owner(server)
     with _patience(server, lock_timeout):
         _clean(server, lock_timeout)
@@ -180,7 +180,7 @@ def run_all(
     VACUUM comes last because it removes the rows that were pruned, and is fastest on a fresh vector index (pgvector's
     README). A step that fails does not stop the next one, unless the connection is lost. Cancelling ends them all.
     """
-    server = _server(conn)
+    server = require_autocommit(conn)
     _milliseconds(lock_timeout)  # a wrong one is the caller's error, not a step that failed
 
     def prune() -> str:
@@ -223,7 +223,8 @@ def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
     return found
 
 
-def _server(conn: Connection) -> psycopg.Connection[Any]:
+def require_autocommit(conn: Connection) -> psycopg.Connection[Any]:
+    """Return *conn*, which is to PostgreSQL and in autocommit. Raises InvalidValue and UnsupportedByServer."""
     server = sql.require_postgres(conn, "SQLite needs no upkeep but VACUUM, which `sqlite3 FILE VACUUM` runs")
     if not postgres.outside_transaction(server):
         raise InvalidValue("conn: upkeep needs an autocommit connection outside a transaction")
@@ -252,6 +253,22 @@ def _milliseconds(lock_timeout: timedelta) -> int:
     if not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
         raise InvalidValue(f"lock_timeout: {lock_timeout} is not within a millisecond to 24 days")
     return lock_timeout // timedelta(milliseconds=1)
+
+
+def lock(conn: psycopg.Connection[Any], tables: Sequence[str], lock_timeout: timedelta) -> None:
+    """Lock *tables* against everybody to the end of the transaction. Raises MaintenanceError after *lock_timeout*."""
+    names = composed.SQL(", ").join(composed.Identifier(table) for table in tables)
+    try:
+        with _lock_timeout(conn, f"{_milliseconds(lock_timeout)}ms"), conn.transaction():
+            conn.execute(composed.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(names))
+    except psycopg.errors.LockNotAvailable as error:
+        pids = {
+            one.pid for table in tables for one in _queries.holders.fetchall(conn, Holder, table=table) if one.locks
+        }
+        raise MaintenanceError(
+            f"{', '.join(tables)} could not be locked within {_seconds(lock_timeout)}, because of a "
+            f"transaction{_of(pids)}; end it, try later or wait longer"
+        ) from error
 
 
 @contextmanager

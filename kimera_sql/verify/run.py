@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from .. import sql
+from .. import drift, migrations, sql
 from ..errors import QueryError
 from ..sql import Connection
 from ..sql.files import entities, statements
@@ -61,8 +61,10 @@ def verify_queries(
     queries, faults = files.read(folder, module)
     beside = (folder or sql.shipped("queries")) / snapshot.NAME
     kept = snapshot.read(beside)
+    made = ""
     if server is not None:
-        faults += _prepare(server, queries, kept, own=folder is None)
+        found, made = _prepare(server, queries, kept, own=folder is None)
+        faults += found
     elif beside.exists():
         for query in queries:
             query.interface = snapshot.remembered(query, kept)
@@ -76,6 +78,8 @@ def verify_queries(
         # Of a name that both dialects have PostgreSQL's, which come first
         faults += calls.check(files.PACKAGE, {query.statement.name: query.statement for query in reversed(queries)})
     texts = {beside: snapshot.text(query.interface for query in queries)}
+    if made:
+        texts[drift.path()] = made
     for path, asynchronous in ((stub, False), (async_stub, True)):
         if path is not None and not faults:
             told = [(query.entity, query.statement, query.note, query.interface.parameters) for query in queries]
@@ -93,15 +97,16 @@ def verify_queries(
 
 def _prepare(
     conn: psycopg.Connection[Any], queries: Sequence[Query], kept: Mapping[tuple[str, str], Interface], *, own: bool
-) -> list[Fault]:
-    """Learn the interfaces of *queries* from the server and from SQLite, and look at plans."""
+) -> tuple[list[Fault], str]:
+    """Learn the interfaces of *queries* from the server and from SQLite, look at plans, and list what schema/ makes."""
     faults: list[Fault] = []
     with throwaway(conn, own_schema=own) as preparer:
+        made = drift.text(migrations.elements(conn)) if own else ""
         for query in queries:
             if query.dialect == "postgres":
                 faults += describe.on_postgres(preparer, query, kept)
         faults += plans.check(conn, preparer, queries, own=own)
-    return [*faults, *describe.on_sqlite(queries)]
+    return [*faults, *describe.on_sqlite(queries)], made
 
 
 def _write(path: Path, text: str) -> bool:

@@ -153,14 +153,14 @@ def _read(kind: Kind) -> str:
 
 
 def compare(path: Path, wanted: str) -> Iterator[Fault]:
-    """Compare the stub at *path* with what is *wanted*."""
+    """Compare what --update wrote at *path* with what is *wanted*."""
     try:
         there = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        yield Fault(str(path), 1, 1, None, f"the stub cannot be read ({error.strerror}); --update writes it")
+        yield Fault(str(path), 1, 1, None, f"it cannot be read ({error.strerror}); --update writes it")
         return
     for number, (one, other) in enumerate(zip_longest(wanted.splitlines(), there, fillvalue="nothing"), start=1):
         if one != other:
-            message = "the stub is not what the queries give; --update writes it anew"
+            message = "it is not what was found now; --update writes it anew"
             yield Fault(str(path), number, 1, None, message, one.strip(), other.strip())
             return

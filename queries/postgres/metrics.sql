@@ -29,8 +29,9 @@ FROM STDIN (FORMAT BINARY);
 -- Let new ids begin after the greatest there is.
 -- returns: int
 -- not null: setval
-SELECT setval('system_metrics_id_seq', GREATEST(max(id), nextval('system_metrics_id_seq')))
-FROM system_metrics;
+SELECT setval(ids.name, GREATEST(max(metric.id), nextval(ids.name)))
+FROM system_metrics AS metric, pg_get_serial_sequence('system_metrics', 'id') AS ids (name)
+GROUP BY ids.name;
 
 -- name: find_by_id(id)^
 -- One measurement.

@@ -26,3 +26,137 @@ ORDER BY name;
 -- Note that a file was applied.
 INSERT INTO kimera_migrations (name, checksum)
 VALUES (:name, :checksum);
+
+-- name: present(tables)
+-- Those of a list of tables that there are.
+-- returns: str
+-- not null: name
+SELECT listed.name
+FROM unnest(:tables::text[]) WITH ORDINALITY AS listed (name, place)
+WHERE to_regclass(listed.name) IS NOT NULL
+ORDER BY listed.place;
+
+-- name: elements(tables)
+-- The parts of these tables that schema/postgres/catalogue.txt lists, as this database has them. A foreign key counts
+-- whatever it does on a delete, a column that numbers itself whatever its sequence, an index whatever its options.
+-- returns: Element
+-- only: postgres
+-- not null: table, kind, name, definition
+WITH here AS (
+    SELECT listed.place, table_class.oid, table_class.relname::text AS "table", table_class.reloptions
+    FROM unnest(:tables::text[]) WITH ORDINALITY AS listed (name, place)
+    JOIN pg_class AS table_class ON table_class.oid = to_regclass(listed.name)
+    WHERE table_class.relkind IN ('r', 'p')
+),
+
+columns AS (
+    SELECT
+        here.place,
+        here."table",
+        attribute.*,
+        pg_get_expr(value.adbin, value.adrelid) AS expression
+    FROM here
+    JOIN pg_attribute AS attribute ON attribute.attrelid = here.oid
+    LEFT JOIN pg_attrdef AS value ON value.adrelid = attribute.attrelid AND value.adnum = attribute.attnum
+    WHERE attribute.attnum > 0 AND NOT attribute.attisdropped
+),
+
+found AS (
+    SELECT place, 1 AS step, 0 AS number, "table", 'table' AS kind, "table" AS name, '' AS definition
+    FROM here
+
+    UNION ALL
+    SELECT place, 2, attnum, "table", 'type', attname::text, format_type(atttypid, atttypmod)
+    FROM columns
+
+    UNION ALL
+    SELECT
+        place,
+        3,
+        attnum,
+        "table",
+        'default',
+        attname::text,
+        CASE WHEN attidentity <> '' OR starts_with(expression, 'nextval(') THEN 'sequence' ELSE expression END
+    FROM columns
+    WHERE attidentity <> '' OR expression IS NOT NULL
+
+    UNION ALL
+    SELECT place, 4, attnum, "table", 'not null', attname::text, ''
+    FROM columns
+    WHERE attnotnull
+
+    UNION ALL
+    SELECT
+        here.place,
+        5,
+        array_position('{p,c,f}'::text[], rule.contype::text),
+        here."table",
+        'constraint',
+        rule.conname::text,
+        CASE rule.contype
+            WHEN 'f'
+                THEN regexp_replace(pg_get_constraintdef(rule.oid), ' (MATCH|ON|DEFERRABLE|INITIALLY|NOT) .*$', '')
+                    || CASE WHEN rule.convalidated THEN '' ELSE ' NOT VALID' END
+            ELSE pg_get_constraintdef(rule.oid)
+        END
+    FROM here
+    JOIN pg_constraint AS rule ON rule.conrelid = here.oid
+    WHERE rule.contype IN ('p', 'c', 'f')
+
+    UNION ALL
+    SELECT
+        here.place,
+        6,
+        0,
+        here."table",
+        'index',
+        index_class.relname::text,
+        regexp_replace(
+            regexp_replace(pg_get_indexdef(index_class.oid), '^.*? USING ', ''),
+            ' WITH \([^)]*\)',
+            ''
+        )
+    FROM here
+    JOIN pg_index AS index ON index.indrelid = here.oid
+    JOIN pg_class AS index_class ON index_class.oid = index.indexrelid
+    WHERE index.indisvalid AND NOT index.indisprimary
+
+    UNION ALL
+    SELECT
+        here.place,
+        7,
+        0,
+        here."table",
+        'statistics',
+        statistic.stxname::text,
+        regexp_replace(pg_get_statisticsobjdef(statistic.oid), '^CREATE STATISTICS \S+ ', '')
+    FROM here
+    JOIN pg_statistic_ext AS statistic ON statistic.stxrelid = here.oid
+
+    UNION ALL
+    SELECT
+        columns.place,
+        8,
+        columns.attnum,
+        columns."table",
+        'storage',
+        columns.attname::text,
+        CASE columns.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END
+    FROM columns
+    JOIN pg_type AS type ON type.oid = columns.atttypid
+    WHERE columns.attstorage <> type.typstorage
+
+    UNION ALL
+    SELECT place, 9, attnum, "table", 'sampling', attname::text, attstattarget::text
+    FROM columns
+    WHERE attstattarget >= 0
+
+    UNION ALL
+    SELECT here.place, 10, 0, here."table", 'option', given.option_name, given.option_value
+    FROM here, pg_options_to_table(here.reloptions) AS given
+)
+
+SELECT "table", kind, name, definition
+FROM found
+ORDER BY place, step, number, name COLLATE "C";

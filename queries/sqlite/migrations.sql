@@ -24,3 +24,10 @@ ORDER BY name;
 -- Note that a file was applied.
 INSERT INTO kimera_migrations (name, checksum)
 VALUES (:name, :checksum);
+
+-- name: present(tables)
+-- Those of a list of tables that there are.
+SELECT listed.value AS name
+FROM json_each(:tables) AS listed
+WHERE EXISTS (SELECT 1 FROM sqlite_schema AS made WHERE made.type = 'table' AND made.name = listed.value)
+ORDER BY listed.key;

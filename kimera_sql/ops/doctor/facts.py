@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ... import checks, sql
-from ...errors import BackupError, InvalidValue
+from ... import checks, migrations, schema, sql
+from ...drift import Difference
+from ...errors import BackupError, InvalidValue, SchemaError
 from ...search import indexes
 from ...sql import Connection
 from .. import backup, monitoring, tuning
@@ -88,9 +89,11 @@ class Transport:
 class Facts:
     """What findings are decided from. now: when the facts were gathered.
 
-    settings: the server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not
-    be compared. compiles: whether the server compiles costly plans (JIT). building: tables that an index is being built
-    on. pool_connections: how many the pools of all processes can open together. backups: this database's, None unless a
+    has_record: kimera_sql made the tables, or has adopted them. pending: the schema files that the database does not
+    have yet; schema_fault: why that cannot be said. drift: how the tables differ from what they make. settings: the
+    server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not be compared.
+    compiles: whether the server compiles costly plans (JIT). building: tables that an index is being built on.
+    pool_connections: how many the pools of all processes can open together. backups: this database's, None unless a
     folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be had, and why.
     """
 
@@ -101,6 +104,10 @@ class Facts:
     transport: Transport
     sees_all: bool = True
     has_schema: bool = True
+    has_record: bool = True
+    pending: tuple[str, ...] = ()
+    schema_fault: str | None = None
+    drift: tuple[Difference, ...] = ()
     compiles: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     checked: tuple[tuning.Check, ...] = ()
@@ -146,6 +153,11 @@ def gather(
             return ()
         return tuple(found)
 
+    schema_fault = None
+    try:
+        pending = rows("migrations", migrations.pending)
+    except SchemaError as error:
+        pending, schema_fault = (), str(error)
     databases = rows("databases", monitoring.databases)
     tables = rows("tables", monitoring.tables)
     index_use = rows("indexes", monitoring.index_use)
@@ -173,6 +185,10 @@ def gather(
         sees_all=monitoring.visibility(conn).sees_all,
         compiles=_queries.compiles.fetchval(conn, bool) or False,
         has_schema=_queries.has_schema.fetchval(conn, bool) or False,
+        has_record=len(pending) < len(schema.files("postgres")),
+        pending=pending,
+        schema_fault=schema_fault,
+        drift=rows("schema", migrations.differences),
         settings=dict(_queries.settings.fetchall(conn, names=list(_SETTINGS))),
         checked=checked,
         checked_fault=checked_fault,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from ... import sql
+from ... import drift, sql
 from ...tables import VECTOR_TABLES
 from ..monitoring import VectorFault
 from .facts import Facts
@@ -121,6 +121,28 @@ def _schema(facts: Facts) -> Iterator[Finding]:
             f"the tables are not there, or {facts.session.role} may not see them",
             "run kimera-sql init",
         )
+    elif facts.schema_fault is not None:
+        yield Finding("error", "schema", facts.schema_fault, "use the version of kimera-sql that made the schema")
+    elif not facts.has_record:
+        yield Finding(
+            "error",
+            "schema",
+            "has tables of these names that kimera_sql did not make",
+            "kimera-sql adopt --dry-run says what it takes to take them over",
+        )
+    else:
+        if facts.pending:
+            yield Finding("error", "schema", f"lacks {', '.join(facts.pending)}", "run kimera-sql init")
+        for one in facts.drift:
+            # An index that is missing makes searches slow, anything else makes results wrong or writing fail.
+            yield Finding(
+                "warning" if one.kind in ("index", "statistics") else "error",
+                f"table {one.table}",
+                f"is not as the migrations make it: {one}",
+                "restore it from a backup"
+                if one.kind == "table"
+                else drift.statement(one, concurrently=True).as_string(),
+            )
 
 
 def _settings(facts: Facts) -> Iterator[Finding]:
