@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import psycopg
 
 from .. import sql
 from ..search import looks
 from ..search.looks import Look
-from ..search.plan import VectorIndex, vector_index
-from ..sql import Queries
+from ..search.plan import Plan, VectorIndex, used_by, vector_index
+from ..sql import Queries, postgres
 from ..tables import Table
+from ..vectors import DIMENSIONS
 
 _queries = Queries("search")
+
+_ANY: Final = np.ones(DIMENSIONS, dtype=np.float32)
+"""A vector to plan with; all have the same plan."""
 
 
 def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) -> Look:
@@ -44,3 +49,18 @@ def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, An
         estimate = int(plans[0]["Plan"]["Plan Rows"]) if plans else 0
         seen.remember(key, estimate)
     return estimate
+
+
+def served_alone(conn: psycopg.Connection[Any], table: Table, chosen: Plan, seen: Look) -> bool:
+    """Return whether the plan of the statement *chosen*.alone is by its index. It is cached as long as the look.
+
+    That statement leaves the choice to the planner, which reads small tables from end to end.
+    """
+    served = seen.served(chosen.alone or "")
+    if served is None:
+        statement = getattr(Queries(table.entity), chosen.alone or "").statement(conn).explained()
+        given = {"vector": _ANY, **chosen.given_alone(chosen.least, with_vectors=False)}
+        lines = [line for (line,) in postgres.fetchall(conn, statement, given)]
+        served = chosen.index is not None and used_by(lines, chosen.index.name)
+        seen.remember_served(chosen.alone or "", served)
+    return served

@@ -39,6 +39,7 @@ class Look:
     changes: int
     _plans: dict[tuple[int, Options], Plan] = field(default_factory=dict)
     _estimates: dict[str, int] = field(default_factory=dict)
+    _served: dict[str, bool] = field(default_factory=dict)
 
     @property
     def guarded(self) -> bool:
@@ -58,6 +59,14 @@ class Look:
     def remember(self, filters: str, rows: int) -> None:
         """Store the estimate *rows* for *filters*."""
         _remember(self._estimates, filters, rows)
+
+    def served(self, statement: str) -> bool | None:
+        """Return whether the server's plan of *statement* is by an index, None if it is not known yet."""
+        return self._served.get(statement)
+
+    def remember_served(self, statement: str, served: bool) -> None:
+        """Store whether the server's plan of *statement* is by an index."""
+        self._served[statement] = served
 
 
 def _remember(known: dict[K, V], key: K, value: V) -> None:

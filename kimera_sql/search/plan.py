@@ -42,6 +42,16 @@ _COST_OF_EF: Final = 9.0
 # passes a filter (1.3 to 2 microseconds, because the rows that do not pass have to be read as well).
 _COST_IN_LIST: Final[Mapping[Precision, float]] = {"full": 0.7, "half": 0.45, "binary": 0.2}
 
+_ALONE: Final = 200
+"""Candidates that a statement which searches by itself can have: see nearest_full in queries/postgres/geoids.sql."""
+
+_CLUMP: Final = 6
+"""A search of an hnsw index looks at this many rows at least. If they are all as far away, they may be identical.
+
+Rows with one vector are linked to each other alone in the graph of such an index, so that a search that comes upon many
+of them does not find its way out to rows that are nearer.
+"""
+
 _ALMOST_ALL: Final = 0.8
 """While no smaller share of an index's rows is left, searches need not look wider for them."""
 
@@ -65,6 +75,10 @@ _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
     ("ivfflat", "full"),
     ("ivfflat", "binary"),
 )
+
+
+_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
+"""The settings of an hnsw search that nothing filters, with pgvector before 0.9 and no other index to choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,8 @@ class Plan:
     """How to run a search. query: the name of the statement. index: None for an exact search.
 
     parameters: the statement's parameters besides those of every search. settings: server settings, for this statement
-    only. reason: in words. setting: probes or ef_search.
+    only. reason: in words. setting: probes or ef_search. least: how many rows to look at, even if fewer are asked for.
+    alone: the name of a statement without filters that needs no settings but its parameter ef_search, if it will do.
     """
 
     query: str
@@ -137,6 +152,12 @@ class Plan:
     settings: Mapping[str, str]
     reason: str
     setting: int | None = None
+    least: int = 1
+    alone: str | None = None
+
+    def given_alone(self, k: int, *, with_vectors: bool) -> dict[str, Any]:
+        """Return the parameters of the statement *alone* but for the vector."""
+        return {"k": k, "ef_search": str(self.setting), "with_vectors": with_vectors, **self.parameters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +176,12 @@ class Explanation:
     def __str__(self) -> str:
         warning = "" if self.used or self.index is None else "\nBUT the server's plan does not use this index:"
         return f"Search runs {'by ' if self.index else ''}{self.reason}.{warning}\n{self.plan}"
+
+
+def used_by(lines: Sequence[str], index: str) -> bool:
+    """Return whether a plan, as EXPLAIN prints it, is by *index*."""
+    # With quote_all_identifiers every name has quotes.
+    return any(f"Index Scan using {written} " in line for line in lines for written in (index, f'"{index}"'))
 
 
 def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
@@ -216,7 +243,7 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         wanted = options.recall or DEFAULT_RECALL
         return exactly(f"no setting of {index.name} reaches a recall of {wanted:g}")
     reason = f"{index.name} with {'ef_search' if index.method == 'hnsw' else 'probes'} {setting}"
-    candidates = _candidates(index, k, setting)
+    candidates = max(_candidates(index, k, setting), _CLUMP)
     rows, left = _population(index, matching)
     filtered = left is not None
     if left is not None:
@@ -234,7 +261,18 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         # The planner may choose an index on the same expression by the other method.
         if other.precision == index.precision and other.method != index.method:
             settings |= _settings(other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered)
-    return Plan(f"similar_{index.precision}", index, {"candidates": candidates}, settings, reason, setting)
+    hnsw = index.method == "hnsw"
+    alone = hnsw and not filtered and list(settings) == _HNSW_ALONE and candidates <= _ALONE
+    return Plan(
+        f"similar_{index.precision}",
+        index,
+        {"candidates": candidates},
+        settings,
+        reason,
+        setting,
+        least=_CLUMP if hnsw else 1,
+        alone=f"nearest_{index.precision}" if alone else None,
+    )
 
 
 def _population(index: VectorIndex, matching: int | None) -> tuple[int, int | None]:

@@ -14,7 +14,7 @@ import psycopg
 from .. import checks, sql
 from ..errors import InvalidValue
 from ..search import diversity as varied
-from ..search.plan import Explanation, Options, Plan, decide, exactly
+from ..search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ..sql import Connection, Queries, Row, postgres
 from ..sql.rows import decode, mapper
 from ..tables import Table
@@ -28,18 +28,8 @@ _queries = Queries("search")
 _VARIED: Final = 5
 """A search with diversity chooses from this many times k rows."""
 
-_CLUMP: Final = 6
-"""A search of an hnsw index looks at this many rows at least. If they are all as far away, they may be identical.
-
-Rows with one vector are linked to each other alone in the graph of such an index, so that a search that comes upon many
-of them does not find its way out to rows that are nearer.
-"""
-
 _SAME: Final = 1e-6
 """Cosine distances up to this are rounding's."""
-
-_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
-"""The settings of an hnsw search without filters."""
 
 
 def plan(
@@ -59,7 +49,10 @@ def plan(
     seen = catalogue.look(conn, table)
     filtered = seen.guarded or any(value is not None for value in where.values())
     if not filtered or not any(index.usable for index in seen.indexes):
-        return seen.plan(table, k, options)
+        chosen = seen.plan(table, k, options)
+        if chosen.alone is None or (_nothing(besides) and catalogue.served_alone(conn, table, chosen, seen)):
+            return chosen
+        return replace(chosen, alone=None)
     return decide(table, seen.indexes, k, options, catalogue.matching(conn, table, where, besides or {}))
 
 
@@ -82,24 +75,27 @@ def rows(
     rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false.
     """
     chosen = plan(conn, table, k, where, options, besides=besides)
-    least = _CLUMP if complete and chosen.index is not None and chosen.index.method == "hnsw" else 1
-    if least > k:
-        chosen = replace(chosen, parameters={"candidates": max(least, chosen.parameters["candidates"])})
-    several = [_given(vector, max(k, least), with_vectors, where, besides) for vector in vectors]
-    found = _run(conn, table, chosen, several)
+    wanted = max(k, chosen.least) if complete else k
+    if sql.is_postgres(conn) and chosen.alone is not None:
+        found = _run_alone(conn, table, chosen, vectors, wanted, with_vectors)
+    else:
+        several = [_given(vector, wanted, with_vectors, where, besides) for vector in vectors]
+        found = _run(conn, table, chosen, several)
     if complete and chosen.index is not None:
         exact = Queries(table.entity).similar_exact
-        for place, parameters in enumerate(several):
+        for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
-            if len(found[place]) < k or (least > 1 and _look_identical(found[place])):
-                found[place] = exact.fetchall(conn, **{**parameters, "k": k})
-    return [rows[:k] for rows in found] if least > k else found
+            if len(found[place]) < k or _look_identical(found[place], chosen.least):
+                found[place] = exact.fetchall(conn, **_given(vector, k, with_vectors, where, besides))
+    return [rows[:k] for rows in found] if wanted > k else found
 
 
-def _look_identical(rows: Sequence[Row]) -> bool:
+def _look_identical(rows: Sequence[Row], least: int) -> bool:
     """Return whether all of *rows*, nearest first, are equally far from the query, and are not the query itself."""
+    if least == 1 or len(rows) < least:
+        return False
     nearest, farthest = rows[0][-2], rows[-1][-2]
-    return len(rows) >= _CLUMP and nearest == farthest and nearest < 1 - _SAME
+    return bool(nearest == farthest and nearest < 1 - _SAME)
 
 
 def _given(
@@ -107,6 +103,28 @@ def _given(
 ) -> dict[str, Any]:
     """Return the parameters of a search, but for those that its plan adds."""
     return {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where}
+
+
+def _nothing(parameters: Mapping[str, Any] | None) -> bool:
+    return parameters is None or all(value is None for value in parameters.values())
+
+
+def _run_alone(
+    conn: psycopg.Connection[Any],
+    table: Table,
+    chosen: Plan,
+    vectors: Sequence[Vector],
+    k: int,
+    with_vectors: bool,
+) -> list[list[Row]]:
+    """Run the statement of *chosen* that sets, for itself, what it needs, once for each of *vectors*."""
+    statement = getattr(Queries(table.entity), chosen.alone or "").statement(conn)
+    given = chosen.given_alone(k, with_vectors=with_vectors)
+    found = postgres.fetchall_of(conn, [postgres.Call(statement, {"vector": vector, **given}) for vector in vectors])
+    if not all(found) and not postgres.outside_transaction(conn):
+        # The setting is put back with the rows.
+        _queries.put_back.fetchall(conn, names=["hnsw.ef_search"])
+    return [[row[:-1] for row in rows] for rows in found]
 
 
 def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
@@ -121,12 +139,8 @@ def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping
     if not chosen.settings:
         return postgres.fetchall_of(conn, searches)
     names, values = list(chosen.settings), list(chosen.settings.values())
-    if names == _HNSW_ALONE:
-        change = postgres.Call(_queries.set_hnsw.statement(conn), {"ef_search": values[0]})
-        undo = postgres.Call(_queries.put_back_hnsw.statement(conn), {})
-    else:
-        change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
-        undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
+    change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
+    undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
     return postgres.fetchall_of(conn, searches, before=[change], after=[undo] if restore else [])
@@ -191,19 +205,24 @@ def explain(
     server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
     k = checks.limit(k, "k")
     chosen = plan(server, table, k, where, options, besides=besides)
-    statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
-    parameters = {**_given(vector, k, False, where, besides), **chosen.parameters}
-    with sql.atomic(server), server.transaction() as settings:
-        if chosen.settings:
-            _queries.set_local.fetchall(server, names=list(chosen.settings), values=list(chosen.settings.values()))
+    settings: Mapping[str, str]
+    if chosen.alone is not None:
+        name, settings = chosen.alone, {}
+        parameters = {"vector": vector, **chosen.given_alone(k, with_vectors=False)}
+    else:
+        name, settings = chosen.query, chosen.settings
+        parameters = {**_given(vector, k, False, where, besides), **chosen.parameters}
+    statement = getattr(Queries(table.entity), name).statement(server).explained()
+    with sql.atomic(server), server.transaction() as undone:
+        if settings:
+            _queries.set_local.fetchall(server, names=list(settings), values=list(settings.values()))
         lines = [line for (line,) in postgres.fetchall(server, statement, parameters)]
         # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
-        raise psycopg.Rollback(settings)
-    name = chosen.index.name if chosen.index else None
-    # With quote_all_identifiers every name has quotes.
-    used = name is not None and any(
-        f"Index Scan using {written} " in line for line in lines for written in (name, f'"{name}"')
-    )
+        raise psycopg.Rollback(undone)
+    index = chosen.index.name if chosen.index else None
+    used = index is not None and used_by(lines, index)
     # The vector has 10,000 characters that nobody wants to read.
     shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
-    return Explanation(name, used, chosen.reason, dict(chosen.settings), shown)
+    if chosen.alone is not None:
+        settings = {"hnsw.ef_search": str(chosen.setting)}
+    return Explanation(index, used, chosen.reason, dict(settings), shown)

@@ -80,6 +80,104 @@ LIMIT 1;
 -- Make others who want to embed the same text wait until this transaction ends.
 SELECT pg_advisory_xact_lock(hashtextextended(:text_content, 0));
 
+-- name: nearest_full(vector, k, candidates, ef_search, with_vectors)
+-- The k embeddings nearest by cosine where nothing filters them, by an hnsw index on the vectors as they are: a search in one
+-- statement, and one plan for every vector. The inner limit sets hnsw.ef_search before the index is read. The outermost
+-- SELECT, computed when all is read and sorted, gives it its value back. LIMIT 200 is for the planner: it can't know the
+-- other limit, and would expect a tenth of the table.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_embedding_vector
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, text_content, timestamp, source, metadata, distance, embedding
+    FROM (
+        SELECT
+            id, text_content, timestamp, source, metadata,
+            embedding <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN embedding END AS embedding
+        FROM semantic_embeddings
+        ORDER BY semantic_embeddings.embedding <=> :vector
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: nearest_half(vector, k, candidates, ef_search, with_vectors)
+-- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_embedding_vector_hnsw_half
+-- needs: vector 0.7
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, text_content, timestamp, source, metadata, distance, embedding
+    FROM (
+        SELECT
+            id, text_content, timestamp, source, metadata,
+            embedding <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN embedding END AS embedding
+        FROM semantic_embeddings
+        ORDER BY l2_normalize(semantic_embeddings.embedding)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: nearest_binary(vector, k, candidates, ef_search, with_vectors)
+-- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_embedding_vector_hnsw_binary
+-- needs: vector 0.7
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, text_content, timestamp, source, metadata, distance, embedding
+    FROM (
+        SELECT
+            id, text_content, timestamp, source, metadata,
+            embedding <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN embedding END AS embedding
+        FROM semantic_embeddings
+        ORDER BY binary_quantize(semantic_embeddings.embedding)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
 -- name: similar_full(vector, k, candidates, with_vectors, source, since, until, metadata)
 -- The k embeddings nearest by cosine that pass every filter given, by an index on the vectors as they are.
 -- like: similar_exact, +candidates

@@ -97,6 +97,104 @@ SELECT state_vector
 FROM geoid_states
 WHERE id = :id;
 
+-- name: nearest_full(vector, k, candidates, ef_search, with_vectors)
+-- The k states nearest by cosine where nothing filters them, by an hnsw index on the vectors as they are: a search in one
+-- statement, and one plan for every vector. The inner limit sets hnsw.ef_search before the index is read. The outermost
+-- SELECT, computed when all is read and sorted, gives it its value back. LIMIT 200 is for the planner: it can't know the
+-- other limit, and would expect a tenth of the table.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_geoid_vector
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, distance, state_vector
+    FROM (
+        SELECT
+            id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+            state_vector <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN state_vector END AS state_vector
+        FROM geoid_states
+        ORDER BY geoid_states.state_vector <=> :vector
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: nearest_half(vector, k, candidates, ef_search, with_vectors)
+-- The same by an index in half precision: more candidates than k, of which the exact distance decides.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_geoid_vector_hnsw_half
+-- needs: vector 0.7
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, distance, state_vector
+    FROM (
+        SELECT
+            id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+            state_vector <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN state_vector END AS state_vector
+        FROM geoid_states
+        ORDER BY l2_normalize(geoid_states.state_vector)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
+-- name: nearest_binary(vector, k, candidates, ef_search, with_vectors)
+-- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
+-- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
+-- not null: similarity, ef_search
+-- uses: idx_geoid_vector_hnsw_binary
+-- needs: vector 0.7
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector,
+    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search
+FROM (
+    SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, distance, state_vector
+    FROM (
+        SELECT
+            id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+            state_vector <=> :vector AS distance,
+            CASE WHEN :with_vectors THEN state_vector END AS state_vector
+        FROM geoid_states
+        ORDER BY binary_quantize(geoid_states.state_vector)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+        LIMIT 200
+    ) AS scanned
+    LIMIT (
+        SELECT :candidates::integer + 0 * length(
+            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+            || set_config('hnsw.ef_search', :ef_search, true)
+        )
+    )
+) AS nearest
+ORDER BY distance, id
+LIMIT :k;
+
 -- name: similar_full(vector, k, candidates, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The k states nearest by cosine that pass every filter given, by an index on the vectors as they are.
 -- like: similar_exact, +candidates

@@ -61,33 +61,6 @@ WHERE index.indrelid = to_regclass(:table)
     AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY index_class.relname;
 
--- name: set_hnsw(ef_search)^
--- What set_local does, for the settings that most searches need: half the time of an array of names.
--- returns: loaded int, ef_search_before str, enable_seqscan_before str, jit_before str, plan_cache_mode_before str
--- returns: ef_search str, enable_seqscan str, jit str, plan_cache_mode str
--- not null: ef_search_before, enable_seqscan_before, jit_before, plan_cache_mode_before
--- not null: ef_search, enable_seqscan, jit, plan_cache_mode
-SELECT
-    vector_dims('[1]'::vector) AS loaded,
-    set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true) AS ef_search_before,
-    set_config('kimera.enable_seqscan', current_setting('enable_seqscan'), true) AS enable_seqscan_before,
-    set_config('kimera.jit', current_setting('jit'), true) AS jit_before,
-    set_config('kimera.plan_cache_mode', current_setting('plan_cache_mode'), true) AS plan_cache_mode_before,
-    set_config('hnsw.ef_search', :ef_search, true) AS ef_search,
-    set_config('enable_seqscan', 'off', true) AS enable_seqscan,
-    set_config('jit', 'off', true) AS jit,
-    set_config('plan_cache_mode', 'force_generic_plan', true) AS plan_cache_mode;
-
--- name: put_back_hnsw()^
--- Give those settings their values back.
--- returns: ef_search str, enable_seqscan str, jit str, plan_cache_mode str
--- not null: ef_search, enable_seqscan, jit, plan_cache_mode
-SELECT
-    set_config('hnsw.ef_search', current_setting('kimera.hnsw_ef_search'), true) AS ef_search,
-    set_config('enable_seqscan', current_setting('kimera.enable_seqscan'), true) AS enable_seqscan,
-    set_config('jit', current_setting('kimera.jit'), true) AS jit,
-    set_config('plan_cache_mode', current_setting('kimera.plan_cache_mode'), true) AS plan_cache_mode;
-
 -- name: set_local(names, values)
 -- Change settings until the transaction ends, and keep what they were under a name of ours. Without pgvector's library,
 -- which vector_dims loads into the session, its settings are unknown.

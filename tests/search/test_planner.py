@@ -55,7 +55,7 @@ def test_no_search_is_planned_at_a_cost_that_jit_would_compile(
         for ef_search, probes in ((40, 5), (200, 50)):
             said = geoids.explain(conn, unit(3), 10, ef_search=ef_search, probes=probes, **filters)
             (cost,) = re.findall(r"\.\.([\d.]+) rows", said.plan.splitlines()[0])
-            assert said.settings.get("jit") == "off" if said.index else float(cost) < row[0], said.plan
+            assert said.settings.get("jit") == "off" or float(cost) < row[0], said.plan
             if not filters:
                 assert float(cost) < row[0], said.plan
             assert said.used == (said.index is not None), said.plan

@@ -183,12 +183,10 @@ def test_wide_filters_go_to_the_index_and_selective_ones_to_an_exact_search(sear
 def test_a_setting_that_is_given_is_the_one_that_is_used(searched: Searched) -> None:
     said = geoids.explain(searched.conn, QUERIES[0], **searched.setting(17))
     name = "hnsw.ef_search" if searched.index.method == "hnsw" else "ivfflat.probes"
-    assert said.settings == {
-        name: "17",
-        "jit": "off",
-        "enable_seqscan": "off",
-        "plan_cache_mode": "force_generic_plan",
-    }
+    besides = {"jit": "off", "enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
+    assert said.settings in ({name: "17"}, {name: "17", **besides})
+    if searched.index.method == "ivfflat":
+        assert len(said.settings) == 4
     assert f"{searched.index.name} with" in said.reason
 
 
@@ -202,11 +200,13 @@ def test_a_plan_that_is_kept_uses_the_index(searched: Searched) -> None:
         geoids.similar(searched.conn, query)
     assert scans() == before + 12
     kept = searched.conn.execute(
-        "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements WHERE statement ~ 'similar_'"
+        "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements "
+        "WHERE statement ~ 'geoids.(similar|nearest)_'"
     ).fetchone()
     assert kept
     assert kept[0] > 0
-    assert kept[1] == 0
+    # A statement that searches by itself leaves it to the server, which plans it anew five times.
+    assert kept[1] <= 5
 
 
 def test_a_kept_plan_gives_way_to_another_index(database: str) -> None:
@@ -247,8 +247,8 @@ def test_a_wider_setting_finds_no_less(searched: Searched) -> None:
 
 def test_a_search_is_by_the_setting_that_was_tuned(searched: Searched) -> None:
     index = indexes.find(searched.conn, searched.index.name)
-    setting, *others = geoids.explain(searched.conn, QUERIES[0]).settings.values()
-    assert (setting, others) == (str(index.tuned[10, 0.95]), ["off", "off", "force_generic_plan"])
+    name = "hnsw.ef_search" if index.method == "hnsw" else "ivfflat.probes"
+    assert geoids.explain(searched.conn, QUERIES[0]).settings[name] == str(index.tuned[10, 0.95])
 
 
 @contextmanager
