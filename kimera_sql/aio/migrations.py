@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..errors import SchemaError
-from ..schema import checksum, files, to_apply
+from ..schema import Place, checksum, files, require_home, to_apply
+from ..schema import misplaced as misplaced_among
 from . import connect, sql
 from .sql import Connection
 
@@ -23,8 +24,9 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     any number of processes may call this at once. *folder* stands in for the schema folder that is shipped.
 
     Raises SchemaError for a file that was changed after it was applied, for a database that has files this version
-    does not know, and for a database in SQL_ASCII, which does not know what text is. A file that
-    fails leaves nothing behind, and the driver's error names it in a note.
+    does not know, for one that has the tables in a schema that *conn*'s search path leaves out or does not begin with,
+    and for a database in SQL_ASCII, which does not know what text is. A file that fails leaves nothing behind, and the
+    driver's error names it in a note.
     """
     known = files(sql.dialect(conn), folder)
     done = []
@@ -45,6 +47,8 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     for path in known:
         async with sql.transaction(conn):
             await _queries.lock.execute(conn)
+            if sql.is_postgres(conn):
+                require_home(await _places(conn))
             await _queries.create_table.execute(conn)
             if path.name not in to_apply(dict(await _queries.applied.fetchall(conn)), known):
                 continue
@@ -66,4 +70,15 @@ async def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     applied: dict[str, str] = {}
     if await _queries.exists.fetchval(conn, bool):
         applied = dict(await _queries.applied.fetchall(conn))
+    elif fault := await misplaced(conn):
+        raise SchemaError(fault)
     return sorted(to_apply(applied, known))
+
+
+async def misplaced(conn: Connection) -> str | None:
+    """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
+    return misplaced_among(await _places(conn)) if sql.is_postgres(conn) else None
+
+
+async def _places(conn: Connection) -> list[Place]:
+    return await _queries.places.fetchall(conn, Place)
