@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import connect, sql
 from .errors import SchemaError
-from .schema import Place, checksum, files, require_home, to_apply
+from .schema import Misplaced, Place, checksum, files, require_home, to_apply
 from .schema import misplaced as misplaced_among
 from .sql import Connection
 
@@ -72,11 +72,11 @@ def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     if _queries.exists.fetchval(conn, bool):
         applied = dict(_queries.applied.fetchall(conn))
     elif fault := misplaced(conn):
-        raise SchemaError(fault)
+        raise SchemaError(str(fault))
     return sorted(to_apply(applied, known))
 
 
-def misplaced(conn: Connection) -> str | None:
+def misplaced(conn: Connection) -> Misplaced | None:
     """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
     return misplaced_among(_places(conn)) if sql.is_postgres(conn) else None
 

@@ -28,7 +28,18 @@ class Place:
     role: str
 
 
-def misplaced(places: Sequence[Place]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """Why a connection does not find what its database has, and what to do."""
+
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.found}: {self.advice}"
+
+
+def misplaced(places: Sequence[Place]) -> Misplaced | None:
     """Return why a connection does not find the tables or the pgvector of its database; None if it finds both."""
     tables = [place for place in places if place.tables]
     lost = [] if any(place.found for place in tables) else tables[:1]
@@ -39,18 +50,20 @@ def misplaced(places: Sequence[Place]) -> str | None:
     role, path = lost[0].role, lost[0].path
     what = " and ".join(f"{'the tables are' if one.tables else 'pgvector is'} in schema {one.schema}" for one in lost)
     if closed := [one.schema for one in lost if not one.usable]:
-        return f"{what}, which the role {role} may not use: GRANT USAGE ON SCHEMA {', '.join(closed)} TO {role}"
+        return Misplaced(
+            f"{what}, which the role {role} may not use", f"GRANT USAGE ON SCHEMA {', '.join(closed)} TO {role}"
+        )
     wanted = [one.schema for one in lost if one.tables] + [path] + [one.schema for one in lost if not one.tables]
-    return (
-        f"{what}, which the search_path of the role {role} ({path}) leaves out: ALTER ROLE {role} SET search_path = "
-        f"{', '.join(wanted)} (or ALTER DATABASE, for all roles), and connect again"
+    return Misplaced(
+        f"{what}, which the search_path of the role {role} ({path}) leaves out",
+        f"ALTER ROLE {role} SET search_path = {', '.join(wanted)} (or ALTER DATABASE for all), and connect again",
     )
 
 
 def require_home(places: Sequence[Place]) -> None:
     """Raise SchemaError unless a connection finds what its database has, and makes further tables beside the others."""
     if fault := misplaced(places):
-        raise SchemaError(fault)
+        raise SchemaError(str(fault))
     for place in places:
         if place.tables and place.found and not place.first:
             raise SchemaError(

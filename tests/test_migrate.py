@@ -185,7 +185,7 @@ def test_the_tables_go_where_the_search_path_says(fresh: Connection, place: str)
                 assert str(caught.value) == (
                     'the tables are in schema "Kimera\'s" and pgvector is in schema extensions, which the search_path '
                     'of the role postgres (public) leaves out: ALTER ROLE postgres SET search_path = "Kimera\'s", '
-                    "public, extensions (or ALTER DATABASE, for all roles), and connect again"
+                    "public, extensions (or ALTER DATABASE for all), and connect again"
                 )
             assert tables(lost) == made
     finally:

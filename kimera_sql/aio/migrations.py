@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..errors import SchemaError
-from ..schema import Place, checksum, files, require_home, to_apply
+from ..schema import Misplaced, Place, checksum, files, require_home, to_apply
 from ..schema import misplaced as misplaced_among
 from . import connect, sql
 from .sql import Connection
@@ -71,11 +71,11 @@ async def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     if await _queries.exists.fetchval(conn, bool):
         applied = dict(await _queries.applied.fetchall(conn))
     elif fault := await misplaced(conn):
-        raise SchemaError(fault)
+        raise SchemaError(str(fault))
     return sorted(to_apply(applied, known))
 
 
-async def misplaced(conn: Connection) -> str | None:
+async def misplaced(conn: Connection) -> Misplaced | None:
     """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
     return misplaced_among(await _places(conn)) if sql.is_postgres(conn) else None
 

@@ -219,9 +219,8 @@ def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
     """Return what the role of *conn* may do with each of the tables. Raises SchemaError where one is missing."""
     found = _queries.rights.fetchall(conn, Rights, tables=list(NAMES))
     if missing := [one.table for one in found if not one.present]:
-        raise SchemaError(
-            migrations.misplaced(conn) or f"there is no table {', '.join(missing)}; kimera-sql init makes the schema"
-        )
+        absent = f"there is no table {', '.join(missing)}; kimera-sql init makes the schema"
+        raise SchemaError(str(migrations.misplaced(conn) or absent))
     return found
 
 

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ... import checks, sql
+from ... import checks, migrations, sql
 from ...errors import BackupError, InvalidValue
+from ...schema import Misplaced
 from ...search import indexes
 from ...sql import Connection
-from .. import backup, monitoring, tuning
+from .. import backup, monitoring, roles, tuning
 from ..monitoring import (
     Archiver,
     Bloat,
@@ -101,6 +102,8 @@ class Facts:
     transport: Transport
     sees_all: bool = True
     has_schema: bool = True
+    misplaced: Misplaced | None = None
+    lost: tuple[roles.LostLogin, ...] = ()
     compiles: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     checked: tuple[tuning.Check, ...] = ()
@@ -173,6 +176,8 @@ def gather(
         sees_all=monitoring.visibility(conn).sees_all,
         compiles=_queries.compiles.fetchval(conn, bool) or False,
         has_schema=_queries.has_schema.fetchval(conn, bool) or False,
+        misplaced=migrations.misplaced(conn),
+        lost=tuple(roles.lost(conn)),
         settings=dict(_queries.settings.fetchall(conn, names=list(_SETTINGS))),
         checked=checked,
         checked_fault=checked_fault,

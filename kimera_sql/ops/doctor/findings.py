@@ -114,13 +114,23 @@ def _extensions(facts: Facts) -> Iterator[Finding]:
 
 
 def _schema(facts: Facts) -> Iterator[Finding]:
-    if not facts.has_schema:
+    if facts.misplaced is not None:
+        yield Finding("error", "schema", facts.misplaced.found, facts.misplaced.advice)
+    elif not facts.has_schema:
         yield Finding(
             "error",
             "schema",
             f"the tables are not there, or {facts.session.role} may not see them",
             "run kimera-sql init",
         )
+    for one in facts.lost:
+        if one.role is not None:
+            yield Finding(
+                "warning",
+                f"role {one.role}",
+                f"may read the tables, and does not find them or pgvector by its search_path ({one.path})",
+                one.remedy,
+            )
 
 
 def _settings(facts: Facts) -> Iterator[Finding]:
