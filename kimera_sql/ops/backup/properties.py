@@ -1,4 +1,7 @@
-"""What a database has besides its contents: owner, limits, settings, grants. pg_dump leaves that to pg_dumpall."""
+"""What a database has besides its contents: owner, limits, settings, grants.
+
+A dump has it too, but pg_restore restores it with --create alone, under the name that the database had.
+"""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def _change_places(conn: psycopg.Connection[Any], swap: _Swap, *, rehearse: bool
         with conn.transaction(force_rollback=rehearse):
             _run(conn, swap)
     except ObjectInUse as error:
-        # The server looks for clients after everything else.
+        # The server looks for clients after everything else, for 5 s.
         if not (rehearse and swap.disconnect):
             raise _in_use(swap.into, _clients(conn, swap.into)) from error
     except (psycopg.ProgrammingError, psycopg.DataError) as error:

@@ -26,6 +26,12 @@ from kimera_sql.ops.backup.properties import read_properties
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def _with_programs_of_its_version(server: Server) -> None:
+    if server.name == "postgres16":
+        pytest.skip("its wheel has no pg_restore, and a later one sets what it does not know")
+
+
 @pytest.fixture
 def role(server: Server, name: str) -> Iterator[Callable[..., str]]:
     """A function that makes a role and returns its name; dropped in the end, behind the databases."""
@@ -115,6 +121,7 @@ def test_all_that_a_database_has_goes_over_to_the_one_that_replaces_it(
     assert read_properties(admin, name) == before
     assert read_properties(admin, done.kept) == before
     assert precious(server, done.kept) == 42
+    time.sleep(1)  # The name of the old one has the second in it.
     again = restore_dump(admin, plain.path, into=name, replace=True, drop_old=True)
     assert (again.kept, again.remains) == (None, ())
     assert read_properties(admin, name) == before
