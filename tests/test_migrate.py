@@ -165,7 +165,7 @@ def tables(conn: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["database", "role"])
-def test_the_tables_go_where_the_search_path_says(fresh: Connection, place: str) -> None:
+def test_the_tables_go_where_the_search_path_says(fresh: Connection, empty_database: str, place: str) -> None:
     database, role = fresh.info.dbname, f"kimera_test_{uuid4().hex}"
     fresh.execute(f"CREATE ROLE {role} LOGIN SUPERUSER".encode())
     try:
@@ -173,12 +173,12 @@ def test_the_tables_go_where_the_search_path_says(fresh: Connection, place: str)
         whose = f"DATABASE {database}" if place == "database" else f"ROLE {role}"
         fresh.execute(f"""ALTER {whose} SET search_path = "Kimera's", public, extensions""".encode())
         fresh.commit()
-        with psycopg.connect(make_conninfo(fresh.info.dsn, user=role)) as conn:
+        with psycopg.connect(make_conninfo(empty_database, user=role)) as conn:
             assert migrate(conn) == NAMES
             assert migrate(conn) == []
             made = tables(conn)
             assert {name.partition(".")[0] for name in made} == {"Kimera's"}
-        with psycopg.connect(fresh.info.dsn, options="-c search_path=public") as lost:
+        with psycopg.connect(empty_database, options="-c search_path=public") as lost:
             for ask in (pending, migrate):
                 with pytest.raises(SchemaError) as caught:
                     ask(lost)
@@ -194,7 +194,7 @@ def test_the_tables_go_where_the_search_path_says(fresh: Connection, place: str)
         fresh.commit()
 
 
-def test_a_role_that_may_not_use_the_schema_makes_no_second_set(fresh: Connection) -> None:
+def test_a_role_that_may_not_use_the_schema_makes_no_second_set(fresh: Connection, empty_database: str) -> None:
     role = f"kimera_test_{uuid4().hex}"
     fresh.execute("CREATE SCHEMA kimera; SET search_path = kimera, public")
     migrate(fresh)
@@ -204,7 +204,7 @@ def test_a_role_that_may_not_use_the_schema_makes_no_second_set(fresh: Connectio
     fresh.commit()
     try:
         with (
-            psycopg.connect(make_conninfo(fresh.info.dsn, user=role)) as conn,
+            psycopg.connect(make_conninfo(empty_database, user=role)) as conn,
             pytest.raises(SchemaError, match=f"kimera, which .* may not use: GRANT USAGE ON SCHEMA kimera TO {role}$"),
         ):
             migrate(conn)
