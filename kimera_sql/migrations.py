@@ -9,8 +9,7 @@ from pathlib import Path
 
 from . import connect, sql
 from .errors import SchemaError
-from .schema import Misplaced, Place, checksum, files, require_home, to_apply
-from .schema import misplaced as misplaced_among
+from .schema import Misplaced, Place, checksum, files, overlooked, require_home, to_apply
 from .sql import Connection
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
 
 def misplaced(conn: Connection) -> Misplaced | None:
     """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
-    return misplaced_among(_places(conn)) if sql.is_postgres(conn) else None
+    return overlooked(_places(conn)) if sql.is_postgres(conn) else None
 
 
 def _places(conn: Connection) -> list[Place]:

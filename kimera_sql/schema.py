@@ -39,7 +39,7 @@ class Misplaced:
         return f"{self.found}: {self.advice}"
 
 
-def misplaced(places: Sequence[Place]) -> Misplaced | None:
+def overlooked(places: Sequence[Place]) -> Misplaced | None:
     """Return why a connection does not find the tables or the pgvector of its database; None if it finds both."""
     tables = [place for place in places if place.tables]
     lost = [] if any(place.found for place in tables) else tables[:1]
@@ -62,7 +62,7 @@ def misplaced(places: Sequence[Place]) -> Misplaced | None:
 
 def require_home(places: Sequence[Place]) -> None:
     """Raise SchemaError unless a connection finds what its database has, and makes further tables beside the others."""
-    if fault := misplaced(places):
+    if fault := overlooked(places):
         raise SchemaError(str(fault))
     for place in places:
         if place.tables and place.found and not place.first:

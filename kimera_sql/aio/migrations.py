@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..errors import SchemaError
-from ..schema import Misplaced, Place, checksum, files, require_home, to_apply
-from ..schema import misplaced as misplaced_among
+from ..schema import Misplaced, Place, checksum, files, overlooked, require_home, to_apply
 from . import connect, sql
 from .sql import Connection
 
@@ -77,7 +76,7 @@ async def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
 
 async def misplaced(conn: Connection) -> Misplaced | None:
     """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
-    return misplaced_among(await _places(conn)) if sql.is_postgres(conn) else None
+    return overlooked(await _places(conn)) if sql.is_postgres(conn) else None
 
 
 async def _places(conn: Connection) -> list[Place]:

@@ -536,6 +536,8 @@ def test_the_doctor_notices_paths_that_do_not_lead_to_the_tables(placed: str, lo
             assert lost.severity == "error"
             assert f"which the search_path of the role {app} (" in lost.found
             assert lost.advice.startswith(f"ALTER ROLE {app} SET search_path = ")
+            vectors = monitoring.collect(astray, ["vectors"])["vectors"]
+            assert "kimera-sql init" not in str(vectors)
         conn.execute(found.advice.encode())
         with connected(at(placed, app), autocommit=True) as mended:
             assert "schema" not in [one.subject for one in doctor.examine(mended)]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -37,7 +38,7 @@ def role(server: Server, name: str) -> Iterator[Callable[..., str]]:
     """A function that makes a role and returns its name; dropped in the end, behind the databases."""
     made: list[str] = []
 
-    def make(attributes: str = "") -> str:
+    def make(attributes: LiteralString = "") -> str:
         made.append(f"kimera role {uuid4().hex[:8]}")
         with psycopg.connect(server.conninfo, autocommit=True) as conn:
             execute(conn, f"CREATE ROLE {{0}} LOGIN {attributes}", made[-1])
@@ -53,8 +54,8 @@ def role(server: Server, name: str) -> Iterator[Callable[..., str]]:
             execute(conn, "DROP ROLE {}", one)
 
 
-def execute(conn: psycopg.Connection, statement: str, *names: str) -> None:
-    conn.execute(composed.SQL(statement).format(*map(composed.Identifier, names)))  # type: ignore[arg-type]
+def execute(conn: psycopg.Connection, statement: LiteralString, *names: str) -> None:
+    conn.execute(composed.SQL(statement).format(*map(composed.Identifier, names)))
 
 
 @pytest.fixture(scope="module")
