@@ -10,7 +10,7 @@ from pathlib import Path
 from . import connect, drift, sql
 from .drift import Difference, Element
 from .errors import SchemaError
-from .schema import checksum, files, to_apply
+from .schema import Misplaced, Place, checksum, files, overlooked, require_home, to_apply
 from .sql import Connection
 from .tables import NAMES
 
@@ -26,9 +26,9 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     any number of processes may call this at once. *folder* stands in for the schema folder that is shipped.
 
     Raises SchemaError for a file that was changed after it was applied, for a database that has files this version
-    does not know, for one that has tables of these names which kimera_sql did not make, and for a database in
-    SQL_ASCII, which does not know what text is. A file that fails leaves nothing behind, and the driver's error has a
-    note that names it.
+    does not know, for one that has tables of these names which kimera_sql did not make, or has the tables in a schema
+    that *conn*'s search path leaves out or does not begin with, and for a database in SQL_ASCII, which does not know
+    what text is. A file that fails leaves nothing behind, and the driver's error has a note that names it.
     """
     known = files(sql.dialect(conn), folder)
     done = []
@@ -49,6 +49,8 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     for path in known:
         with sql.transaction(conn):
             _queries.lock.execute(conn)
+            if sql.is_postgres(conn):
+                require_home(_places(conn))
             _queries.create_table.execute(conn)
             applied: dict[str, str] = dict(_queries.applied.fetchall(conn))
             if path.name not in to_apply(applied, known):
@@ -85,6 +87,8 @@ def pending(conn: Connection, *, folder: Path | None = None) -> list[str]:
     applied: dict[str, str] = {}
     if _queries.exists.fetchval(conn, bool):
         applied = dict(_queries.applied.fetchall(conn))
+    elif fault := misplaced(conn):
+        raise SchemaError(str(fault))
     return sorted(to_apply(applied, known))
 
 
@@ -110,3 +114,12 @@ def differences(conn: Connection) -> list[Difference]:
         return []
     found = drift.differences(elements(conn), drift.expected())
     return [one for one in drift.causes(found) if one.kind not in drift.TUNING]
+
+
+def misplaced(conn: Connection) -> Misplaced | None:
+    """Return why *conn* does not find the tables or the pgvector of its database; None if there is nothing to miss."""
+    return overlooked(_places(conn)) if sql.is_postgres(conn) else None
+
+
+def _places(conn: Connection) -> list[Place]:
+    return _queries.places.fetchall(conn, Place)

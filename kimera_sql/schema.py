@@ -3,10 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import SchemaError
 from .sql.files import Dialect, shipped
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A schema that has the record of what was applied (tables), or else pgvector. schema, role: quoted as in SQL.
+
+    usable: the role of the connection may use the schema. found: its search path leads to what the schema has.
+    first: it makes tables there. path: that search path.
+    """
+
+    tables: bool
+    schema: str
+    usable: bool
+    found: bool
+    first: bool
+    path: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """Why a connection does not find what its database has, and what to do."""
+
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.found}: {self.advice}"
+
+
+def overlooked(places: Sequence[Place]) -> Misplaced | None:
+    """Return why a connection does not find the tables or the pgvector of its database; None if it finds both."""
+    tables = [place for place in places if place.tables]
+    lost = [] if any(place.found for place in tables) else tables[:1]
+    known = [place.schema for place in lost]
+    lost += [place for place in places if not (place.tables or place.found or place.schema in known)]
+    if not lost:
+        return None
+    role, path = lost[0].role, lost[0].path
+    what = " and ".join(f"{'the tables are' if one.tables else 'pgvector is'} in schema {one.schema}" for one in lost)
+    if closed := [one.schema for one in lost if not one.usable]:
+        return Misplaced(
+            f"{what}, which the role {role} may not use", f"GRANT USAGE ON SCHEMA {', '.join(closed)} TO {role}"
+        )
+    wanted = [one.schema for one in lost if one.tables] + [path] + [one.schema for one in lost if not one.tables]
+    return Misplaced(
+        f"{what}, which the search_path of the role {role} ({path}) leaves out",
+        f"ALTER ROLE {role} SET search_path = {', '.join(wanted)} (or ALTER DATABASE for all), and connect again",
+    )
+
+
+def require_home(places: Sequence[Place]) -> None:
+    """Raise SchemaError unless a connection finds what its database has, and makes further tables beside the others."""
+    if fault := overlooked(places):
+        raise SchemaError(str(fault))
+    for place in places:
+        if place.tables and place.found and not place.first:
+            raise SchemaError(
+                f"the tables are in schema {place.schema}, and new ones would be made elsewhere, because it is not "
+                f"the first of the search_path ({place.path}): ALTER ROLE {place.role} SET search_path = "
+                f"{place.schema}, {place.path}, and connect again"
+            )
 
 
 def files(dialect: Dialect, folder: Path | None = None) -> list[Path]:

@@ -4,6 +4,10 @@
 --
 --     kimera-sql roles          or          kimera-sql roles --print | psql --single-transaction -v ON_ERROR_STOP=1
 --
+-- It works on the tables that its connection finds by the search_path, in whichever schema they are. Because roles belong
+-- to the whole server, a second database needs groups of its own: `kimera-sql roles --prefix NAME` calls them NAME_owner
+-- and so on.
+--
 -- They are groups that nobody logs in as, so there is no password here. Whoever logs in gets a role of its own, and its
 -- password by psql's \password, which sends only the verifier:
 --
@@ -45,6 +49,31 @@ BEGIN
 END
 $$;
 
+-- The members of another database's groups are not let in here. A database that has let them in may be brought up to date:
+-- it was copied or restored from the other.
+DO $$
+DECLARE
+    others TEXT;
+BEGIN
+    WITH let_in AS (
+        SELECT DISTINCT datname
+        FROM pg_database
+        CROSS JOIN aclexplode(datacl) AS granted
+        JOIN pg_roles ON pg_roles.oid = granted.grantee
+        WHERE granted.privilege_type = 'CONNECT'
+            AND rolname IN ('kimera_owner', 'kimera_app', 'kimera_readonly', 'kimera_monitor', 'kimera_backup')
+    )
+    SELECT string_agg(datname, ', ' ORDER BY datname)
+    INTO others
+    FROM let_in
+    WHERE NOT EXISTS (SELECT FROM let_in WHERE datname = current_database());
+    IF others IS NOT NULL THEN
+        RAISE 'the groups kimera_owner, kimera_app ... belong to the database %, and their members would be let into this one; '
+            'give it groups of its own: kimera-sql roles --prefix NAME', others;
+    END IF;
+END
+$$;
+
 -- Nobody but the groups gets in or makes anything. The database's owner and superusers always can.
 DO $$
 DECLARE
@@ -57,9 +86,53 @@ BEGIN
     EXECUTE format('GRANT CREATE, TEMPORARY ON DATABASE %I TO kimera_owner', name);
 END
 $$;
-REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO kimera_app, kimera_readonly, kimera_monitor, kimera_backup;
-GRANT USAGE, CREATE ON SCHEMA public TO kimera_owner;
+
+-- Nobody but the owner makes anything where names are looked up. Tables of later migrations get the rights of these.
+DO $$
+DECLARE
+    one RECORD;
+BEGIN
+    FOR one IN
+        SELECT
+            pg_namespace.nspname AS name,
+            pg_namespace.oid IN (
+                SELECT relnamespace
+                FROM pg_class
+                JOIN unnest(current_setting('kimera.tables')::text[]) AS listed (name) ON oid = to_regclass(listed.name)
+            ) AS tables,
+            pg_namespace.oid IN (SELECT extnamespace FROM pg_extension WHERE extname = 'vector') AS pgvector,
+            pg_namespace.nspname = ANY (current_schemas(false)) AS searched
+        FROM pg_namespace
+        ORDER BY pg_namespace.nspname
+    LOOP
+        IF one.searched OR one.pgvector THEN
+            EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', one.name);
+        END IF;
+        IF one.tables OR one.pgvector THEN
+            EXECUTE format(
+                'GRANT USAGE ON SCHEMA %I TO kimera_owner, kimera_app, kimera_readonly, kimera_monitor, kimera_backup',
+                one.name
+            );
+        END IF;
+        IF one.tables THEN
+            EXECUTE format('GRANT CREATE ON SCHEMA %I TO kimera_owner', one.name);
+            EXECUTE format(
+                'ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA %I '
+                'GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO kimera_app',
+                one.name
+            );
+            EXECUTE format(
+                'ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA %I GRANT USAGE ON SEQUENCES TO kimera_app',
+                one.name
+            );
+            EXECUTE format(
+                'ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA %I GRANT SELECT ON TABLES TO kimera_readonly',
+                one.name
+            );
+        END IF;
+    END LOOP;
+END
+$$;
 
 -- Whoever owned a table until now stays able to do what it could, as a member of the new owner.
 DO $$
@@ -68,14 +141,12 @@ DECLARE
 BEGIN
     FOR one IN
         SELECT table_class.oid::regclass AS name, owner.rolname AS owner, owner.rolsuper AS superuser
-        FROM pg_class AS table_class
+        FROM unnest(
+            current_setting('kimera.tables')::text[] || current_setting('kimera.bookkeeping')::text[]
+        ) AS listed (name)
+        JOIN pg_class AS table_class ON table_class.oid = to_regclass(listed.name)
         JOIN pg_roles AS owner ON owner.oid = table_class.relowner
-        WHERE table_class.relkind = 'r'
-            AND table_class.relnamespace = 'public'::regnamespace
-            AND table_class.relname = ANY (
-                current_setting('kimera.tables')::text[] || current_setting('kimera.bookkeeping')::text[]
-            )
-            AND owner.rolname <> 'kimera_owner'
+        WHERE owner.rolname <> 'kimera_owner'
         ORDER BY table_class.relname
     LOOP
         IF NOT one.superuser THEN
@@ -122,9 +193,3 @@ $$;
 
 GRANT pg_monitor TO kimera_monitor;
 GRANT pg_read_all_data TO kimera_backup;
-
--- Tables of later migrations, made as kimera_owner
-ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public
-    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO kimera_app;
-ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO kimera_app;
-ALTER DEFAULT PRIVILEGES FOR ROLE kimera_owner IN SCHEMA public GRANT SELECT ON TABLES TO kimera_readonly;

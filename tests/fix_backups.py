@@ -6,12 +6,16 @@ import contextlib
 import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
 from fix_servers import Server
+from psycopg import sql as composed
+from psycopg.conninfo import make_conninfo
 from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
@@ -129,3 +133,45 @@ def children(program: str) -> list[int]:
         return pid == os.getpid() or (pid in parents and ours(parents[pid]))
 
     return [pid for pid in found if ours(pid)]
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(server.conninfo, autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def name(server: Server) -> Iterator[str]:
+    """The name for a database, which is dropped in the end, as are those that it replaced."""
+    name = f"Restored ä {uuid4().hex}"
+    yield name
+    with psycopg.connect(server.conninfo, autocommit=True) as conn:
+        for one in databases(conn):
+            if one.startswith(name[:39]):
+                database = composed.Identifier(one)
+                conn.execute(composed.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(database))
+                conn.execute(composed.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+
+
+def databases(conn: psycopg.Connection) -> list[str]:
+    return [row[0] for row in conn.execute("SELECT datname FROM pg_database ORDER BY datname")]
+
+
+def inside(server: Server, name: str) -> psycopg.Connection:
+    return psycopg.connect(make_conninfo(server.conninfo, dbname=name), autocommit=True)
+
+
+def make_old(server: Server, admin: psycopg.Connection, name: str) -> None:
+    """Make a database *name* that is to be replaced, with a table in it."""
+    admin.execute(composed.SQL("CREATE DATABASE {}").format(composed.Identifier(name)))
+    with inside(server, name) as conn:
+        conn.execute("CREATE TABLE precious (number INTEGER)")
+        conn.execute("INSERT INTO precious VALUES (42)")
+
+
+def precious(server: Server, name: str) -> int:
+    with inside(server, name) as conn:
+        row = conn.execute("SELECT number FROM precious").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -15,6 +15,7 @@ import numpy as np
 import psycopg
 import pytest
 from fix_servers import Server
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from kimera_sql import SchemaError, migrate, sql
@@ -153,6 +154,78 @@ def test_files_of_another_name_are_left_alone(fresh: Connection, small: Path) ->
     for name in ("README.md", "0002_two.sql.orig", "02_two.sql", "two.sql"):
         write(small, name, "this is no SQL")
     assert migrate(fresh, folder=small) == ["0001_one.sql", "0003_three.sql"]
+
+
+def tables(conn: Connection) -> list[str]:
+    """Every table of the database, with its schema."""
+    found = conn.execute(
+        "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname !~ '^(pg_|inf)' ORDER BY 1"
+    )
+    return [name for (name,) in found]
+
+
+@pytest.mark.parametrize("place", ["database", "role"])
+def test_the_tables_go_where_the_search_path_says(fresh: Connection, empty_database: str, place: str) -> None:
+    database, role = fresh.info.dbname, f"kimera_test_{uuid4().hex}"
+    fresh.execute(f"CREATE ROLE {role} LOGIN SUPERUSER".encode())
+    try:
+        fresh.execute('CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions; CREATE SCHEMA "Kimera\'s"')
+        whose = f"DATABASE {database}" if place == "database" else f"ROLE {role}"
+        fresh.execute(f"""ALTER {whose} SET search_path = "Kimera's", public, extensions""".encode())
+        fresh.commit()
+        with psycopg.connect(make_conninfo(empty_database, user=role)) as conn:
+            assert migrate(conn) == NAMES
+            assert migrate(conn) == []
+            made = tables(conn)
+            assert {name.partition(".")[0] for name in made} == {"Kimera's"}
+        with psycopg.connect(empty_database, options="-c search_path=public") as lost:
+            for ask in (pending, migrate):
+                with pytest.raises(SchemaError) as caught:
+                    ask(lost)
+                assert str(caught.value) == (
+                    'the tables are in schema "Kimera\'s" and pgvector is in schema extensions, which the search_path '
+                    'of the role postgres (public) leaves out: ALTER ROLE postgres SET search_path = "Kimera\'s", '
+                    "public, extensions (or ALTER DATABASE for all), and connect again"
+                )
+            assert tables(lost) == made
+    finally:
+        fresh.rollback()
+        fresh.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
+        fresh.commit()
+
+
+def test_a_role_that_may_not_use_the_schema_makes_no_second_set(fresh: Connection, empty_database: str) -> None:
+    role = f"kimera_test_{uuid4().hex}"
+    fresh.execute("CREATE SCHEMA kimera; SET search_path = kimera, public")
+    migrate(fresh)
+    made = tables(fresh)
+    fresh.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}".encode())
+    fresh.execute(f"ALTER ROLE {role} SET search_path = kimera, public".encode())
+    fresh.commit()
+    try:
+        with (
+            psycopg.connect(make_conninfo(empty_database, user=role)) as conn,
+            pytest.raises(SchemaError, match=f"kimera, which .* may not use: GRANT USAGE ON SCHEMA kimera TO {role}$"),
+        ):
+            migrate(conn)
+        assert tables(fresh) == made
+    finally:
+        fresh.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+        fresh.commit()
+
+
+def test_later_files_are_not_applied_beside_the_tables(fresh: Connection, small: Path) -> None:
+    migrate(fresh, folder=small)
+    fresh.execute("CREATE SCHEMA other; SET search_path = other, public")
+    assert migrate(fresh, folder=small) == []
+    write(small, "0004_four.sql", "CREATE TABLE four (id INTEGER);")
+    with pytest.raises(
+        SchemaError, match=r"^the tables are in schema public, .* SET search_path = public, other, public, and connect"
+    ):
+        migrate(fresh, folder=small)
+    fresh.execute("SET search_path = public, other")
+    assert migrate(fresh, folder=small) == ["0004_four.sql"]
+    assert tables(fresh) == [f"public.{name}" for name in ("four", "kimera_migrations", "one", "three")]
 
 
 def test_a_folder_without_files_is_refused(fresh: Connection, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ _OPTIONS: Final = {
     "memory": "--ram",
     "name": "--to-name",
     "precision": "--precision",
+    "prefix": "--prefix",
     "processes": "--processes",
     "sample": "--sample",
     "slot": "--slot",

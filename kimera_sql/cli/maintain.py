@@ -83,6 +83,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_roles(parser: argparse.ArgumentParser) -> None:
     """Make *parser* that of `kimera-sql roles`."""
     parser.add_argument("--print", dest="shown", action="store_true", help="print the SQL instead, for psql")
+    parser.add_argument(
+        "--prefix",
+        metavar="NAME",
+        default=roles.PREFIX,
+        help="what their names begin with (%(default)s): another one for each further database of a server",
+    )
     parser.set_defaults(run=_roles)
 
 
@@ -219,9 +225,14 @@ def _verdict(check: tuning.Check) -> str:
 
 
 def _roles(arguments: argparse.Namespace) -> None:
+    prefix = arguments.prefix
     if arguments.shown:
-        print(roles.script(), end="")
+        print(roles.script(prefix=prefix), end="")
         return
     with autocommit(arguments) as conn:
-        roles.create(conn)
-    print("the roles kimera_owner, _app, _readonly, _monitor and _backup are up to date")
+        roles.create(conn, prefix=prefix)
+        lost = roles.lost(conn)
+    print(f"the roles {prefix}_owner, _app, _readonly, _monitor and _backup are up to date")
+    for one in lost:
+        whose = "new logins do" if one.role is None else f"the login {one.role} does"
+        print(f"{whose} not find the tables by the search_path {one.path}: {one.remedy}")

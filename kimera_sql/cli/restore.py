@@ -28,6 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="let it take the place of a database that is there")
     parser.add_argument("--drop-old", action="store_true", help="do not keep the database that it replaces")
     parser.add_argument(
+        "--disconnect", action="store_true", help="end the clients of the database that it replaces, once that is ready"
+    )
+    parser.add_argument(
         "--maintenance-db", metavar="NAME", default="postgres", help="the database to connect to (%(default)s)"
     )
     add_json(parser)
@@ -37,7 +40,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _restore(arguments: argparse.Namespace) -> None:
     with _maintenance(arguments) as conn:
         done = backup.restore_dump(
-            conn, arguments.dump, into=arguments.into, replace=arguments.replace, drop_old=arguments.drop_old
+            conn,
+            arguments.dump,
+            into=arguments.into,
+            replace=arguments.replace,
+            drop_old=arguments.drop_old,
+            disconnect=arguments.disconnect,
         )
     if arguments.json:
         print_json(asdict(done))
@@ -46,6 +54,8 @@ def _restore(arguments: argparse.Namespace) -> None:
         print(f"{done.database}: {done.tables} tables, {done.rows:,} rows, {proof}")
         if done.kept is not None:
             print(f"the database that it replaced is {done.kept}")
+        for sentence in done.remains:
+            print(sentence)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql as composed
 
-from .. import metrics, sql
+from .. import metrics, migrations, sql
 from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
@@ -219,7 +219,8 @@ def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
     """Return what the role of *conn* may do with each of the tables. Raises SchemaError where one is missing."""
     found = _queries.rights.fetchall(conn, Rights, tables=list(NAMES))
     if missing := [one.table for one in found if not one.present]:
-        raise SchemaError(f"there is no table {', '.join(missing)}; kimera-sql init makes the schema")
+        absent = f"there is no table {', '.join(missing)}; kimera-sql init makes the schema"
+        raise SchemaError(str(migrations.misplaced(conn) or absent))
     return found
 
 

@@ -42,9 +42,10 @@ SELECT pg_export_snapshot();
 
 -- name: describe()^
 -- What a restore has to know of this database. bootstrap is the role that the server was made with, search_path the
--- schemas in which names were looked up.
+-- schemas in which names were looked up, owners the roles that own what is in it, roles those and all others that
+-- privileges and policies name. pg_shdepend passes over the bootstrap role and the predefined ones.
 -- returns: Origin
--- not null: system, encoding, bootstrap, search_path, size
+-- not null: system, encoding, bootstrap, search_path, owners, roles, size
 SELECT
     datname::text AS database,
     (SELECT system_identifier::text FROM pg_control_system()) AS system,
@@ -60,6 +61,38 @@ SELECT
         SELECT COALESCE(string_agg(quote_ident(schema), ', ' ORDER BY position), '')
         FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (schema, position)
     ) AS search_path,
+    ARRAY(
+        SELECT pg_get_userbyid(owned.owner)::text
+        FROM (
+            SELECT 'pg_class'::regclass AS class, oid AS object, relnamespace AS namespace, relowner AS owner
+            FROM pg_class
+            UNION ALL
+            SELECT 'pg_proc'::regclass, oid, pronamespace, proowner
+            FROM pg_proc
+            UNION ALL
+            SELECT classid, objid, NULL, refobjid
+            FROM pg_shdepend
+            WHERE dbid = pg_database.oid
+                AND deptype = 'o'
+                AND classid <> 'pg_extension'::regclass
+        ) AS owned
+        LEFT JOIN pg_namespace ON pg_namespace.oid = owned.namespace
+        WHERE COALESCE(pg_namespace.nspname !~ '^pg_' AND pg_namespace.nspname <> 'information_schema', true)
+            AND NOT EXISTS (
+                SELECT 1
+                FROM pg_depend
+                WHERE pg_depend.classid = owned.class AND pg_depend.objid = owned.object AND pg_depend.deptype = 'e'
+            )
+        GROUP BY owned.owner
+        ORDER BY pg_get_userbyid(owned.owner) COLLATE "C"
+    ) AS owners,
+    ARRAY(
+        SELECT DISTINCT pg_get_userbyid(refobjid)::text COLLATE "C"
+        FROM pg_shdepend
+        WHERE dbid = pg_database.oid
+            AND refclassid = 'pg_authid'::regclass
+        ORDER BY 1
+    ) AS roles,
     pg_database_size(oid) AS size
 FROM pg_database
 WHERE datname = current_database();
@@ -134,19 +167,77 @@ WHERE NOT indisvalid OR NOT indisready
 ORDER BY indexrelid::regclass::text COLLATE "C";
 
 -- name: database(name)^
--- A database by its name, how many clients it has, and who owns it.
--- returns: oid int, owner str, clients int
--- not null: owner
+-- A database by its name. tablespace is NULL for the one that new databases are in.
+-- returns: oid int, has_grants bool, owner str, connection_limit int, is_template bool, allows_connections bool
+-- returns: tablespace str | None, comment str | None
+-- not null: has_grants, owner
 SELECT
     pg_database.oid::bigint AS oid,
+    datacl IS NOT NULL AS has_grants,
     pg_get_userbyid(datdba)::text AS owner,
+    datconnlimit AS connection_limit,
+    datistemplate AS is_template,
+    datallowconn AS allows_connections,
     (
-        SELECT count(*)
-        FROM pg_stat_activity
-        WHERE pg_stat_activity.datid = pg_database.oid AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-    ) AS clients
+        SELECT spcname::text
+        FROM pg_tablespace
+        WHERE pg_tablespace.oid = pg_database.dattablespace
+            AND dattablespace <> (SELECT dattablespace FROM pg_database WHERE datname = 'template0')
+    ) AS tablespace,
+    shobj_description(pg_database.oid, 'pg_database') AS comment
 FROM pg_database
 WHERE datname = :name;
+
+-- name: clients(name)
+-- The sessions in a database that keep it from being renamed, and whether this role may end them. Autovacuum has no role,
+-- and gives way. What kind a session is, it shows to the members of its role alone.
+-- returns: pid int, role str, application str, may_end bool
+-- not null: pid, role, application, may_end
+SELECT
+    session.pid,
+    session.usename::text AS role,
+    COALESCE(session.application_name, '') AS application,
+    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+    OR (
+        NOT (SELECT rolsuper FROM pg_roles WHERE pg_roles.oid = session.usesysid)
+        AND (pg_has_role(session.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))
+    ) AS may_end
+FROM pg_stat_activity AS session
+WHERE session.datname = :name
+    AND session.pid <> pg_backend_pid()
+    AND session.usesysid IS NOT NULL
+    AND session.backend_type IS DISTINCT FROM 'parallel worker'
+ORDER BY session.pid;
+
+-- name: prepared(name)
+-- The prepared transactions of a database, which keep it from being renamed.
+-- returns: str
+-- not null: gid
+SELECT gid
+FROM pg_prepared_xacts
+WHERE database = :name
+ORDER BY gid COLLATE "C";
+
+-- name: end_clients(name)
+-- End the sessions in a database, and wait up to 5 s for each.
+-- returns: pid int, ended bool
+-- not null: pid, ended
+SELECT pid, pg_terminate_backend(pid, 5000) AS ended
+FROM pg_stat_activity
+WHERE datname = :name
+    AND pid <> pg_backend_pid()
+    AND usesysid IS NOT NULL
+    AND backend_type IS DISTINCT FROM 'parallel worker'
+ORDER BY pid;
+
+-- name: missing_roles(names)
+-- Those of a list of roles that this server does not have.
+-- returns: str
+-- not null: name
+SELECT listed.name
+FROM unnest(:names::text[]) AS listed (name)
+WHERE NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = listed.name)
+ORDER BY listed.name COLLATE "C";
 
 -- name: database_size(name)$
 -- The bytes that a database takes.
@@ -154,7 +245,7 @@ SELECT pg_database_size(:name::name);
 
 -- name: database_settings(oid)
 -- What ALTER DATABASE ... SET gave a database, for all roles or for one.
--- returns: role str | None, name str, value str
+-- returns: Setting
 -- not null: name, value
 SELECT
     pg_roles.rolname::text AS role,
@@ -168,7 +259,7 @@ ORDER BY role, settings.number;
 
 -- name: database_grants(oid)
 -- Who may do what with a database, where that is not the default; grantee is NULL for everyone.
--- returns: grantee str | None, privilege str, grantable bool
+-- returns: Grant
 -- not null: privilege, grantable
 SELECT
     CASE WHEN granted.grantee <> 0 THEN pg_get_userbyid(granted.grantee)::text END AS grantee,

@@ -36,7 +36,9 @@ from kimera_sql.ops.monitoring import (
     VectorHealth,
     Wraparound,
 )
+from kimera_sql.ops.roles import LostLogin
 from kimera_sql.ops.tuning import Check
+from kimera_sql.schema import Misplaced
 from kimera_sql.search import indexes
 from kimera_sql.sql.postgres import Connection
 
@@ -144,6 +146,18 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (version("18.7", 180007, "0.5.1"), "warning", "pgvector 0.5.1", "corrupt hnsw"),
     ({"extensions": (Extension("vector", "0.8.5", "0.8.7"),)}, "warning", "extension vector", "0.8.5, the server's"),
     ({"has_schema": False}, "error", "schema", "kimera may not see them"),
+    (
+        {"has_schema": False, "misplaced": Misplaced("the tables are in schema app", "SET search_path = app")},
+        "error",
+        "schema",
+        "the tables are in schema app",
+    ),
+    (
+        {"lost": (LostLogin("service", "public", "ALTER ROLE service SET search_path = app"),)},
+        "warning",
+        "role service",
+        "does not find them or pgvector by its search_path (public)",
+    ),
     ({"checked_fault": "why not"}, "note", "settings", "were not compared with the recommendation: why not"),
     (
         {"checked": (SMALL, replace(SMALL, name="work_mem", current="4MB", recommended="128MB"))},

@@ -21,7 +21,7 @@ from strategies import unit
 from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, portals, sql, sqlite, tables, transitions
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
 from kimera_sql.migrations import pending
-from kimera_sql.ops import maintenance, monitoring, roles
+from kimera_sql.ops import doctor, maintenance, monitoring, roles
 from kimera_sql.ops.backup import tools
 from kimera_sql.search import indexes, recall
 
@@ -29,7 +29,9 @@ pytestmark = pytest.mark.slow
 
 Connection = psycopg.Connection[Any]
 
-GROUPS = ("kimera_owner", "kimera_app", "kimera_readonly", "kimera_monitor", "kimera_backup")
+KINDS = ("owner", "app", "readonly", "monitor", "backup")
+OTHERS = "kimera_second"
+GROUPS = tuple(f"{prefix}_{kind}" for prefix in (roles.PREFIX, OTHERS) for kind in KINDS)
 ENTITY_TABLES = tables.NAMES
 BOOKS = ("kimera_migrations", "kimera_vector_indexes", "kimera_recall_settings")
 
@@ -54,23 +56,28 @@ def _no_roles_left(server: Server) -> Iterator[None]:
 
 
 @pytest.fixture
-def login(server: Server, database: str) -> Iterator[Callable[..., str]]:
-    """A function that makes a login in a group, and returns its conninfo."""
+def logins(server: Server) -> Iterator[Callable[..., str]]:
+    """A function that makes a login in a group, and returns its name."""
     made: list[str] = []
-    with psycopg.connect(database, autocommit=True) as conn:
-        roles.create(conn)
 
     def make(group: str, attributes: str = "") -> str:
-        name = f"kimera_test_{uuid4().hex}"
-        with psycopg.connect(database, autocommit=True) as conn:
-            conn.execute(f"CREATE ROLE {name} LOGIN {attributes} IN ROLE {group}".encode())
-        made.append(name)
-        return make_conninfo(database, user=name)
+        made.append(f"kimera_test_{uuid4().hex}")
+        with psycopg.connect(server.conninfo, autocommit=True) as conn:
+            conn.execute(f"CREATE ROLE {made[-1]} LOGIN {attributes} IN ROLE {group}".encode())
+        return made[-1]
 
     yield make
     with psycopg.connect(server.conninfo, autocommit=True) as conn:
         for name in made:
             conn.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.fixture
+def login(database: str, logins: Callable[..., str]) -> Callable[..., str]:
+    """A function that makes a login in a group, and returns its conninfo."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        roles.create(conn)
+    return lambda group, attributes="": make_conninfo(database, user=logins(group, attributes))
 
 
 @contextmanager
@@ -409,6 +416,175 @@ def test_without_the_tables_nothing_is_made(empty_database: str) -> None:
             roles.create(conn)
         rows = conn.execute("SELECT FROM pg_roles WHERE rolname = ANY(%s)", [list(GROUPS)])
         assert rows.rowcount == 0
+
+
+@pytest.fixture
+def placed(request: pytest.FixtureRequest, empty_database: str) -> str:
+    """The conninfo of a database with the tables and pgvector in two schemas, found by the superuser's own path."""
+    tables_in, vector_in = request.param
+    path = f'"{tables_in}", "{vector_in}"'
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        for schema in (tables_in, vector_in):
+            conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'.encode())
+        conn.execute(f'CREATE EXTENSION vector SCHEMA "{vector_in}"'.encode())
+        conn.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    conninfo = make_conninfo(empty_database, options=f"-c search_path={path.replace(' ', '')}")
+    with psycopg.connect(conninfo) as conn:
+        migrate(conn)
+        fill(conn)
+        indexes.build(conn, "geoid_states")
+    return conninfo
+
+
+PLACES = pytest.mark.parametrize(
+    "placed",
+    [("public", "extensions"), ("Kimera's", "public"), ("Kimera's", "extensions"), ("app", "app")],
+    indirect=True,
+    ids=" and ".join,
+)
+
+
+def at(conninfo: str, user: str) -> str:
+    """*conninfo* for another role, without a path of its own."""
+    return make_conninfo("", **{**conninfo_to_dict(conninfo), "user": user, "options": ""})
+
+
+@PLACES
+@pytest.mark.parametrize("path_of", ["database", "role"])
+def test_the_roles_are_for_the_tables_wherever_they_are(placed: str, logins: Callable[..., str], path_of: str) -> None:
+    with connected(placed, autocommit=True) as conn:
+        roles.create(conn)
+        before = acl(conn)
+        roles.create(conn)
+        assert acl(conn) == before
+        app, reader, monitor, owner = (logins(f"kimera_{kind}") for kind in ("app", "readonly", "monitor", "owner"))
+        members = sorted((app, reader, monitor, owner))
+        lost = roles.lost(conn)
+        # Others that can log in are other tests' business.
+        assert [one.role for one in lost if one.role in members] == members
+        assert lost[-1].role is None
+        with connected(at(placed, app)) as astray, pytest.raises(psycopg.ProgrammingError):
+            geoids.similar(astray, unit(100), 1)
+        remedies = [one.remedy for one in lost if one.role in (members if path_of == "role" else [None])]
+        for remedy in remedies:
+            conn.execute(remedy.encode())
+        assert [one.role for one in roles.lost(conn)] == ([None] if path_of == "role" else [])
+        states = conn.execute("SELECT 'geoid_states'::regclass::oid").fetchone()
+    with connected(at(placed, app), autocommit=True) as conn:
+        assert conn.execute("SELECT 'geoid_states'::regclass::oid").fetchone() == states
+        assert pending(conn) == []
+        fill(conn)
+        metrics.record(conn, "m", 1, component="c")
+        assert len(geoids.similar(conn, unit(0), 3)) == 3
+        for statement in FORBIDDEN:
+            refused(conn, statement)
+    with connected(at(placed, reader), autocommit=True) as conn:
+        assert len(geoids.similar(conn, unit(0), 3)) == 3
+        refused(conn, "DELETE FROM geoid_states")
+        refused(conn, "CREATE TABLE mine (id INTEGER)")
+    with connected(at(placed, monitor), autocommit=True) as conn:
+        assert len(indexes.existing(conn)) == 1
+        refused(conn, "SELECT count(*) FROM geoid_states")
+    with connected(at(placed, owner), autocommit=True) as conn:
+        assert migrate(conn) == []
+        assert [step.error for step in maintenance.run_all(conn)] == [None] * 3
+        conn.execute("SET ROLE kimera_owner")
+        conn.execute("CREATE TABLE later (id BIGSERIAL PRIMARY KEY)")
+    with connected(at(placed, app), autocommit=True) as conn:
+        conn.execute("INSERT INTO later DEFAULT VALUES")
+    with connected(at(placed, reader), autocommit=True) as conn:
+        assert conn.execute("SELECT id FROM later").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("placed", [("Kimera's", "extensions")], indirect=True)
+def test_a_login_that_does_not_find_the_tables_is_told(placed: str, logins: Callable[..., str]) -> None:
+    database = conninfo_to_dict(placed)["dbname"]
+    ran = run("roles", DATABASE_URL=placed)
+    path = """search_path = "Kimera's", extensions"""
+    told = (
+        f'new logins do not find the tables by the search_path "$user", public: ALTER DATABASE {database} SET {path}\n'
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith(f"are up to date\n{told}")
+    app = logins("kimera_app")
+    ran = run("roles", DATABASE_URL=placed)
+    assert f"the login {app} does not find the tables" in ran.stdout
+    assert f"ALTER ROLE {app} IN DATABASE {database} SET {path}\n" in ran.stdout
+    # The groups' privileges are no help to someone who looks in the wrong schema.
+    for command in ("roles", "init"):
+        ran = run(command, DATABASE_URL=at(placed, app))
+        assert ran.returncode == 1
+        assert 'the tables are in schema "Kimera\'s" and pgvector is in schema extensions' in ran.stderr
+        assert f"ALTER ROLE {app} SET {path[:23]}" in ran.stderr
+
+
+def astray_logins(conn: Connection, role: str) -> list[doctor.Finding]:
+    return [
+        one for one in doctor.examine(conn) if one.subject == f"role {role}" and "by its search_path (" in one.found
+    ]
+
+
+@PLACES
+def test_the_doctor_notices_paths_that_do_not_lead_to_the_tables(placed: str, logins: Callable[..., str]) -> None:
+    with connected(placed, autocommit=True) as conn:
+        roles.create(conn)
+        app = logins("kimera_app")
+        (found,) = astray_logins(conn, app)
+        assert (found.severity, found.advice) == ("warning", roles.lost(conn)[0].remedy)
+        with connected(at(placed, app), autocommit=True) as astray:
+            (lost,) = [one for one in doctor.examine(astray) if one.subject == "schema"]
+            assert lost.severity == "error"
+            assert f"which the search_path of the role {app} (" in lost.found
+            assert lost.advice.startswith(f"ALTER ROLE {app} SET search_path = ")
+            vectors = monitoring.collect(astray, ["vectors"])["vectors"]
+            assert "kimera-sql init" not in str(vectors)
+        conn.execute(found.advice.encode())
+        with connected(at(placed, app), autocommit=True) as mended:
+            assert "schema" not in [one.subject for one in doctor.examine(mended)]
+        assert astray_logins(conn, app) == []
+
+
+def test_members_for_one_database_do_not_get_at_another(
+    server: Server, database: str, login: Callable[..., str], logins: Callable[..., str]
+) -> None:
+    first = login("kimera_app")
+    second = server.create(template=server.template)
+    try:
+        with connected(second, autocommit=True) as conn:
+            before = acl(conn)
+            with pytest.raises(MaintenanceError) as caught:
+                roles.create(conn)
+            assert acl(conn) == before
+            assert str(caught.value) == (
+                "roles.sql: the groups kimera_owner, kimera_app ... belong to the database "
+                f"{conninfo_to_dict(database)['dbname']}, and their members would be let into this one; give it groups "
+                "of its own: kimera-sql roles --prefix NAME; nothing was changed"
+            )
+            roles.create(conn, prefix=OTHERS)
+            owners = conn.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            assert owners == [(f"{OTHERS}_owner",)]
+        ran = run("roles", "--prefix", OTHERS, DATABASE_URL=second)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.stdout == f"the roles {OTHERS}_owner, _app, _readonly, _monitor and _backup are up to date\n"
+        user, other = conninfo_to_dict(first)["user"], logins(f"{OTHERS}_app")
+        for mine, theirs, name in ((database, second, user), (second, database, other)):
+            with connected(make_conninfo(mine, user=name)) as conn:
+                assert geoids.count(conn) == 0
+                refused(conn, "DROP TABLE geoid_states")
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                psycopg.connect(make_conninfo(theirs, user=name))
+        # The first one is brought up to date as before.
+        with connected(database, autocommit=True) as conn:
+            roles.create(conn)
+    finally:
+        server.drop(second)
+
+
+@pytest.mark.parametrize("prefix", ["", "Kimera", "1st", "pg_kimera", "a-b", "x" * 51, "a; DROP", "a\n"])
+def test_a_prefix_is_a_plain_name(database: str, prefix: str) -> None:
+    ran = run("roles", "--print", "--prefix", prefix)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("kimera-sql: --prefix: expected up to 50 of a to z, 0 to 9 and _, got ")
 
 
 def test_sqlite_has_no_roles() -> None:

@@ -17,6 +17,7 @@ backup it is, its name does not say: a dump's manifest does, and a base backup's
 | inventory, retention | what the folder has; what of it may go |
 | schedule | systemd units and a line for cron |
 | restore, drill, scratch | a dump into a database, or onto a throwaway server; what both begin with |
+| properties | what a database has besides its contents |
 | recovery, clone | a base backup and WAL into a server as it was at a moment; its folder and process |
 | wal, segments | the arithmetic of WAL's names; which segments there are |
 | layout, files, tools | names and places; locks and syncs; PostgreSQL's own programs |
@@ -27,6 +28,7 @@ from .base_backups import BaseBackup, make_base
 from .drill import Drill, run_drill
 from .dumps import Dump, Origin, make_dump
 from .inventory import Backup, BackupKind, list_backups, list_backups_of, newest_dump, verify_backup
+from .properties import Grant, Properties, Setting
 from .recovery import Recovered, Target, recover
 from .restore import Restored, restore_dump
 from .retention import Removed, RemovedKind, prune_backups
@@ -39,11 +41,14 @@ __all__ = [
     "BaseBackup",
     "Drill",
     "Dump",
+    "Grant",
     "Origin",
+    "Properties",
     "Recovered",
     "Removed",
     "RemovedKind",
     "Restored",
+    "Setting",
     "Target",
     "archive_settings",
     "daily_schedule",

@@ -21,7 +21,7 @@ from ...sql import Connection
 from . import layout, tools
 from .dumps import Dump, Origin
 from .files import reported
-from .scratch import drop_database, require_autocommit, require_dump, scratch_database
+from .scratch import drop_database, fill_database, new_database, require_autocommit, require_dump
 
 _queries = sql.Queries("backup")
 
@@ -76,16 +76,17 @@ def run_drill(dump: Path, *, conn: Connection | None = None) -> Drill:
 
 
 def _drill_on(conn: psycopg.Connection[Any], made: Dump, *options: str) -> Drill:
-    with scratch_database(conn, made.path, made, *options) as scratch:
-        drop_database(conn, scratch.name)
+    with new_database(conn, made.path, made) as name:
+        filled = fill_database(conn, name, made.path, made, *options)
+        drop_database(conn, name)
     return Drill(
         dump=made.path,
         made_at=made.made_at,
         server_version=tools.version_text(conn.info.server_version),
-        tables=len(scratch.contents.tables),
-        rows=scratch.contents.rows,
-        searches=len(scratch.contents.searches),
-        differences=scratch.faults,
+        tables=len(filled.contents.tables),
+        rows=filled.contents.rows,
+        searches=len(filled.contents.searches),
+        differences=filled.faults,
     )
 
 

@@ -19,6 +19,7 @@ from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
 from .files import free_path, fsync, locked, reported, sha256
+from .properties import Grant, Properties, Setting, read_properties
 
 _queries = sql.Queries("backup")
 
@@ -32,7 +33,8 @@ class Origin:
 
     system: the server's system identifier, which initdb gives and every copy of the server's files keeps.
     provider, lc_collate, lc_ctype, locale: as pg_database has them. bootstrap: the role its server was made with.
-    search_path: the schemas in which the dump's connection looked names up.
+    search_path: the schemas in which the dump's connection looked names up. owners: the roles that own what is in it.
+    roles: all that it names.
     """
 
     database: str
@@ -46,6 +48,8 @@ class Origin:
     locale: str | None
     bootstrap: str
     search_path: str
+    owners: tuple[str, ...]
+    roles: tuple[str, ...]
     size: int
 
 
@@ -61,6 +65,7 @@ class Dump:
     verified_at: datetime
     tool_version: int
     origin: Origin
+    properties: Properties
     contents: Contents
 
 
@@ -87,6 +92,8 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
                 _queries.set_lock_timeout.fetchval(conn, str, milliseconds=_milliseconds())
                 settle(conn)
                 (origin,) = _queries.describe.fetchall(conn, Origin)
+                properties = read_properties(conn, origin.database)
+                assert properties is not None  # noqa: S101 - it is the database of this connection
                 snapshot = _queries.export_snapshot.fetchval(conn, str)
                 contents = read_contents(conn)
                 _dump_database(conn, pg_dump, partial[path], f"--snapshot={snapshot}", origin.size)
@@ -101,6 +108,7 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
                 verified_at=datetime.now(UTC),
                 tool_version=tools.program_version(pg_dump),
                 origin=origin,
+                properties=properties,
                 contents=contents,
             )
             partial[manifest].write_text(_to_json(made), encoding="utf-8")
@@ -231,12 +239,20 @@ def _to_json(made: Dump) -> str:
 
 
 def _from_json(path: Path, values: Any) -> Dump:
-    contents = values.pop("contents")
+    contents, properties, origin = (values.pop(name) for name in ("contents", "properties", "origin"))
+    grants = properties["grants"]
     return Dump(
         path=path,
         made_at=datetime.fromisoformat(values.pop("made_at")),
         verified_at=datetime.fromisoformat(values.pop("verified_at")),
-        origin=Origin(**values.pop("origin")),
+        origin=Origin(**{**origin, "owners": tuple(origin["owners"]), "roles": tuple(origin["roles"])}),
+        properties=Properties(
+            **{
+                **properties,
+                "settings": tuple(Setting(**one) for one in properties["settings"]),
+                "grants": None if grants is None else tuple(Grant(**one) for one in grants),
+            }
+        ),
         contents=Contents(
             tuple(TableContent(**table) for table in contents["tables"]),
             tuple(SearchContent(one["table"], one["sample"], tuple(one["found"])) for one in contents["searches"]),

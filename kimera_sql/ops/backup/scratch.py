@@ -31,10 +31,9 @@ _JOBS: Final = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Scratch:
-    """A new database with what a dump holds. faults: in what it is not what was dumped, a sentence each."""
+class Filled:
+    """What a new database holds after a restore. faults: in what it is not what was dumped, a sentence each."""
 
-    name: str
     contents: Contents
     faults: tuple[str, ...]
 
@@ -56,25 +55,14 @@ def require_dump(path: Path) -> Dump | None:
 
 
 @contextmanager
-def scratch_database(conn: psycopg.Connection[Any], dump: Path, made: Dump | None, *options: str) -> Iterator[Scratch]:
-    """Restore *dump*, whose manifest is *made*, with pg_restore's *options*, and yield the database that it is in.
-
-    It is compared with the manifest, looked through for invalid indexes and analyzed. It is dropped if the block fails;
-    else it is the block's.
-    """
-    pg_restore = tools.find("pg_restore", max(conn.info.server_version, made.tool_version if made else 0))
+def new_database(
+    conn: psycopg.Connection[Any], dump: Path, made: Dump | None, *, tablespace: str | None = None
+) -> Iterator[str]:
+    """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it."""
     name = f"kimera_restore_{uuid4().hex}"
     try:
-        conn.execute(_create(name, made.origin if made else None))
-        _fill(conn, pg_restore, dump, name, made.origin.size if made else 0, options)
-        with psycopg.connect(conninfo_of(conn, name)) as inside:
-            settle(inside, made.origin.search_path if made else None)
-            contents = read_contents(inside)
-        faults = differences(made.contents, contents) if made else []
-        with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
-            faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
-            _queries.analyze.execute(inside)
-        yield Scratch(name, contents, tuple(faults))
+        conn.execute(_create(name, made.origin if made else None, tablespace))
+        yield name
     except BaseException as error:
         try:
             drop_database(conn, name)
@@ -85,8 +73,69 @@ def scratch_database(conn: psycopg.Connection[Any], dump: Path, made: Dump | Non
         raise
 
 
-def _create(name: str, origin: Origin | None) -> composed.Composed:
+def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Dump | None, *options: str) -> Filled:
+    """Restore *dump*, whose manifest is *made*, into the new database *name*, with pg_restore's *options*.
+
+    It is compared with the manifest, looked through for invalid indexes and analyzed.
+    """
+    _fill(conn, _pg_restore(conn, made), dump, name, made.origin.size if made else 0, options)
+    with psycopg.connect(conninfo_of(conn, name)) as inside:
+        settle(inside, made.origin.search_path if made else None)
+        contents = read_contents(inside)
+    faults = differences(made.contents, contents) if made else []
+    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+        faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
+        _queries.analyze.execute(inside)
+    return Filled(contents, tuple(faults))
+
+
+def require_rights(conn: psycopg.Connection[Any], name: str, dump: Path, made: Dump | None) -> None:
+    """Raise BackupError unless this role can restore *dump* into the new database *name*, which stays empty.
+
+    It takes the extensions of the dump, the roles that it names, and membership in those that own what is in it. The
+    roles are known from the manifest *made*.
+    """
+    listed = tools.run(_pg_restore(conn, made), ["--list", dump.absolute()])
+    user = conn.info.user
+    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+        for extension in re.findall(r"^\d+; 3079 \d+ EXTENSION - (.+?) *$", listed, re.MULTILINE):
+            try:
+                with inside.transaction(force_rollback=True):
+                    inside.execute(
+                        composed.SQL("CREATE EXTENSION IF NOT EXISTS {} CASCADE").format(composed.Identifier(extension))
+                    )
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise BackupError(
+                    f"the role {user} may not create the extension {extension}, which the dump has; restore as a "
+                    "superuser; nothing was changed"
+                ) from error
+            except psycopg.Error as error:
+                raise BackupError(
+                    f"the dump has the extension {extension}: {error.diag.message_primary}; nothing was changed"
+                ) from error
+        if made is None:
+            return
+        if missing := [role for (role,) in _queries.missing_roles.fetchall(inside, names=[*made.origin.roles])]:
+            raise BackupError(f"""role "{'", "'.join(missing)}" does not exist on this server; nothing was changed""")
+        for owner in made.origin.owners:
+            try:
+                with inside.transaction(force_rollback=True):
+                    inside.execute(composed.SQL("SET LOCAL ROLE {}").format(composed.Identifier(owner)))
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise BackupError(
+                    f"the role {user} is no member of {owner}, which owns what the dump has; restore as a member or a "
+                    "superuser; nothing was changed"
+                ) from error
+
+
+def _pg_restore(conn: psycopg.Connection[Any], made: Dump | None) -> Path:
+    return tools.find("pg_restore", max(conn.info.server_version, made.tool_version if made else 0))
+
+
+def _create(name: str, origin: Origin | None, tablespace: str | None) -> composed.Composed:
     parts = [composed.SQL("CREATE DATABASE {} TEMPLATE template0").format(composed.Identifier(name))]
+    if tablespace is not None:
+        parts.append(composed.SQL("TABLESPACE {}").format(composed.Identifier(tablespace)))
     if origin is not None:
         options: dict[LiteralString, str] = {
             "ENCODING": origin.encoding,

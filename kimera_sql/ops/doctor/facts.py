@@ -12,9 +12,10 @@ from typing import Final, TypeVar
 from ... import checks, migrations, schema, sql
 from ...drift import Difference
 from ...errors import BackupError, InvalidValue, SchemaError
+from ...schema import Misplaced
 from ...search import indexes
 from ...sql import Connection
-from .. import backup, monitoring, tuning
+from .. import backup, monitoring, roles, tuning
 from ..monitoring import (
     Archiver,
     Bloat,
@@ -90,8 +91,8 @@ class Facts:
     """What findings are decided from. now: when the facts were gathered.
 
     has_record: kimera_sql made the tables, or has adopted them. pending: the schema files that the database does not
-    have yet; schema_fault: why that cannot be said. drift: how the tables differ from what they make. settings: the
-    server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not be compared.
+    have yet; schema_fault: why that cannot be said. drift: how the tables differ from what they make. misplaced: why this
+    session does not find the tables; lost: other logins that would not. settings: the server's, by name. checked: settings beside the recommended ones; checked_fault: why they could not be compared.
     compiles: whether the server compiles costly plans (JIT). building: tables that an index is being built on.
     pool_connections: how many the pools of all processes can open together. backups: this database's, None unless a
     folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be had, and why.
@@ -108,6 +109,8 @@ class Facts:
     pending: tuple[str, ...] = ()
     schema_fault: str | None = None
     drift: tuple[Difference, ...] = ()
+    misplaced: Misplaced | None = None
+    lost: tuple[roles.LostLogin, ...] = ()
     compiles: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     checked: tuple[tuning.Check, ...] = ()
@@ -189,6 +192,8 @@ def gather(
         pending=pending,
         schema_fault=schema_fault,
         drift=rows("schema", migrations.differences),
+        misplaced=migrations.misplaced(conn),
+        lost=tuple(roles.lost(conn)),
         settings=dict(_queries.settings.fetchall(conn, names=list(_SETTINGS))),
         checked=checked,
         checked_fault=checked_fault,

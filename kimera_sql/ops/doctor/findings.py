@@ -114,7 +114,9 @@ def _extensions(facts: Facts) -> Iterator[Finding]:
 
 
 def _schema(facts: Facts) -> Iterator[Finding]:
-    if not facts.has_schema:
+    if facts.misplaced is not None:
+        yield Finding("error", "schema", facts.misplaced.found, facts.misplaced.advice)
+    elif not facts.has_schema:
         yield Finding(
             "error",
             "schema",
@@ -142,6 +144,14 @@ def _schema(facts: Facts) -> Iterator[Finding]:
                 "restore it from a backup"
                 if one.kind == "table"
                 else drift.statement(one, concurrently=True).as_string(),
+            )
+    for login in facts.lost:
+        if login.role is not None:
+            yield Finding(
+                "warning",
+                f"role {login.role}",
+                f"may read the tables, and does not find them or pgvector by its search_path ({login.path})",
+                login.remedy,
             )
 
 

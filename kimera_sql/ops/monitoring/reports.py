@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, overload
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from ... import checks, sql
+from ... import checks, migrations, sql
 from ...errors import BackupError, InvalidValue, UnsupportedByServer
 from ...search import VectorIndex, indexes
 from ...sql import Connection
@@ -358,7 +358,7 @@ def attempt(conn: Connection, report: Callable[[Connection], R]) -> R | Unavaila
         role = visibility(conn).role
         return Unavailable(f"{_message(error)}; GRANT pg_monitor, or SELECT on that table, to {role}")
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedObject) as error:
-        return Unavailable(f"{_message(error)}; run kimera-sql init")
+        return Unavailable(str(migrations.misplaced(conn) or f"{_message(error)}; run kimera-sql init"))
     except psycopg.errors.LockNotAvailable:
         return Unavailable(f"a table was locked for more than {_PATIENCE}; see the report locks")
 

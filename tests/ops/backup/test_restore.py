@@ -18,7 +18,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from fix_backups import SECRET, copied, fill, flip
+from fix_backups import SECRET, copied, databases, fill, flip, inside, make_old, precious
 from fix_clusters import arguments_of_all
 from fix_servers import Server
 from psycopg import sql as composed
@@ -50,27 +50,6 @@ def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Du
     return made, rows
 
 
-@pytest.fixture
-def admin(server: Server) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(server.conninfo, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def name(server: Server) -> Iterator[str]:
-    """The name for a database, which is dropped in the end, as are those that it replaced."""
-    name = f"Restored ä {uuid4().hex}"
-    yield name
-    with psycopg.connect(server.conninfo, autocommit=True) as conn:
-        for one in databases(conn):
-            if one.startswith(name[:39]):
-                conn.execute(composed.SQL("DROP DATABASE {} WITH (FORCE)").format(composed.Identifier(one)))
-
-
-def databases(conn: psycopg.Connection) -> list[str]:
-    return [row[0] for row in conn.execute("SELECT datname FROM pg_database ORDER BY datname")]
-
-
 def binary(conn: psycopg.Connection) -> dict[str, bytes]:
     """Every row of the five tables as PostgreSQL sends it in binary."""
     held = {}
@@ -79,25 +58,6 @@ def binary(conn: psycopg.Connection) -> dict[str, bytes]:
         with conn.cursor().copy(statement.format(composed.Identifier(table))) as copy:
             held[table] = b"".join(map(bytes, copy))
     return held
-
-
-def inside(server: Server, name: str) -> psycopg.Connection:
-    return psycopg.connect(make_conninfo(server.conninfo, dbname=name), autocommit=True)
-
-
-def make_old(server: Server, admin: psycopg.Connection, name: str) -> None:
-    """Make a database *name* that is to be replaced, with a table in it."""
-    admin.execute(composed.SQL("CREATE DATABASE {}").format(composed.Identifier(name)))
-    with inside(server, name) as conn:
-        conn.execute("CREATE TABLE precious (number INTEGER)")
-        conn.execute("INSERT INTO precious VALUES (42)")
-
-
-def precious(server: Server, name: str) -> int:
-    with inside(server, name) as conn:
-        row = conn.execute("SELECT number FROM precious").fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def test_restored_is_what_was_dumped(
@@ -251,11 +211,19 @@ def test_a_live_database_is_not_replaced(
     make_old(server, admin, name)
     before = databases(admin)
     with (
-        inside(server, name) as client,
-        pytest.raises(BackupError, match=r"has 1 client\(s\) connected; stop them first; nothing was changed"),
+        psycopg.connect(make_conninfo(server.conninfo, dbname=name, application_name="Kimera SWM")) as client,
+        inside(server, name) as other,
     ):
-        restore_dump(admin, source[0].path, into=name, replace=True)
-    client.close()
+        first, second = sorted(
+            ((client.info.backend_pid, "Kimera SWM"), (other.info.backend_pid, "no application name"))
+        )
+        with pytest.raises(BackupError) as caught:
+            restore_dump(admin, source[0].path, into=name, replace=True)
+    user = admin.info.user
+    assert str(caught.value) == (
+        f"clients are connected to {name}: process {first[0]} ({first[1]}, role {user}), process {second[0]} "
+        f"({second[1]}, role {user}); stop them, or end them with --disconnect; nothing was changed"
+    )
     assert databases(admin) == before
     assert precious(server, name) == 42
 
@@ -281,10 +249,12 @@ def test_a_client_that_comes_meanwhile_stops_the_swap(
             if any(one.startswith("kimera_restore_") for one in databases(other)):
                 break
             time.sleep(0.01)
-    with inside(server, name):
+    with inside(server, name) as client:
+        pid = client.info.backend_pid
         restoring.join()
     assert [str(error) for error in failures] == [
-        f"clients connected to {name} meanwhile; stop them first; nothing was changed"
+        f"clients are connected to {name}: process {pid} (no application name, role "
+        f"{admin.info.user}); stop them, or end them with --disconnect; nothing was changed"
     ]
     assert databases(admin) == before
     assert precious(server, name) == 42
