@@ -195,6 +195,13 @@ SELECT rolname::text AS name, rolsuper OR rolreplication AS may
 FROM pg_roles
 WHERE rolname = session_user;
 
+-- name: archive_command()$
+-- What the server archives its WAL with, empty where it does not.
+-- returns: str
+-- not null: archive_command
+SELECT CASE WHEN current_setting('archive_mode') = 'off' THEN '' ELSE current_setting('archive_command') END
+    AS archive_command;
+
 -- name: outside_tablespaces()
 -- The tablespaces that lie outside the data folder.
 -- returns: str

@@ -8,6 +8,9 @@ import os
 import re
 import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +22,9 @@ from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...sql import Connection
-from . import layout, tools
+from . import copy_wal, layout, tools
 from .files import free_path, fsync, locked, reported, sha256
-from .wal import is_segment
+from .wal import is_segment, position, segment_name
 
 _queries = sql.Queries("backup")
 
@@ -131,20 +134,48 @@ def verify_base(path: Path, *, archive: Path | None = None) -> None:
     BackupError for what is missing or damaged.
     """
     made = describe_base(path)
-    own = any(is_segment(file.name) for file in (path / "pg_wal").glob("*"))
-    wal_folder = (path / "pg_wal" if own or archive is None else archive).absolute()
     try:
         tool = tools.find("pg_verifybackup", made.major * 10000, exact=True)
     except BackupError:
         tool = None
     try:
-        if tool is not None:
-            tools.run(tool, ["--quiet", f"--wal-directory={wal_folder}", path.absolute()])
-        else:
-            _compare(path)
-            _read_wal(made, wal_folder)
+        with _wal_of(made, archive) as wal_folder:
+            if tool is not None:
+                tools.run(tool, ["--quiet", f"--wal-directory={wal_folder}", path.absolute()])
+            else:
+                _compare(path)
+                _read_wal(made, wal_folder)
     except BackupError as error:
         raise BackupError(f"{path} is damaged: {error}") from None
+
+
+@contextmanager
+def _wal_of(made: BaseBackup, archive: Path | None) -> Iterator[Path]:
+    """Give a folder with the WAL that *made* needs: its own, or an unpacked copy of the *archive*'s."""
+    own = (made.path / "pg_wal").absolute()
+    if archive is None or any(is_segment(file.name) for file in own.glob("*")):
+        yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
+        with reported(archive):
+            _fetch_wal(made, archive, Path(folder))
+        yield Path(folder)
+
+
+def _fetch_wal(made: BaseBackup, archive: Path, target: Path) -> None:
+    first = first_segment(made.path)
+    if not copy_wal.get(str(archive / first), str(target / first)):
+        raise BackupError(f"{archive} lacks the WAL segment {first}")
+    size = (target / first).stat().st_size
+    for part in _wal_ranges(made):
+        for number in range(position(part["Start-LSN"]) // size, (position(part["End-LSN"]) - 1) // size + 1):
+            name = segment_name(int(part["Timeline"]), number, size)
+            copy_wal.get(str(archive / name), str(target / name))
+
+
+def _wal_ranges(made: BaseBackup) -> list[dict[str, Any]]:
+    ranges: list[dict[str, Any]] = json.loads((made.path / "backup_manifest").read_bytes())["WAL-Ranges"]
+    return ranges
 
 
 def _compare(path: Path) -> None:
@@ -177,7 +208,7 @@ def _compare(path: Path) -> None:
 
 def _read_wal(made: BaseBackup, wal_folder: Path) -> None:
     tool = tools.find("pg_waldump", made.major * 10000, exact=True)
-    for part in json.loads((made.path / "backup_manifest").read_bytes())["WAL-Ranges"]:
+    for part in _wal_ranges(made):
         where = [f"--timeline={part['Timeline']}", f"--start={part['Start-LSN']}", f"--end={part['End-LSN']}"]
         try:
             tools.run(tool, ["--quiet", f"--path={wal_folder}", *where])

@@ -202,18 +202,17 @@ def _check_target(target: Target, made: BaseBackup, available: Segments) -> None
 
 
 def _check_archive(available: Segments, user: str | None) -> None:
-    """Fetch a segment as the server will."""
+    """Look whether the server will be able to read the archive, every file of it."""
     archive = available.archive
-    segment = next((path for path in available.paths.values() if path.parent == archive), None)
-    if segment is None:
+    if not any(path.parent == archive for path in available.paths.values()):
         raise BackupError(f"{archive} has no WAL that follows on the base backup; is it the archive of its server?")
     python, *arguments = ARCHIVE_PROGRAM
     try:
-        tools.run(Path(python), [*arguments, "get", segment.absolute(), "/dev/null"], user=user)
+        tools.run(Path(python), [*arguments, "check", archive.absolute()], user=user)
     except BackupError as error:
         raise BackupError(
             f"the server, as the user {user or pwd.getpwuid(os.geteuid()).pw_name}, cannot read {archive}; "
-            f"give --os-user its owner: {error}"
+            f"give --os-user its owner, and give it all files there (chown -R): {error}"
         ) from None
 
 
