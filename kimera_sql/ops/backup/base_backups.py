@@ -23,13 +23,14 @@ from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...sql import Connection
 from . import copy_wal, layout, tools
+from .configuration import COPY, copy_configuration, read_configuration
 from .files import free_path, fsync, locked, reported, sha256
 from .wal import is_segment, position, segment_name
 
 _queries = sql.Queries("backup")
 
-_CHANGED_BY_RECOVERY: Final = {"backup_manifest", "postgresql.auto.conf", "recovery.signal", "standby.signal"}
-"""What pg_verifybackup passes over."""
+_NOT_LISTED: Final = {"backup_manifest", "postgresql.auto.conf", "recovery.signal", "standby.signal", COPY}
+"""What pg_verifybackup passes over, the last because it is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class BaseBackup:
     """What the manifest of a base backup says. size: bytes, without WAL. major: the server's version.
 
     Recovery from it begins at start_lsn on timeline, and cannot stop before end_lsn. started_at is to the second.
+    lacking: what of the server's configuration is outside its data folder and not in the backup, a sentence each.
     """
 
     path: Path
@@ -46,13 +48,15 @@ class BaseBackup:
     timeline: int
     start_lsn: str
     end_lsn: str
+    lacking: tuple[str, ...]
 
 
 def make_base(conn: Connection, folder: Path) -> BaseBackup:
     """Make a base backup of *conn*'s server in *folder*, verify it, and return what it is.
 
     *conn* is an autocommit connection by a role with REPLICATION, which pg_hba.conf must let connect for replication.
-    The WAL that the backup itself needs goes along, over a second such connection. It is on the disk and went through
+    The WAL that the backup itself needs goes along, over a second such connection, and so does a copy of the
+    configuration that is outside the data folder, as far as it can be read. It is on the disk and went through
     pg_verifybackup before it gets its name. Raises BackupError when anything fails; then nothing new is in the folder.
     SQLite raises UnsupportedByServer.
     """
@@ -71,6 +75,7 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
             _copy_server(conn, pg_basebackup, partial, path.name)
             # Where the server lets its group read, pg_basebackup does too.
             partial.chmod(0o700)
+            copy_configuration(conn, partial)
             verify_base(partial)
             made = describe_base(partial)
             # pg_basebackup has synced what it wrote.
@@ -141,7 +146,7 @@ def verify_base(path: Path, *, archive: Path | None = None) -> None:
     try:
         with _wal_of(made, archive) as wal_folder:
             if tool is not None:
-                tools.run(tool, ["--quiet", f"--wal-directory={wal_folder}", path.absolute()])
+                tools.run(tool, ["--quiet", f"--ignore={COPY}", f"--wal-directory={wal_folder}", path.absolute()])
             else:
                 _compare(path)
                 _read_wal(made, wal_folder)
@@ -189,7 +194,7 @@ def _compare(path: Path) -> None:
         unlisted = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
         for file in manifest["Files"]:
             name = file["Path"] if "Path" in file else os.fsdecode(bytes.fromhex(file["Encoded-Path"]))
-            if name in _CHANGED_BY_RECOVERY:
+            if name in _NOT_LISTED:
                 continue
             if name not in unlisted:
                 raise BackupError(f'"{name}" is present in the manifest but not on disk')
@@ -201,7 +206,7 @@ def _compare(path: Path) -> None:
                 raise BackupError(f'"{name}" has no SHA256 in the manifest: this takes pg_verifybackup')
             if sha256(path / name) != file["Checksum"]:
                 raise BackupError(f'checksum mismatch for file "{name}"')
-        for name in sorted(unlisted - _CHANGED_BY_RECOVERY):
+        for name in sorted(unlisted - _NOT_LISTED):
             if not name.startswith("pg_wal/"):
                 raise BackupError(f'"{name}" is present on disk but not in the manifest')
 
@@ -233,6 +238,7 @@ def describe_base(path: Path) -> BaseBackup:
                 timeline=int(ranges[0]["Timeline"]),
                 start_lsn=str(ranges[0]["Start-LSN"]),
                 end_lsn=str(ranges[-1]["End-LSN"]),
+                lacking=read_configuration(path).lacking,
             )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BackupError(f"{path} is no base backup: it has no {Path(error.filename).name}") from None
