@@ -20,6 +20,7 @@ from fix_clusters import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, fi
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import files, tools
+from kimera_sql.ops.backup.archiving import archives_into
 from kimera_sql.ops.backup.base_backups import describe_base, verify_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends]
@@ -371,6 +372,17 @@ def test_an_archive_that_the_server_writes_into_is_not_received_into(archiving: 
         with pytest.raises(BackupError, match="is already written by archive_command, and an archive has one writer"):
             backup.receive_wal(conn, elsewhere)
         assert conn.execute("SELECT FROM pg_replication_slots").rowcount == 0
+
+
+@pytest.mark.parametrize("folder", ["/a/b", "/a b/it's", "/a/b%f"])
+def test_a_command_that_archives_elsewhere_is_not_taken_for_one_that_archives_here(folder: str) -> None:
+    archive = Path(folder, "wal")
+    own = backup.archive_settings(Path(folder))["archive_command"]
+    for command in (own, f"test ! -f {archive}/%f && cp %p {archive}", f'cp %p "{archive}/%f"', f"cp -t {archive} %p"):
+        assert archives_into(command, archive)
+    elsewhere = backup.archive_settings(Path(folder + "2"))["archive_command"]
+    for command in ("", elsewhere, f"cp %p {archive}2/%f", f"cp %p /mnt{archive}/%f", f"cp %p {archive}-old/%f"):
+        assert not archives_into(command, archive)
 
 
 @pytest.mark.needs("root")

@@ -26,6 +26,9 @@ from kimera_sql.ops import backup
 from kimera_sql.ops.backup.base_backups import describe_base, verify_base
 from kimera_sql.ops.backup.configuration import COPY, Configuration, configure, read_configuration
 
+VERSION = max((path.parts[-3] for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default="", key=int)
+"""The newest that Debian's packages have installed here."""
+
 OUTSIDE = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d/10-memory.conf", "conf.d/deeper.inc")
 
 
@@ -39,7 +42,7 @@ class Debian:
 
     @property
     def etc(self) -> Path:
-        return Path("/etc/postgresql/15", self.name)
+        return Path("/etc/postgresql", VERSION, self.name)
 
     def connect(self, **parameters: str) -> psycopg.Connection[Any]:
         return psycopg.connect(make_conninfo(self.conninfo, **parameters), autocommit=True)
@@ -71,7 +74,7 @@ def debian() -> Iterator[Debian]:
                 hba.write("host all,replication all 127.0.0.2/32 trust\n")
             with (made.etc / "pg_ident.conf").open("a") as ident:
                 ident.write("people root postgres\n")
-            subprocess.run(["pg_ctlcluster", "15", name, "start"], check=True)
+            subprocess.run(["pg_ctlcluster", VERSION, name, "start"], check=True)
             with made.connect() as conn:
                 conn.execute("CREATE TABLE notes AS SELECT 'before' AS note")
                 conn.execute("CREATE ROLE nightly LOGIN REPLICATION")
@@ -82,12 +85,12 @@ def debian() -> Iterator[Debian]:
 @contextmanager
 def created(name: str, data: Path, log: Path, port: int, *options: str) -> Iterator[None]:
     """Make a cluster of Debian's of *data*, and drop it in the end."""
-    command = ["pg_createcluster", "15", name, f"--datadir={data}", f"--logfile={log}", f"--port={port}", *options]
+    command = ["pg_createcluster", VERSION, name, f"--datadir={data}", f"--logfile={log}", f"--port={port}", *options]
     subprocess.run(command, check=True, capture_output=True)
     try:
         yield
     finally:
-        subprocess.run(["pg_dropcluster", "15", name, "--stop"], check=True)
+        subprocess.run(["pg_dropcluster", VERSION, name, "--stop"], check=True)
 
 
 @pytest.fixture
@@ -132,8 +135,8 @@ def test_a_recovered_server_has_its_configuration_and_becomes_a_cluster(debian: 
     assert (ran.returncode, ran.stderr) == (0, "")
     told = json.loads(ran.stdout)
     assert told["commands"] == [
-        f"pg_createcluster 15 {debian.name}_recovered --datadir={new}",
-        f"pg_ctlcluster 15 {debian.name}_recovered start",
+        f"pg_createcluster {VERSION} {debian.name}_recovered --datadir={new}",
+        f"pg_ctlcluster {VERSION} {debian.name}_recovered start",
     ]
     taken = [note for note in told["notes"] if note.startswith("left out of the configuration: port: ")]
     assert len(taken) == 1
@@ -159,7 +162,7 @@ def test_a_recovered_server_has_its_configuration_and_becomes_a_cluster(debian: 
             assert value(conn, "SELECT map_name FROM pg_ident_file_mappings") == "people"
             assert not value(conn, "SELECT pg_is_in_recovery()")
     finally:
-        subprocess.run(["pg_dropcluster", "15", name, "--stop"], check=True)
+        subprocess.run(["pg_dropcluster", VERSION, name, "--stop"], check=True)
 
 
 @pytest.mark.slow
@@ -272,7 +275,7 @@ def test_wal_is_received_by_a_role_with_replication_alone_and_recovered_from(deb
     finally:
         if recovered.running:
             subprocess.run(
-                ["/usr/lib/postgresql/15/bin/pg_ctl", "stop", "-s", "-mi", "-D", new],
+                [f"/usr/lib/postgresql/{VERSION}/bin/pg_ctl", "stop", "-s", "-mi", "-D", new],
                 check=True,
                 user="postgres",
                 cwd="/",
