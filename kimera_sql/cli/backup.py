@@ -112,7 +112,7 @@ def _prune(arguments: argparse.Namespace) -> None:
 def _schedule(arguments: argparse.Namespace) -> None:
     printed = backup.daily_schedule(
         arguments.folder,
-        command=shutil.which("kimera-sql") or "/usr/bin/kimera-sql",
+        command=shutil.which("kimera-sql") or "kimera-sql",
         os_user=arguments.os_user,
         receive=arguments.receive_wal,
     )
