@@ -71,7 +71,7 @@ class Cluster:
             assert row is not None
             conn.execute("SELECT pg_switch_wal()")
         for _ in range(3000):
-            if (self.wal / row[0]).exists():
+            if (self.wal / f"{row[0]}.gz").exists():
                 return
             time.sleep(0.02)
         raise TimeoutError(f"{row[0]} was not archived: {(self.folder / 'log').read_text()[-2000:]}")

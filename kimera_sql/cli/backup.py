@@ -35,7 +35,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     prune.set_defaults(run=_prune)
 
-    schedule = commands.add_parser("schedule", help="print a systemd timer and a cron line for daily backups")
+    schedule = commands.add_parser("schedule", help="print systemd units and cron lines for backups, drills and upkeep")
+    schedule.add_argument(
+        "--receive-wal", action="store_true", help="with a receiver of WAL, where the server does not archive it"
+    )
+    schedule.add_argument("--os-user", metavar="USER", help="whom it all runs as (DIR's owner, or postgres)")
     schedule.set_defaults(run=_schedule)
 
     drill = commands.add_parser("drill", help="restore the newest dump on a throwaway server, and compare it")
@@ -106,7 +110,13 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _schedule(arguments: argparse.Namespace) -> None:
-    print(backup.daily_schedule(arguments.folder, command=shutil.which("kimera-sql") or "kimera-sql"), end="")
+    printed = backup.daily_schedule(
+        arguments.folder,
+        command=shutil.which("kimera-sql") or "kimera-sql",
+        os_user=arguments.os_user,
+        receive=arguments.receive_wal,
+    )
+    print(printed, end="")
 
 
 def _drill(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ def _base(arguments: argparse.Namespace) -> None:
         print_json(asdict(made))
     else:
         print(f"{made.path}: {size_text(made.size)} and the WAL up to {made.end_lsn}, verified")
+    for lack in made.lacking:
+        print(f"kimera-sql: {lack}", file=sys.stderr)
 
 
 def _archive_command(arguments: argparse.Namespace) -> None:

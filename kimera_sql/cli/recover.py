@@ -55,7 +55,11 @@ def _recover(arguments: argparse.Namespace) -> None:
     print(f"{recovered.data_dir}: {last}; replayed up to {recovered.lsn}, now timeline {recovered.timeline}")
     if recovered.stopped:
         print(recovered.stopped)
+    print("".join(f"{note}\n" for note in recovered.notes), end="")
     print(f"it runs: connect with host={recovered.data_dir}" if recovered.running else "it is stopped")
+    if recovered.commands:
+        print("as root, to make it a cluster of Debian's, once it is stopped:")
+        print("".join(f"  {command}\n" for command in recovered.commands), end="")
 
 
 def _time(text: str) -> datetime:

@@ -286,6 +286,36 @@ SELECT rolname::text AS name, rolsuper OR rolreplication AS may
 FROM pg_roles
 WHERE rolname = session_user;
 
+-- name: archive_command()$
+-- What the server archives its WAL with, empty where it does not.
+-- returns: str
+-- not null: archive_command
+SELECT CASE WHEN current_setting('archive_mode') = 'off' THEN '' ELSE current_setting('archive_command') END
+    AS archive_command;
+
+-- name: configuration_files()
+-- Where the server keeps its data and its configuration, as far as this role may see.
+-- returns: name str, setting str
+-- not null: name, setting
+SELECT name, setting
+FROM pg_settings
+WHERE name IN ('data_directory', 'config_file', 'hba_file', 'ident_file') AND setting IS NOT NULL
+ORDER BY name COLLATE "C";
+
+-- name: read_file(path)$
+-- The content of a file of the server's machine.
+-- returns: bytes
+-- not null: pg_read_binary_file
+SELECT pg_read_binary_file(:path::text);
+
+-- name: list_folder(path)
+-- The names of the files in a folder of the server's machine.
+-- returns: str
+-- not null: name
+SELECT name
+FROM pg_ls_dir(:path::text) AS name
+ORDER BY name COLLATE "C";
+
 -- name: outside_tablespaces()
 -- The tablespaces that lie outside the data folder.
 -- returns: str

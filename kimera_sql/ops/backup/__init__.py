@@ -12,7 +12,7 @@ backup it is, its name does not say: a dump's manifest does, and a base backup's
 | module | |
 |---|---|
 | dumps, contents | making and verifying a dump; what a database holds, to compare it with what is restored |
-| base_backups | making and verifying a base backup |
+| base_backups, configuration | making and verifying a base backup; the configuration that goes with it |
 | archiving, copy_wal | getting WAL into the archive and out of it; the program that the server runs for that |
 | inventory, retention | what the folder has; what of it may go |
 | schedule | systemd units and a line for cron |

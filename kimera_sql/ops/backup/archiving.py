@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from time import monotonic
+from typing import Any, Final
 
-from ... import checks
-from ...errors import InvalidValue
+import psycopg
+
+from ... import checks, sql
+from ...errors import BackupError, InvalidValue
 from ...sql import Connection
 from . import copy_wal, layout, tools
 from .base_backups import require_replication
 from .files import locked
+from .wal import is_segment
+
+_queries = sql.Queries("backup")
+
+_PACKING: Final = 5.0
+"""Seconds between two looks for segments that are whole."""
 
 
 def _python() -> str:
@@ -83,7 +95,9 @@ def receive_wal(conn: Connection, folder: Path, *, slot: str = "kimera_archive")
 
     It stands in for archive_command where the archive is on another machine. The replication slot *slot*, which is
     made if it is not there, keeps what was not received yet: while nobody receives it, the server's disk fills, up to
-    max_slot_wal_keep_size. Raises BackupError when the connection ends; starting it anew is the service manager's task.
+    max_slot_wal_keep_size. Segments that are whole are packed. Raises BackupError when the connection ends; starting
+    it anew is the service manager's task. Raises it at once for an archive that archive_command writes into, and for
+    one of another user, who could not read what this one receives.
     """
     conn = require_replication(conn)
     name = checks.text("slot", slot)
@@ -92,9 +106,56 @@ def receive_wal(conn: Connection, folder: Path, *, slot: str = "kimera_archive")
     tool = tools.find("pg_receivewal", conn)
     parameters = {**tools.parameters(conn), "application_name": "kimera-sql receive-wal"}
     with locked(layout.wal_folder(folder)) as archive:
+        _require_free(conn, archive)
         tools.run(tool, [f"--slot={name}", "--create-slot", "--if-not-exists", "--no-password"], parameters)
+        copy_wal.claim(str(archive), copy_wal.RECEIVER)
         tools.run(
             tool,
             [f"--directory={archive.absolute()}", f"--slot={name}", "--synchronous", "--no-loop", "--no-password"],
             parameters,
+            tick=_Packer(archive),
         )
+
+
+def _require_free(conn: psycopg.Connection[Any], archive: Path) -> None:
+    """Raise BackupError, or ArchiveError, where *archive* is another user's, or where the server archives there."""
+    owner = archive.stat().st_uid
+    if owner != os.geteuid():
+        raise BackupError(
+            f"{archive} belongs to the user {_user(owner)}, and this is {_user(os.geteuid())}: run it as {_user(owner)}"
+        )
+    if archives_into(_queries.archive_command.fetchval(conn, str) or "", archive):
+        raise BackupError(
+            f"the server's archive_command writes into {archive}, and an archive has one writer: receive into another "
+            "folder, or set archive_mode = off and restart the server"
+        )
+    copy_wal.refuse_other(str(archive), copy_wal.RECEIVER)
+
+
+def archives_into(command: str, archive: Path) -> bool:
+    """Return whether the archive_command *command* names *archive*, as it is or as archive_settings quotes it."""
+    path = str(archive.absolute())
+    return any(re.search(rf"(?<![\w./-]){re.escape(written)}(?![\w.-])", command) for written in (path, _escaped(path)))
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+@dataclass(slots=True)
+class _Packer:
+    """Packs the segments in *archive* that pg_receivewal has finished, when called, but not at every call."""
+
+    archive: Path
+    due: float = 0.0
+
+    def __call__(self) -> None:
+        if monotonic() < self.due:
+            return
+        for path in self.archive.iterdir():
+            if is_segment(path.name):
+                copy_wal.pack(str(path))
+        self.due = monotonic() + _PACKING

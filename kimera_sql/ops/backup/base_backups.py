@@ -8,6 +8,9 @@ import os
 import re
 import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +22,15 @@ from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...sql import Connection
-from . import layout, tools
+from . import copy_wal, layout, tools
+from .configuration import COPY, copy_configuration, read_configuration
 from .files import free_path, fsync, locked, reported, sha256
-from .wal import is_segment
+from .wal import is_segment, position, segment_name
 
 _queries = sql.Queries("backup")
 
-_CHANGED_BY_RECOVERY: Final = {"backup_manifest", "postgresql.auto.conf", "recovery.signal", "standby.signal"}
-"""What pg_verifybackup passes over."""
+_NOT_LISTED: Final = {"backup_manifest", "postgresql.auto.conf", "recovery.signal", "standby.signal", COPY}
+"""What pg_verifybackup passes over, the last because it is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class BaseBackup:
     """What the manifest of a base backup says. size: bytes, without WAL. major: the server's version.
 
     Recovery from it begins at start_lsn on timeline, and cannot stop before end_lsn. started_at is to the second.
+    lacking: what of the server's configuration is outside its data folder and not in the backup, a sentence each.
     """
 
     path: Path
@@ -43,13 +48,15 @@ class BaseBackup:
     timeline: int
     start_lsn: str
     end_lsn: str
+    lacking: tuple[str, ...]
 
 
 def make_base(conn: Connection, folder: Path) -> BaseBackup:
     """Make a base backup of *conn*'s server in *folder*, verify it, and return what it is.
 
     *conn* is an autocommit connection by a role with REPLICATION, which pg_hba.conf must let connect for replication.
-    The WAL that the backup itself needs goes along, over a second such connection. It is on the disk and went through
+    The WAL that the backup itself needs goes along, over a second such connection, and so does a copy of the
+    configuration that is outside the data folder, as far as it can be read. It is on the disk and went through
     pg_verifybackup before it gets its name. Raises BackupError when anything fails; then nothing new is in the folder.
     SQLite raises UnsupportedByServer.
     """
@@ -68,6 +75,7 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
             _copy_server(conn, pg_basebackup, partial, path.name)
             # Where the server lets its group read, pg_basebackup does too.
             partial.chmod(0o700)
+            copy_configuration(conn, partial)
             verify_base(partial)
             made = describe_base(partial)
             # pg_basebackup has synced what it wrote.
@@ -131,20 +139,48 @@ def verify_base(path: Path, *, archive: Path | None = None) -> None:
     BackupError for what is missing or damaged.
     """
     made = describe_base(path)
-    own = any(is_segment(file.name) for file in (path / "pg_wal").glob("*"))
-    wal_folder = (path / "pg_wal" if own or archive is None else archive).absolute()
     try:
         tool = tools.find("pg_verifybackup", made.major * 10000, exact=True)
     except BackupError:
         tool = None
     try:
-        if tool is not None:
-            tools.run(tool, ["--quiet", f"--wal-directory={wal_folder}", path.absolute()])
-        else:
-            _compare(path)
-            _read_wal(made, wal_folder)
+        with _wal_of(made, archive) as wal_folder:
+            if tool is not None:
+                tools.run(tool, ["--quiet", f"--ignore={COPY}", f"--wal-directory={wal_folder}", path.absolute()])
+            else:
+                _compare(path)
+                _read_wal(made, wal_folder)
     except BackupError as error:
         raise BackupError(f"{path} is damaged: {error}") from None
+
+
+@contextmanager
+def _wal_of(made: BaseBackup, archive: Path | None) -> Iterator[Path]:
+    """Give a folder with the WAL that *made* needs: its own, or an unpacked copy of the *archive*'s."""
+    own = (made.path / "pg_wal").absolute()
+    if archive is None or any(is_segment(file.name) for file in own.glob("*")):
+        yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
+        with reported(archive):
+            _fetch_wal(made, archive, Path(folder))
+        yield Path(folder)
+
+
+def _fetch_wal(made: BaseBackup, archive: Path, target: Path) -> None:
+    first = first_segment(made.path)
+    if not copy_wal.get(str(archive / first), str(target / first)):
+        raise BackupError(f"{archive} lacks the WAL segment {first}")
+    size = (target / first).stat().st_size
+    for part in _wal_ranges(made):
+        for number in range(position(part["Start-LSN"]) // size, (position(part["End-LSN"]) - 1) // size + 1):
+            name = segment_name(int(part["Timeline"]), number, size)
+            copy_wal.get(str(archive / name), str(target / name))
+
+
+def _wal_ranges(made: BaseBackup) -> list[dict[str, Any]]:
+    ranges: list[dict[str, Any]] = json.loads((made.path / "backup_manifest").read_bytes())["WAL-Ranges"]
+    return ranges
 
 
 def _compare(path: Path) -> None:
@@ -158,7 +194,7 @@ def _compare(path: Path) -> None:
         unlisted = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
         for file in manifest["Files"]:
             name = file["Path"] if "Path" in file else os.fsdecode(bytes.fromhex(file["Encoded-Path"]))
-            if name in _CHANGED_BY_RECOVERY:
+            if name in _NOT_LISTED:
                 continue
             if name not in unlisted:
                 raise BackupError(f'"{name}" is present in the manifest but not on disk')
@@ -170,14 +206,14 @@ def _compare(path: Path) -> None:
                 raise BackupError(f'"{name}" has no SHA256 in the manifest: this takes pg_verifybackup')
             if sha256(path / name) != file["Checksum"]:
                 raise BackupError(f'checksum mismatch for file "{name}"')
-        for name in sorted(unlisted - _CHANGED_BY_RECOVERY):
+        for name in sorted(unlisted - _NOT_LISTED):
             if not name.startswith("pg_wal/"):
                 raise BackupError(f'"{name}" is present on disk but not in the manifest')
 
 
 def _read_wal(made: BaseBackup, wal_folder: Path) -> None:
     tool = tools.find("pg_waldump", made.major * 10000, exact=True)
-    for part in json.loads((made.path / "backup_manifest").read_bytes())["WAL-Ranges"]:
+    for part in _wal_ranges(made):
         where = [f"--timeline={part['Timeline']}", f"--start={part['Start-LSN']}", f"--end={part['End-LSN']}"]
         try:
             tools.run(tool, ["--quiet", f"--path={wal_folder}", *where])
@@ -202,6 +238,7 @@ def describe_base(path: Path) -> BaseBackup:
                 timeline=int(ranges[0]["Timeline"]),
                 start_lsn=str(ranges[0]["Start-LSN"]),
                 end_lsn=str(ranges[-1]["End-LSN"]),
+                lacking=read_configuration(path).lacking,
             )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BackupError(f"{path} is no base backup: it has no {Path(error.filename).name}") from None

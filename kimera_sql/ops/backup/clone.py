@@ -17,6 +17,7 @@ from ...errors import BackupError
 from ...progress import Bar
 from . import tools
 from .base_backups import BaseBackup
+from .configuration import COPY, Configuration, configure
 
 _PATIENCE: Final = 5 * 366 * 86400
 """Seconds that replaying may take. pg_ctl has no "for ever", and sees when the server ends."""
@@ -39,8 +40,11 @@ class Clone:
     pg_ctl: Path
     user: str | None
 
-    def copy(self, made: BaseBackup) -> None:
-        """Copy the base backup *made* here, with modes 0700 and 0600, and make it ready for recovery."""
+    def copy(self, made: BaseBackup, copied: Configuration) -> list[str]:
+        """Copy the base backup *made* here, with modes 0700 and 0600, and make it ready for recovery.
+
+        *copied* is its configuration. Returns what was left out of that or is missing, a sentence each.
+        """
         if (made.path / "tablespace_map").exists():
             raise BackupError(
                 f"{made.path} has tablespaces outside its folder; recover it with PostgreSQL's own programs"
@@ -51,7 +55,7 @@ class Clone:
         done = 0
         with Bar() as bar:
             # The server does not start without this file: a copy that was cut off must not pass for a server.
-            for path in (*(one for one in _walk(made.path) if one != control), control):
+            for path in (*(one for one in _walk(made.path) if one not in (control, Path(COPY))), control):
                 source, target = made.path / path, self.data / path
                 if source.is_dir():
                     target.mkdir(0o700)
@@ -59,22 +63,21 @@ class Clone:
                 shutil.copyfile(source, target)
                 done += source.stat().st_size
                 bar.draw("copying", done, made.size)
-        self._prepare()
+        notes = self._prepare(copied)
         self._hand_over()
+        return notes
 
-    def _prepare(self) -> None:
+    def _prepare(self, copied: Configuration) -> list[str]:
         # Left behind by a standby that the backup was made of, it would make the server wait for more WAL for ever.
         (self.data / "standby.signal").unlink(missing_ok=True)
         # Of a socket in the old data folder, as an embedded server has it
         for lock in self.data.glob(".s.PGSQL.*.lock"):
             lock.unlink()
         (self.data / "recovery.signal").touch()
+        notes = configure(self.data, copied)
         with (self.data / "postgresql.auto.conf").open("a") as conf:
             conf.write(_PERSISTENT)
-        # Where they are kept in /etc, the backup does not have them.
-        for name, text in (("postgresql.conf", ""), ("pg_hba.conf", "local all all peer\n")):
-            if not (self.data / name).exists():
-                (self.data / name).write_text(text)
+        return notes
 
     def _hand_over(self) -> None:
         owner = pwd.getpwnam(self.user) if self.user is not None else None
@@ -93,6 +96,7 @@ class Clone:
         own = {
             "data_directory": str(self.data),
             "hba_file": str(self.data / "pg_hba.conf"),
+            "ident_file": str(self.data / "pg_ident.conf"),
             "external_pid_file": str(self.data / "recovery.pid"),
             "listen_addresses": "",
             "unix_socket_directories": f'"{self.data}"',

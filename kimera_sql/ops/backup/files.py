@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ...errors import BackupError
-from . import layout
+from . import copy_wal, layout
 
 
 @contextmanager
@@ -43,9 +43,14 @@ def locked(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into a BackupError that names the file, *path* if it names none."""
+    """Turn what the operating system refuses into a BackupError that names the file, *path* if it names none.
+
+    An ArchiveError becomes one as well.
+    """
     try:
         yield
+    except copy_wal.ArchiveError as error:
+        raise BackupError(str(error)) from error
     except OSError as error:
         raise BackupError(f"{error.filename or path}: {error.strerror}") from error
 

@@ -7,7 +7,7 @@ import pwd
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from . import tools
 from .archiving import ARCHIVE_PROGRAM, restore_command
 from .base_backups import BaseBackup, describe_base, verify_base
 from .clone import Clone
+from .configuration import debian_commands, read_configuration
 from .files import reported
 from .segments import Segments, find_segments
 from .wal import is_lsn, position
@@ -87,6 +88,8 @@ class Recovered:
 
     last_commit: of the last transaction that is in it, None where nothing was committed since the backup. lsn: of the
     last record that was replayed. stopped: in the server's words, "" at the end of the archive. timeline: the new one.
+    notes: what its configuration lacks of the original's, a sentence each. commands: what makes it a cluster of
+    Debian's, where the original was one.
     """
 
     data_dir: Path
@@ -97,6 +100,8 @@ class Recovered:
     timeline: int
     segments: int
     running: bool
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 def recover(
@@ -123,6 +128,7 @@ def recover(
     made = describe_base(base)
     clone = Clone(data, tools.find("pg_ctl", made.major * 10000, exact=True), user)
     verify_base(base, archive=archive)
+    copied = read_configuration(base)
     with reported(archive):
         available = find_segments(made, archive)
     _check_target(target, made, available)
@@ -130,8 +136,12 @@ def recover(
     before = data.stat() if data.exists() else None
     try:
         with reported(data):
-            clone.copy(made)
-        return _replay(clone, made, available, target, keep_running=keep_running)
+            notes = clone.copy(made, copied)
+        return replace(
+            _replay(clone, made, available, target, keep_running=keep_running),
+            notes=tuple(notes),
+            commands=debian_commands(copied, made.major, data),
+        )
     except BaseException:
         with suppress(BackupError):
             clone.stop(mode="immediate")
@@ -202,18 +212,17 @@ def _check_target(target: Target, made: BaseBackup, available: Segments) -> None
 
 
 def _check_archive(available: Segments, user: str | None) -> None:
-    """Fetch a segment as the server will."""
+    """Look whether the server will be able to read the archive, every file of it."""
     archive = available.archive
-    segment = next((path for path in available.paths.values() if path.parent == archive), None)
-    if segment is None:
+    if not any(path.parent == archive for path in available.paths.values()):
         raise BackupError(f"{archive} has no WAL that follows on the base backup; is it the archive of its server?")
     python, *arguments = ARCHIVE_PROGRAM
     try:
-        tools.run(Path(python), [*arguments, "get", segment.absolute(), "/dev/null"], user=user)
+        tools.run(Path(python), [*arguments, "check", archive.absolute()], user=user)
     except BackupError as error:
         raise BackupError(
             f"the server, as the user {user or pwd.getpwuid(os.geteuid()).pw_name}, cannot read {archive}; "
-            f"give --os-user its owner: {error}"
+            f"give --os-user its owner, and give it all files there (chown -R): {error}"
         ) from None
 
 

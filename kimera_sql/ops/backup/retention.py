@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from ... import checks
 from ...errors import BackupError
-from . import layout, tools
+from . import copy_wal, layout, tools
 from .base_backups import first_segment, major_version, system_identifier
 from .files import fsync, locked, reported
 from .inventory import Backup, list_backups, verify_backup
@@ -133,7 +133,7 @@ def _old_wal(folder: Path, base: Path) -> list[Path]:
         return []
     # It goes by names alone, which are another server's too: with -n it only prints them, a path on each line.
     tool = tools.find("pg_archivecleanup", major_version(base) * 10000)
-    older = tools.run(tool, ["-n", archive.absolute(), first_segment(base)])
+    older = tools.run(tool, ["-n", "-x", copy_wal.PACKED, archive.absolute(), first_segment(base)])
     system = system_identifier(base)
     return sorted(path for path in map(Path, older.splitlines()) if not is_of_another(path, system))
 

@@ -1,69 +1,204 @@
-"""The schedule: systemd units, and a line for cron, that make backups and prune them."""
+"""The schedule: systemd units, and lines for cron, that make backups, prune and prove them, and do the upkeep."""
 
 from __future__ import annotations
 
+import pwd
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from ...errors import InvalidValue
+from . import copy_wal, layout
+from .files import reported
 
-def daily_schedule(folder: Path, *, command: str = "kimera-sql") -> str:
-    """Return systemd units, and the same as lines for cron: backups daily at 01:00 UTC, WAL always, 30 days kept.
+_SERVICES: Final = "/etc/kimera/pg_service.conf"
+"""libpq's service file. A password in it stands as it is: no shell and no systemd takes it apart."""
 
-    *command* is how kimera-sql is called. A backup that fails ends the run before anything is pruned.
-    """
-    where = shlex.quote(str(folder.absolute()))
-    daily = [f"{command} backup {step} --dir {where}" for step in ("dump", "base", "prune --keep-days 30")]
-    receive = f"{command} backup receive-wal --dir {where}"
-    steps = "\n".join(f"ExecStart={_unit(step)}" for step in daily)
-    return f"""\
-# /etc/systemd/system/kimera-backup.service
+_HEAD: Final = f"""\
+# {_SERVICES} belongs to {{user}} and has mode 0600. A password stands behind its = as it is, unquoted.
+[kimera_backup]
+host=/var/run/postgresql
+dbname=kimera_swm
+user=kimera_nightly
+password=
+[kimera_upkeep]
+host=/var/run/postgresql
+dbname=kimera_swm
+user=kimera_deploy
+password=
+
+"""
+
+_FAILED: Final = """\
+# /etc/systemd/system/kimera-failed@.service: make it say so where you will see it
 [Unit]
-Description=Backups of the Kimera database
-Wants=network-online.target
-After=network-online.target
+Description=Report that %i failed
 
 [Service]
 Type=oneshot
-# KIMERA_DB_HOST and its companions, for a role that may read everything and has REPLICATION; mode 0600
-EnvironmentFile=/etc/kimera-backup.env
-{steps}
+ExecStart=/usr/bin/logger -p daemon.alert "%i failed: see journalctl -u %i"
 
-# /etc/systemd/system/kimera-backup.timer
+"""
+
+_HARDENING: Final = """\
+UMask=0077
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=read-only
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+"""
+
+
+def daily_schedule(
+    folder: Path, *, command: str = "kimera-sql", os_user: str | None = None, receive: bool = False
+) -> str:
+    """Return systemd units, and the same as lines for cron: backups and upkeep daily, a drill weekly, 30 days kept.
+
+    *command* is the program kimera-sql. *os_user* is whom all of it runs as: by default the owner of *folder*,
+    postgres where that is root or not there. With *receive* there is a service that receives WAL, for an archive that
+    the server does not write into itself. A backup that fails ends the run before anything is pruned. Raises
+    InvalidValue, and BackupError for *receive* where archive_command writes into the archive.
+    """
+    where = str(folder.absolute())
+    if not (where.isprintable() and command.isprintable()):
+        raise InvalidValue(f"folder: control characters cannot stand in a schedule: {where!r}")
+    user = os_user or _owner(folder)
+    daily = [[command, "backup", step, "--dir", where] for step in ("dump", "base", "prune")]
+    daily[-1] += ["--keep-days", "30"]
+    drill = [[command, "backup", "drill", "--dir", where]]
+    upkeep = [[command, "maintain", step] for step in ("retrain", "vacuum")]
+    units = [
+        _job(
+            "backup",
+            "Backups of the Kimera database",
+            "*-*-* 01:00:00 UTC",
+            daily,
+            user,
+            where,
+            service="kimera_backup",
+        ),
+        _job("drill", "Proof that the Kimera database can be restored", "Sun *-*-* 03:00:00 UTC", drill, user, where),
+        _job("upkeep", "Upkeep of the Kimera database", "*-*-* 05:00:00 UTC", upkeep, user, service="kimera_upkeep"),
+    ]
+    enabled = "kimera-backup.timer kimera-drill.timer kimera-upkeep.timer"
+    if receive:
+        archive = layout.wal_folder(folder)
+        with reported(archive):
+            copy_wal.refuse_other(str(archive.absolute()), copy_wal.RECEIVER)
+        units.append(_receiver([command, "backup", "receive-wal", "--dir", where], user, where))
+        enabled += " kimera-wal.service"
+    return f"""\
+{_HEAD.format(user=user)}{"".join(units)}{_FAILED}# systemctl daemon-reload && systemctl enable --now {enabled}
+
+# Or as /etc/cron.d/kimera, with the machine's clock in UTC{" (systemd alone keeps the receiver running)" * receive}:
+{_cron("0 1 * * *", user, daily, "kimera_backup")}
+{_cron("0 3 * * 0", user, drill)}
+{_cron("0 5 * * *", user, upkeep, "kimera_upkeep")}
+"""
+
+
+def _owner(folder: Path) -> str:
+    """Return whose *folder* is, postgres where that is root's or not there."""
+    with reported(folder):
+        owner = folder.stat().st_uid if folder.exists() else 0
+    try:
+        return pwd.getpwuid(owner).pw_name if owner else "postgres"
+    except KeyError:
+        return str(owner)
+
+
+def _job(
+    name: str,
+    description: str,
+    when: str,
+    steps: Sequence[Sequence[str]],
+    user: str,
+    folder: str | None = None,
+    *,
+    service: str | None = None,
+) -> str:
+    return f"""\
+# /etc/systemd/system/kimera-{name}.service
+{_unit(description)}
+[Service]
+Type=oneshot
+{_surroundings(user, folder, service)}{"".join(_start(step) for step in steps)}
+# /etc/systemd/system/kimera-{name}.timer
 [Unit]
-Description=Backups of the Kimera database, daily at 01:00 UTC
+Description={description}
 
 [Timer]
-OnCalendar=*-*-* 01:00:00 UTC
+OnCalendar={when}
 Persistent=true
 
 [Install]
 WantedBy=timers.target
 
-# /etc/systemd/system/kimera-wal.service, unless the server archives its WAL itself (backup archive-command)
-[Unit]
-Description=Archive of the Kimera database's WAL
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-EnvironmentFile=/etc/kimera-backup.env
-ExecStart={_unit(receive)}
-Restart=always
-RestartSec=10
-
-[Install]
-WantedBy=multi-user.target
-
-# systemctl daemon-reload && systemctl enable --now kimera-backup.timer kimera-wal.service
-
-# Or in /etc/crontab, with the machine's clock in UTC:
-0 1 * * * root set -a; . /etc/kimera-backup.env && {_cron(" && ".join(daily))}
 """
 
 
-def _unit(command: str) -> str:
-    return command.replace("%", "%%").replace("$", "$$")
+def _receiver(command: Sequence[str], user: str, folder: str) -> str:
+    return f"""\
+# /etc/systemd/system/kimera-wal.service
+{_unit("Archive of the Kimera database's WAL")}
+[Service]
+Restart=always
+RestartSec=10
+{_surroundings(user, folder, "kimera_backup")}{_start(command)}
+[Install]
+WantedBy=multi-user.target
+
+"""
 
 
-def _cron(command: str) -> str:
-    return command.replace("%", "\\%")
+def _unit(description: str) -> str:
+    return f"""\
+[Unit]
+Description={description}
+Wants=network-online.target
+After=network-online.target
+OnFailure=kimera-failed@%n.service
+"""
+
+
+def _surroundings(user: str, folder: str | None, service: str | None) -> str:
+    lines = [f"User={user}\n"]
+    if service is not None:
+        lines.append(f"Environment=PGSERVICEFILE={_SERVICES} PGSERVICE={service}\n")
+    if folder is not None:
+        lines.append(f"ReadWritePaths={_systemd_word(folder)}\n")
+    return "".join(lines) + _HARDENING
+
+
+def _start(words: Sequence[str]) -> str:
+    return f"ExecStart={' '.join(_systemd_word(word).replace('$', '$$') for word in words)}\n"
+
+
+def _systemd_word(text: str) -> str:
+    """Return *text* as a word of a unit, in which systemd replaces %, and takes backslashes for escapes."""
+    escaped = text.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    return escaped if escaped == text and shlex.quote(text) == text else f'"{escaped}"'
+
+
+def _cron(when: str, user: str, steps: Sequence[Sequence[str]], service: str | None = None) -> str:
+    """Return a line of /etc/cron.d, in which cron takes % for a line break."""
+    command = " && ".join(map(shlex.join, steps))
+    if service is not None:
+        command = f"export PGSERVICEFILE={_SERVICES} PGSERVICE={service}; {command}"
+    return f"{when} {user} {command}".replace("%", "\\%")

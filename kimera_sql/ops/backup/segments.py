@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BackupError
+from . import copy_wal
 from .base_backups import BaseBackup, first_segment, system_identifier
 from .wal import (
     first_gap,
-    is_segment,
     is_segment_size,
     position,
+    segment_in,
     segment_name,
     segment_number,
     segment_timeline,
@@ -29,19 +31,21 @@ def missing_segment(archive: Path, base: Path) -> str | None:
     first, system = first_segment(base), system_identifier(base)
     timeline = segment_timeline(first)
     later = sorted(
-        file.name
+        (name, file)
         for file in archive.iterdir()
-        if is_segment(file.name)
-        and segment_timeline(file.name) == timeline
-        and file.name >= first
+        if (name := segment_in(file.name))
+        and not _is_partial(file)
+        and segment_timeline(name) == timeline
+        and name >= first
         and not is_of_another(file, system)
     )
     if not later:
         return None
-    size = (archive / later[0]).stat().st_size
+    _, oldest = later[0]
+    size = _content_size(oldest)
     if not is_segment_size(size):
-        raise BackupError(f"{archive / later[0]} is damaged: it has {size:,} bytes, and no segment of WAL is so large")
-    numbers = {segment_number(name, size) for name in later}
+        raise BackupError(f"{oldest} is damaged: it has {size:,} bytes, and no segment of WAL is so large")
+    numbers = {segment_number(name, size) for name, _ in later}
     gap = first_gap(numbers, segment_number(first, size), max(numbers))
     return None if gap is None else segment_name(timeline, gap, size)
 
@@ -68,7 +72,7 @@ class Segments:
     @property
     def last_whole(self) -> int | None:
         """The number of the newest that was not still being received."""
-        return max((number for number, path in self.paths.items() if is_segment(path.name)), default=None)
+        return max((number for number, path in self.paths.items() if not _is_partial(path)), default=None)
 
     def gap(self) -> int | None:
         """Return the first segment that is missing although there are later ones, or which the backup needs."""
@@ -89,11 +93,11 @@ def find_segments(made: BaseBackup, archive: Path) -> Segments:
     Raises BackupError for an archive of another server, and for a segment that is cut off.
     """
     files = {
-        path.name.removesuffix(".partial"): path
+        name: path
         for folder in (made.path / "pg_wal", archive)
         if folder.is_dir()
-        for path in sorted(folder.iterdir(), reverse=True)  # X after X.partial
-        if is_segment(path.name.removesuffix(".partial")) and path.is_file()
+        for path in sorted(folder.iterdir(), reverse=True)  # X after X.gz, and that after X.partial
+        if (name := segment_in(path.name)) and path.is_file()
     }
     starts = _timeline_starts(archive, made.timeline)
     begin = next((path for name, path in sorted(files.items()) if segment_timeline(name) == made.timeline), None)
@@ -106,8 +110,8 @@ def find_segments(made: BaseBackup, archive: Path) -> Segments:
         start, number = starts.get(segment_timeline(name)), segment_number(name, size)
         if start is None or number < max(start // size, first):
             continue
-        if path.stat().st_size != size:
-            raise BackupError(f"{path} is damaged: it has {path.stat().st_size:,} bytes, and a segment has {size:,}")
+        if _content_size(path) != size:
+            raise BackupError(f"{path} is damaged: it has {_content_size(path):,} bytes, and a segment has {size:,}")
         _read_size(path, made)
         # By their names: the one of the newest timeline comes last, and is the one that the server takes.
         paths[number] = path
@@ -153,10 +157,28 @@ def is_of_another(path: Path, system: str | None) -> bool:
 
 def _read_header(path: Path) -> tuple[str, int] | None:
     """Return the system identifier and the size that the header of *path* has, None where it is no segment."""
-    with path.open("rb") as file:
-        header = file.read(40)
+    try:
+        header = next(copy_wal.read(str(path)), b"")[:40]
+    except copy_wal.ArchiveError:
+        return None
     if len(header) < 40:
         return None
     # XLogLongPageHeaderData: after 24 bytes the system identifier, then the sizes, in the machine's own byte order
     system, size, block = struct.unpack("=qII", header[24:])
     return (str(system), size) if is_segment_size(size) and block else None
+
+
+def _content_size(path: Path) -> int:
+    """Return how many bytes the file *path* has when it is unpacked."""
+    size = path.stat().st_size
+    if path.suffix != copy_wal.PACKED or size < 4:
+        return size
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        # The last thing in a gzip file; one that is cut off has anything there
+        return int.from_bytes(file.read(4), "little")
+
+
+def _is_partial(path: Path) -> bool:
+    """Return whether the segment *path* was still being received."""
+    return path.suffix == ".partial"

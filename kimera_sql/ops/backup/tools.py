@@ -98,6 +98,11 @@ def version_text(number: int) -> str:
     return f"{number // 10000}.{number % 10000}"
 
 
+def is_local(conn: psycopg.Connection[Any]) -> bool:
+    """Return whether the server of *conn* is on this machine."""
+    return conn.info.host.startswith("/") or conn.info.hostaddr in ("127.0.0.1", "::1")
+
+
 def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
     """Return the libpq parameters of *conn*, with its password: those of the one host that it is connected to."""
     full = {option.keyword.decode(): option.val.decode() for option in conn.pgconn.info if option.val}
@@ -185,7 +190,7 @@ def server_user() -> str | None:
 
 
 def _folders(conn: psycopg.Connection[Any] | None) -> Iterator[Path]:
-    if conn is not None and (conn.info.host.startswith("/") or conn.info.hostaddr in ("127.0.0.1", "::1")):
+    if conn is not None and is_local(conn):
         try:
             # As the server's own user or root; others may not see it.
             program = Path(f"/proc/{conn.info.backend_pid}/exe").readlink()

@@ -27,8 +27,17 @@ def position(lsn: str) -> int:
 
 
 def is_segment(name: str) -> bool:
-    """Return whether a file of this name is a segment, and whole."""
+    """Return whether *name* is a segment's."""
     return _SEGMENT.fullmatch(name) is not None
+
+
+def segment_in(name: str) -> str | None:
+    """Return the name of the segment that a file of an archive holds, None where it holds none.
+
+    It can be packed (.gz), or be still received (.partial).
+    """
+    segment = name.removesuffix(".gz").removesuffix(".partial")
+    return segment if is_segment(segment) else None
 
 
 def is_segment_size(size: int) -> bool:

@@ -20,6 +20,7 @@ from fix_clusters import NAMES, PASSWORD, Cluster, arguments_of_all, cluster, fi
 from kimera_sql.errors import BackupError, InvalidValue, UnsupportedByServer
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import files, tools
+from kimera_sql.ops.backup.archiving import archives_into
 from kimera_sql.ops.backup.base_backups import describe_base, verify_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends]
@@ -237,12 +238,16 @@ def test_a_wrong_password_is_not_repeated(archiving: Cluster, folder: Path) -> N
 
 
 def test_the_server_archives_with_the_printed_settings(archiving: Cluster) -> None:
-    archiving.switch()
+    for _ in range(2):
+        archiving.switch()
     with archiving.connect() as conn:
         row = conn.execute("SELECT failed_count FROM pg_stat_archiver").fetchone()
     assert row == (0,)
     assert {path.stat().st_mode & 0o777 for path in archiving.wal.iterdir()} == {0o600}
-    assert not list(archiving.wal.glob(".*"))
+    assert [path.name for path in archiving.wal.glob(".*")] == [".written_by_archive_command"]
+    sizes = [path.stat().st_size for path in archiving.wal.glob("*.gz")]
+    assert sizes
+    assert min(sizes) < 2**18
 
 
 def test_settings_for_a_folder_with_every_kind_of_character(archiving: Cluster, open_folder: Path) -> None:
@@ -312,7 +317,7 @@ def test_wal_is_received_until_stopped(archiving: Cluster, folder: Path) -> None
             row = conn.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
             assert row is not None
             conn.execute("SELECT pg_switch_wal()")
-            while not (folder / "wal" / row[0]).exists():
+            while not (folder / "wal" / f"{row[0]}.gz").exists():
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.02)
             process.send_signal(end)
@@ -341,6 +346,52 @@ def test_a_receiver_whose_server_ends_the_connection_is_an_error(archiving: Clus
         conn.execute("SELECT pg_drop_replication_slot('tests')")
     assert process.returncode == 1
     assert stderr.startswith("kimera-sql: pg_receivewal failed")
+
+
+def test_an_archive_that_the_server_writes_into_is_not_received_into(archiving: Cluster, tmp_path: Path) -> None:
+    """Neither before the server has archived anything there, as its setting says it will, nor afterwards."""
+    archiving.switch()
+    planned = tmp_path / "it's"
+    with archiving.connect() as conn:
+        before = (archiving.folder / "data/postgresql.auto.conf").read_text()
+        for command in (
+            backup.archive_settings(planned)["archive_command"],
+            f'cp %p "{planned}/wal/%f"',
+        ):
+            conn.execute(f"ALTER SYSTEM SET archive_command = $${command}$$".encode())
+            conn.execute("SELECT pg_reload_conf()")
+            while conn.execute("SELECT FROM pg_settings WHERE setting = %s", [command]).rowcount == 0:
+                time.sleep(0.02)
+            with pytest.raises(BackupError, match=r"the server's archive_command writes into .* has one writer"):
+                backup.receive_wal(conn, planned)
+        (archiving.folder / "data/postgresql.auto.conf").write_text(before)
+        conn.execute("SELECT pg_reload_conf()")
+        assert list((planned / "wal").iterdir()) == []
+        elsewhere = tmp_path / "copy"
+        shutil.copytree(archiving.wal, elsewhere / "wal")
+        with pytest.raises(BackupError, match="is already written by archive_command, and an archive has one writer"):
+            backup.receive_wal(conn, elsewhere)
+        assert conn.execute("SELECT FROM pg_replication_slots").rowcount == 0
+
+
+@pytest.mark.parametrize("folder", ["/a/b", "/a b/it's", "/a/b%f"])
+def test_a_command_that_archives_elsewhere_is_not_taken_for_one_that_archives_here(folder: str) -> None:
+    archive = Path(folder, "wal")
+    own = backup.archive_settings(Path(folder))["archive_command"]
+    for command in (own, f"test ! -f {archive}/%f && cp %p {archive}", f'cp %p "{archive}/%f"', f"cp -t {archive} %p"):
+        assert archives_into(command, archive)
+    elsewhere = backup.archive_settings(Path(folder + "2"))["archive_command"]
+    for command in ("", elsewhere, f"cp %p {archive}2/%f", f"cp %p /mnt{archive}/%f", f"cp %p {archive}-old/%f"):
+        assert not archives_into(command, archive)
+
+
+@pytest.mark.needs("root")
+def test_an_archive_of_another_user_is_not_received_into(archiving: Cluster, folder: Path) -> None:
+    (folder / "wal").mkdir(parents=True)
+    shutil.chown(folder / "wal", "nobody")
+    with archiving.connect() as conn, pytest.raises(BackupError, match="belongs to the user nobody, and this is root"):
+        backup.receive_wal(conn, folder)
+    assert list((folder / "wal").iterdir()) == []
 
 
 @pytest.mark.parametrize("slot", ["", "Upper", "with space", "x" * 64, "a;b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -112,9 +113,12 @@ def data(history: History) -> Iterator[Path]:
 
 @pytest.fixture
 def archive(history: History) -> Iterator[Path]:
-    """A copy of the archive, to be damaged."""
+    """A copy of the archive, unpacked, to be damaged."""
     path = history.cluster.folder / "a 'copy' 100%f"
     shutil.copytree(history.wal, path)
+    for packed in path.glob("*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
     if user := tools.server_user():
         for one in (path, *path.iterdir()):
             shutil.chown(one, user)
@@ -247,7 +251,7 @@ def test_a_gap_before_a_position_is_named_and_one_after_it_does_not_matter(
 
 
 def segment_size(history: History) -> int:
-    return (history.wal / history.segments[0]).stat().st_size
+    return len(gzip.decompress((history.wal / f"{history.segments[0]}.gz").read_bytes()))
 
 
 def test_a_segment_that_is_cut_off_is_named(history: History, data: Path, archive: Path) -> None:
@@ -271,6 +275,54 @@ def test_a_segment_that_is_damaged_inside_does_not_pass_for_the_end(
     with pytest.raises(BackupError, match=r"is damaged: nothing after \S+ can be read"):
         backup.recover(history.base, archive, data, Target())
     assert not data.exists()
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut off", "empty"])
+def test_a_packed_segment_that_is_damaged_is_named(history: History, data: Path, archive: Path, damage: str) -> None:
+    name = history.segments[1]
+    packed = archive / f"{name}.gz"
+    content = bytearray((history.wal / packed.name).read_bytes())
+    if damage == "bit":
+        content[-6] ^= 1  # of its checksum: many bits of packed zeros change nothing
+    packed.write_bytes(content[: {"bit": None, "cut off": len(content) // 2, "empty": 0}[damage]])
+    packed.chmod(0o644)
+    (archive / name).unlink()
+    with pytest.raises(BackupError, match=f"{packed} is damaged: "):
+        backup.recover(history.base, archive, data, Target())
+    assert not data.exists()
+
+
+def test_what_was_still_being_received_is_replayed(history: History, data: Path, archive: Path) -> None:
+    last = max(path for path in archive.iterdir() if len(path.name) == 24)
+    last.rename(last.with_name(f"{last.name}.partial"))
+    recovered = backup.recover(history.base, archive, data, Target(), keep_running=True)
+    assert contents(data) == history.rows
+    assert recovered.segments >= 1
+
+
+@pytest.mark.needs("root")
+def test_a_file_of_another_user_is_named_before_anything_is_made(history: History, data: Path, archive: Path) -> None:
+    path = archive / history.segments[2]
+    os.chown(path, 0, 0)
+    path.chmod(0o600)
+    with pytest.raises(
+        BackupError, match=rf"as the user \w+, cannot read .* give it all files .*\n.*{path.name}: Perm"
+    ):
+        backup.recover(history.base, archive, data, Target())
+    assert not data.exists()
+
+
+def test_a_base_backup_without_wal_is_verified_with_the_archives(history: History, data: Path) -> None:
+    base = history.cluster.folder / "without wal"
+    shutil.copytree(history.base, base)
+    try:
+        for segment in (base / "pg_wal").glob("0*"):
+            segment.unlink()
+        assert backup.recover(base, history.wal, data, Target()).timeline == 2
+        with pytest.raises(BackupError, match="lacks the WAL segment"):
+            backup.recover(base, history.base / "global", data.with_name("none"), Target())
+    finally:
+        shutil.rmtree(base)
 
 
 def test_the_archive_of_another_server_is_told(history: History, data: Path, archive: Path) -> None:

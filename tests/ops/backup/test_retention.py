@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -83,6 +84,11 @@ def test_prune_refuses_to_keep_nothing(tmp_path: Path, options: dict[str, int]) 
         backup.prune_backups(tmp_path, **options)  # type: ignore[arg-type]
 
 
+def stored(number: int) -> str:
+    """What a segment is called in an archive of which every second one is packed."""
+    return f"{number:024X}{'.gz' * (number % 2)}"
+
+
 def start(base: Path) -> str:
     return (base / "backup_label").read_text().partition("(file ")[2][:24]
 
@@ -101,8 +107,10 @@ def test_base_backups_are_listed_verified_and_pruned_with_their_wal(server: Serv
     )
     first = int(segments[0], 16)
     for number in range(first, int(segments[-1], 16) + 1):
-        (archive / f"{number:024X}").write_bytes(b"")
-        os.truncate(archive / f"{number:024X}", 2**24)
+        path = archive / stored(number)
+        path.write_bytes(gzip.compress(bytes(2**24), 1) if path.suffix else b"")
+        if not path.suffix:
+            os.truncate(path, 2**24)
     listed = backup.list_backups(tmp_path)
     assert [one.path for one in listed] == bases[::-1]
     major = {"postgres18": "18", "postgres15": "15"}.get(server.name)
@@ -119,10 +127,10 @@ def test_base_backups_are_listed_verified_and_pruned_with_their_wal(server: Serv
     assert [one.name for one in removed if one.kind == "base"] == [bases[1].name, bases[0].name]
     assert [one.path for one in backup.list_backups(tmp_path)] == bases[:1:-1]
     left = sorted(path.name for path in archive.iterdir())
-    assert left[0] == start(bases[2])
-    assert [one.name for one in removed if one.kind == "wal"] == [
-        f"{number:024X}" for number in range(first, int(start(bases[2]), 16))
-    ]
+    assert left[0] == stored(int(start(bases[2]), 16))
+    removed_wal = [one for one in removed if one.kind == "wal"]
+    assert [one.name for one in removed_wal] == [stored(number) for number in range(first, int(start(bases[2]), 16))]
+    assert {one.name.endswith(".gz"): one.size < 2**24 for one in removed_wal} == {True: True, False: False}
     assert backup.prune_backups(tmp_path, keep_days=30) == []
 
     flip(bases[-1] / "PG_VERSION", 0)
@@ -134,7 +142,7 @@ def test_base_backups_are_listed_verified_and_pruned_with_their_wal(server: Serv
     # The last good one stays, however old, and so does its WAL.
     assert backup.prune_backups(tmp_path, keep_days=1) == []
     (archive / left[1]).unlink()
-    with pytest.raises(BackupError, match=f"lacks the WAL segment {left[1]}"):
+    with pytest.raises(BackupError, match=f"lacks the WAL segment {left[1][:24]}:"):
         backup.verify_backup(bases[2])
     with pytest.raises(BackupError, match=r"nothing was removed, as no base of the server \d+ is known to be good"):
         backup.prune_backups(tmp_path, keep_days=1)

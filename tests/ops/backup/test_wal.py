@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -80,6 +81,21 @@ def test_what_an_archive_lacks_of_a_timeline_is_named(tmp_path: Path) -> None:
     assert missing_segment(tmp_path, made) == "000000010000000100000001"
     (tmp_path / "000000010000000000000FFF").unlink()
     assert missing_segment(tmp_path, made) == "000000010000000000000FFF"
+
+
+def test_packed_segments_are_segments_and_one_that_is_being_received_is_none_yet(tmp_path: Path) -> None:
+    names = [f"{number:024X}" for number in range(3, 7)]
+    made = base(tmp_path, names[0])
+    for name in names[::2]:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(MB)))
+    assert missing_segment(tmp_path, made) == names[1]
+    put(tmp_path, names[1], f"{names[3]}.partial", f".{names[1]}.gz.partial")
+    assert missing_segment(tmp_path, made) is None
+    (tmp_path / f"{names[0]}.gz").unlink()
+    assert missing_segment(tmp_path, made) == names[0]
+    assert [wal.segment_in(name) for name in (names[0], f"{names[0]}.gz", f"{names[0]}.partial")] == names[:1] * 3
+    for name in ("00000002.history", f"{names[0]}.00000028.backup", f".{names[0]}.gz.partial", f"{names[0]}.lz4"):
+        assert wal.segment_in(name) is None
 
 
 def test_a_segment_of_a_size_that_none_has_is_damaged(tmp_path: Path) -> None:
