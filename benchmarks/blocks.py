@@ -7,18 +7,21 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter, process_time
 from typing import Any, TypeAlias
 
+import numpy as np
 import psycopg
 from peers import Peer, loop
 
 Spread: TypeAlias = tuple[float, float, float]
-"""A median, the least and the greatest."""
+"""A median, and the bounds of its 95 % interval by the bootstrap."""
 
-_WARM_UP = 20
-"""Operations before the first block: psycopg prepares a statement once it has run five times, as does the server."""
+_WARM_UP = 30
+"""Operations to warm up with, and as many to see how long one takes.
+
+psycopg prepares a statement at its fifth run on a connection, and the server keeps a plan after five more.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,25 @@ def in_turn(
         return spent
 
     for peer in peers:
-        cost, result = block(peer, counts.get(peer.name, _WARM_UP), 0)
+        _, result = block(peer, counts.get(peer.name, _WARM_UP), 0)
         if expected is not None and len(result) != expected:
             raise RuntimeError(f"{peer.name}, {work}: {len(result)} results, not {expected}")
-        sizes[peer.name] = counts.get(peer.name) or max(round(seconds * 1e6 / cost.wall), 1)
+        if peer.name in counts:
+            sizes[peer.name] = counts[peer.name]
+        else:
+            cost, _ = block(peer, _WARM_UP, _WARM_UP)
+            sizes[peer.name] = max(round(seconds * 1e6 / cost.wall), 1)
     for number in range(rounds):
         turn = number % len(peers)
         for peer in (*peers[turn:], *peers[:turn]):
-            cost, _ = block(peer, sizes[peer.name], _WARM_UP + number * sizes[peer.name])
+            cost, _ = block(peer, sizes[peer.name], 2 * _WARM_UP + number * sizes[peer.name])
             costs[peer.name].append(cost)
     return costs
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return median(values), min(values), max(values)
-
-
 def ratios(costs: Sequence[Cost], floor: Sequence[Cost], part: str) -> Spread:
     """Return how many times the *part* (wall or client) of *floor* it is, block by block."""
-    return spread([getattr(cost, part) / getattr(base, part) for cost, base in zip(costs, floor, strict=True)])
+    found = np.array([getattr(cost, part) / getattr(base, part) for cost, base in zip(costs, floor, strict=True)])
+    drawn = np.random.default_rng(0).choice(found, (2000, len(found)))
+    least, most = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(np.median(found)), float(least), float(most)

@@ -1,7 +1,7 @@
 """What working with these tables costs from Python: kimera_sql and its peers, side by side in one run on one server.
 
-Peers take turns, block by block. Each ratio is to psycopg by hand in the same round: the median, the least and the
-greatest of the rounds.
+Peers take turns, in short blocks. Each ratio is to psycopg by hand in the same round: the median of the rounds, with
+its 95 % interval by the bootstrap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import psycopg
 from blocks import Cost, ServerClock, in_turn, ratios
 from data import UnusableFile, loaded, made
-from peers import AT_ONCE, DEPTH, FLOOR, MANY, METADATA, PEERS, K, Ours, Peer, Setting, state
+from peers import AT_ONCE, DEPTH, FLOOR, MANY, METADATA, PEERS, ByHand, K, Ours, Peer, Setting, state
 from psycopg import sql
 from report import Measurement, database, parser, write
 
@@ -31,13 +31,11 @@ from kimera_sql.tables import VECTOR_TABLES
 
 Client: TypeAlias = psycopg.Connection[Any]
 
-SLOW_ROWS = 1000
+SLOW_ROWS = 300
 """Rows at once for the peers that would take minutes for all of them."""
 
-SLOW = ("SQLAlchemy ORM, psycopg", "SQLAlchemy ORM, psycopg2", "vecs", "langchain-postgres")
-
 SLOWER = 1.1
-"""How many times its baseline a ratio is, in the median and the best round at least as high, that has become slower."""
+"""A ratio this many times its baseline, and with an interval above it, has become slower."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,11 @@ def empty(conn: Client) -> None:
             conn.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(*table.split("."))))
 
 
-def fill(conn: Client, setting: Setting, written: Sequence[str]) -> None:
-    """Fill the tables, and build and tune their indexes."""
-    geoids.insert_many(conn, map(state, setting.rows, setting.ids))
+def filled(conn: Client, setting: Setting, seed: int) -> Setting:
+    """Fill the tables, build and tune their indexes, and return the setting of searches."""
+    written, asked = texts(len(setting.rows), seed)
+    ids = [uuid4() for _ in setting.rows]
+    geoids.insert_many(conn, map(state, setting.rows, ids))
     embeddings.insert_many(
         conn,
         (
@@ -107,6 +107,17 @@ def fill(conn: Client, setting: Setting, written: Sequence[str]) -> None:
     for table in VECTOR_TABLES:
         indexes.build(conn, table)
         recall.tune(conn, table)
+    settings, candidates = chosen(conn, "geoid_states", K)
+    deep, deep_candidates = chosen(conn, "semantic_embeddings", DEPTH)
+    return replace(
+        setting,
+        ids=ids,
+        texts=asked,
+        settings=settings,
+        candidates=candidates,
+        deep=deep,
+        deep_candidates=deep_candidates,
+    )
 
 
 def chosen(conn: Client, table: str, k: int) -> tuple[Mapping[str, str], int]:
@@ -117,10 +128,10 @@ def chosen(conn: Client, table: str, k: int) -> tuple[Mapping[str, str], int]:
     return plan.settings, plan.parameters["candidates"]
 
 
-def gathered(setting: Setting, stack: ExitStack, missing: set[str]) -> list[Peer]:
-    """Return the peers that are installed, and say once which are not."""
+def gathered(wanted: Sequence[type[Peer]], setting: Setting, stack: ExitStack, missing: set[str]) -> list[Peer]:
+    """Return the *wanted* peers that are installed, and say once which are not."""
     peers = []
-    for make in PEERS:
+    for make in wanted:
         try:
             peers.append(make(setting, stack))
         except ImportError as error:
@@ -133,20 +144,18 @@ def gathered(setting: Setting, stack: ExitStack, missing: set[str]) -> list[Peer
 def measure(
     works: Sequence[Work], peers: Sequence[Peer], conn: Client, options: argparse.Namespace, rows: int
 ) -> dict[str, list[Measurement]]:
-    """Measure each of *works* that was asked for, print its table, and return all."""
+    """Measure each of *works*, print its table, and return all."""
     clock = ServerClock(conn)
     measured = {}
     for work in works:
-        if work.name not in options.only:
-            continue
         able = [peer for peer in peers if hasattr(peer, work.name)]
         costs = in_turn(
             able,
             work.name,
             clock,
-            rounds=options.rounds,
+            rounds=max(options.rounds // 3, 3) if work.bulk else options.rounds,
             seconds=options.seconds,
-            counts={peer.name: min(rows, SLOW_ROWS) if peer.name in SLOW else rows for peer in able if work.bulk},
+            counts={peer.name: min(rows, SLOW_ROWS) if peer.slow else rows for peer in able if work.bulk},
             clean=(lambda: empty(conn)) if work.writes else None,
             expected=work.expected,
         )
@@ -156,19 +165,19 @@ def measure(
 
 
 def row(name: str, costs: Sequence[Cost], floor: Sequence[Cost]) -> Measurement:
-    ratio, least, most = ratios(costs, floor, "wall")
-    client, client_least, client_most = ratios(costs, floor, "client")
+    ratio, low, high = ratios(costs, floor, "wall")
+    client, client_low, client_high = ratios(costs, floor, "client")
     served = [cost.server for cost in costs if cost.server is not None]
     return {
         "peer": name,
         "us": median(cost.wall for cost in costs),
         "ratio": ratio,
-        "least": least,
-        "most": most,
+        "low": low,
+        "high": high,
         "client us": median(cost.client for cost in costs),
         "client ratio": client,
-        "client least": client_least,
-        "client most": client_most,
+        "client low": client_low,
+        "client high": client_high,
         "server us": median(served) if served else None,
     }
 
@@ -177,14 +186,14 @@ def show(work: Work, rows: Sequence[Measurement]) -> None:
     """Print the costs of *work* as a table in Markdown, in microseconds."""
     goal = "" if work.goal is None else f" (goal: {work.goal:.2f})"
     print(f"\n### {work.title}{goal}\n")
-    print("| | µs | ratio | least to most | client's CPU, µs | ratio | least to most | server's CPU, µs |")
+    print("| | µs | ratio | interval | client's CPU, µs | ratio | interval | server's CPU, µs |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         server = "" if row["server us"] is None else f"{row['server us']:,.1f}"
         print(
-            f"| {row['peer']} | {row['us']:,.1f} | {row['ratio']:.2f} | {row['least']:.2f} to {row['most']:.2f} "
+            f"| {row['peer']} | {row['us']:,.1f} | {row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f} "
             f"| {row['client us']:,.1f} | {row['client ratio']:.2f} "
-            f"| {row['client least']:.2f} to {row['client most']:.2f} | {server} |",
+            f"| {row['client low']:.2f} to {row['client high']:.2f} | {server} |",
             flush=True,
         )
 
@@ -199,7 +208,7 @@ def plot(file: Path, measured: Mapping[str, Sequence[Measurement]]) -> None:
         len(measured), sharex=True, squeeze=False, height_ratios=[len(rows) + 1 for rows in measured.values()]
     )
     for (name, rows), (part,) in zip(measured.items(), axes, strict=True):
-        ratio = np.array([[row[key] for row in rows] for key in ("ratio", "least", "most")])
+        ratio = np.array([[row[key] for row in rows] for key in ("ratio", "low", "high")])
         colors = ["tab:orange" if row["peer"].startswith("kimera_sql") else "tab:blue" for row in rows]
         part.barh([row["peer"] for row in rows], ratio[0], xerr=abs(ratio[1:] - ratio[0]), color=colors, ecolor="gray")
         part.invert_yaxis()
@@ -209,29 +218,27 @@ def plot(file: Path, measured: Mapping[str, Sequence[Measurement]]) -> None:
             next(work.title for work in (*WRITES, *READS) if work.name == name), loc="left", fontsize="small"
         )
         part.tick_params(labelsize="x-small")
-    axes[-1, 0].set_xlabel("times the time of psycopg by hand; the line from the least to the greatest block")
+    axes[-1, 0].set_xlabel("times the time of psycopg by hand; the lines are 95 % intervals")
     figure.savefig(file, dpi=120)
 
 
 def compare(file: Path, measured: Mapping[str, Sequence[Measurement]]) -> None:
-    """Say what has become slower than the baseline in *file*, and exit with 1; write the file if there is none."""
+    """Exit with what has become slower than the baseline in *file*; write the file if there is none."""
     ours = {name: row for name, rows in measured.items() for row in rows if row["peer"] == Ours.name}
-    now = {name: {key: round(row[key], 3) for key in ("ratio", "client ratio")} for name, row in ours.items()}
     if not file.exists():
-        file.write_text(json.dumps(now, indent=2) + "\n")
+        baseline = {name: {key: round(row[key], 3) for key in ("ratio", "client ratio")} for name, row in ours.items()}
+        file.write_text(json.dumps(baseline, indent=2) + "\n")
         return
     before = json.loads(file.read_text())
     slower = [
         f"{name}: {key} {row[key]:.2f}, was {before[name][key]:.2f}"
         for name, row in ours.items()
-        for key, least in (("ratio", "least"), ("client ratio", "client least"))
-        if name in before and row[key] > before[name][key] * SLOWER and row[least] > before[name][key]
+        for key, low in (("ratio", "low"), ("client ratio", "client low"))
+        if name in before and row[key] > before[name][key] * SLOWER and row[low] > before[name][key]
     ]
-    print(
-        "\n" + ("\n".join(["slower than the baseline:", *slower]) if slower else "nothing is slower than the baseline")
-    )
     if slower:
-        raise SystemExit(1)
+        raise SystemExit("\n".join(["", "slower than the baseline:", *slower]))
+    print("\nnothing is slower than the baseline")
 
 
 def arguments() -> argparse.Namespace:
@@ -244,11 +251,16 @@ def arguments() -> argparse.Namespace:
         help="an .npz with vectors of 1024 dimensions (`embeddings`), not made ones",
     )
     options.add_argument("--rows", type=int, default=20_000, help="rows of the tables, at most (%(default)s)")
-    options.add_argument("--rounds", type=int, default=7, help="blocks of each peer (%(default)s)")
-    options.add_argument("--seconds", type=float, default=0.3, help="of a block, about (%(default)s)")
+    options.add_argument(
+        "--rounds", type=int, default=21, help="blocks of each peer, and a third of many rows (%(default)s)"
+    )
+    options.add_argument("--seconds", type=float, default=0.1, help="of a block, about (%(default)s)")
     options.add_argument("--only", nargs="+", choices=names, default=names, metavar="WORK", help=", ".join(names))
     options.add_argument(
-        "--baseline", metavar="FILE", type=Path, help="say what is slower than in FILE; write it if there is none"
+        "--baseline",
+        metavar="FILE",
+        type=Path,
+        help="measure kimera_sql alone, and say what is slower than in FILE; write FILE if there is none",
     )
     return options.parse_args()
 
@@ -264,28 +276,29 @@ def main() -> None:
     except UnusableFile as error:
         raise SystemExit(str(error)) from None
     print(f"{data.name}: {len(data.rows):,} rows, {len(data.queries)} queries")
+    wanted = PEERS if options.baseline is None else (ByHand, Ours)
     missing: set[str] = set()
+    measured: dict[str, list[Measurement]] = {}
     with database(options) as conninfo, psycopg.connect(conninfo, autocommit=True) as conn:
         add_adapters(conn)
         # What a commit waits for on the disk would drown what is compared.
         setting = Setting(conninfo, data.rows, data.queries, every={"synchronous_commit": "off"})
-        with ExitStack() as stack:
-            measured = measure(WRITES, gathered(setting, stack, missing), conn, options, len(data.rows))
-        written, asked = texts(len(data.rows), options.seed)
-        setting = replace(setting, ids=[uuid4() for _ in data.rows], texts=asked)
-        fill(conn, setting, written)
-        settings, candidates = chosen(conn, "geoid_states", K)
-        deep, deep_candidates = chosen(conn, "semantic_embeddings", DEPTH)
-        setting = replace(setting, settings=settings, candidates=candidates, deep=deep, deep_candidates=deep_candidates)
-        with ExitStack() as stack:
-            measured |= measure(READS, gathered(setting, stack, missing), conn, options, len(data.rows))
+        for works in (WRITES, READS):
+            asked = [work for work in works if work.name in options.only]
+            if not asked:
+                continue
+            if works is READS:
+                setting = filled(conn, setting, options.seed)
+            with ExitStack() as stack:
+                peers = gathered(wanted, setting, stack, missing)
+                measured |= measure(asked, peers, conn, options, len(data.rows))
         write(
             options,
             measured,
             server=conn.info.server_version,
             data=data.name,
             rows=len(data.rows),
-            ef_search=settings["hnsw.ef_search"],
+            settings=dict(setting.settings),
         )
     if options.plot is not None:
         plot(options.plot, measured)

@@ -1,7 +1,7 @@
 """The ways to work with these tables that compare.py measures: kimera_sql, and what else there is in Python.
 
-Each peer is a class with a method for each work that it can do; Peer says what a method is. All get the same
-rows and the same statement for a search, and their sessions begin with the settings that kimera_sql's searches set.
+Each peer is a class with a method for each work that it can do; Peer says what a method is. All get the same rows, and
+search by the same index with the same settings, but for the libraries that keep vectors in tables of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .by_hand import Autocommit, ByHand, Ordered, PgvectorClient, Pinging, Pipelined, Unread
+from .by_hand import Asynchronous, Autocommit, ByHand, Ordered, PgvectorClient, Pinging, Pipelined, Unread
 from .in_memory import Faiss, Hnswlib, Numpy
 from .ours import Ours, OursAsynchronous, OursInTransaction, OursOneByOne, state
 from .setting import AT_ONCE, DEPTH, MANY, METADATA, K, Peer, Setting, loop
@@ -24,6 +24,7 @@ __all__ = [
     "MANY",
     "METADATA",
     "PEERS",
+    "ByHand",
     "K",
     "Ours",
     "Peer",
@@ -43,6 +44,7 @@ PEERS: Final[Sequence[type[Peer]]] = (
     Autocommit,
     Pinging,
     Pipelined,
+    Asynchronous,
     Unread,
     Ordered,
     PgvectorClient,

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 import psycopg
-from pgvector.psycopg import register_vector
+from pgvector.psycopg.vector import register_vector_info
 from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
 from psycopg.types.json import Jsonb
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from kimera_sql.vectors import DIMENSIONS, Vector
 
 from .setting import (
-    AT_ONCE,
     BYTES,
     CHUNK,
     CONNECTIONS,
@@ -42,7 +42,10 @@ from .setting import (
     Client,
     Peer,
     Setting,
+    loop,
 )
+
+AsyncClient: TypeAlias = psycopg.AsyncConnection[Any]
 
 
 class _Dumper(Dumper):
@@ -64,15 +67,16 @@ class _Psycopg(Peer):
 
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
         super().__init__(setting, stack)
+        with psycopg.connect(setting.conninfo) as conn:
+            self.vector = TypeInfo.fetch(conn, "vector")
         self.conn = self.connect(setting.tuned)
 
-    def teach(self, conn: Client) -> None:
+    def teach(self, conn: Client | AsyncClient) -> None:
         """Teach *conn* vectors, without a check of anything."""
-        info = TypeInfo.fetch(conn, "vector")
-        assert info is not None  # noqa: S101 - the schema has it
-        info.register(conn)
-        conn.adapters.register_dumper(np.ndarray, type("Dumper", (_Dumper,), {"oid": info.oid}))
-        conn.adapters.register_loader(info.oid, _Loader)
+        assert self.vector is not None  # noqa: S101 - the schema has it
+        self.vector.register(conn)
+        conn.adapters.register_dumper(np.ndarray, type("Dumper", (_Dumper,), {"oid": self.vector.oid}))
+        conn.adapters.register_loader(self.vector.oid, _Loader)
 
     def connect(self, conninfo: str) -> Client:
         conn: Client = psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor)
@@ -81,15 +85,11 @@ class _Psycopg(Peer):
         return conn
 
     def open_pool(self, *, autocommit: bool = False, **options: Any) -> ConnectionPool[Client]:
-        def configure(conn: Client) -> None:
-            self.teach(conn)
-            conn.commit()
-
         return self.stack.enter_context(
             ConnectionPool(
                 self.setting.tuned,
                 kwargs={"cursor_factory": psycopg.RawCursor, "autocommit": autocommit},
-                configure=configure,
+                configure=self.teach,
                 min_size=CONNECTIONS,
                 **options,
             )
@@ -100,9 +100,11 @@ class _Psycopg(Peer):
         with self.conn.transaction(force_rollback=True):
             yield
 
-    def search(self, conn: Client, number: int) -> list[Any]:
-        given = (self.setting.query(number), self.setting.candidates)
-        return conn.execute(SIMILAR, given, prepare=True, binary=True).fetchall()
+    def send(self, conn: Client, query: Vector) -> psycopg.Cursor[Any]:
+        return conn.execute(SIMILAR, (query, self.setting.candidates), prepare=True, binary=True)
+
+    def search(self, conn: Client, query: Vector) -> list[Any]:
+        return self.send(conn, query).fetchall()
 
 
 class ByHand(_Psycopg):
@@ -139,11 +141,11 @@ class ByHand(_Psycopg):
                 copy.write(part)
 
     def similar(self, number: int) -> list[Any]:
-        return self.search(self.conn, number)
+        return self.search(self.conn, self.setting.query(number))
 
     def pooled_similar(self, number: int) -> list[Any]:
         with self.pool.connection() as conn:
-            return self.search(conn, number)
+            return self.search(conn, self.setting.query(number))
 
     def get(self, number: int) -> Any:
         return self.conn.execute(GET, (self.setting.id(number),), prepare=True, binary=True).fetchone()
@@ -164,7 +166,7 @@ class ByHand(_Psycopg):
             return sum(1 for _ in copy.rows())
 
     def many(self, number: int) -> list[Any]:
-        return [self.search(self.conn, number * AT_ONCE + place) for place in range(AT_ONCE)]
+        return [self.search(self.conn, query) for query in self.setting.some_queries(number)]
 
     def checkout(self, number: int) -> Any:
         with self.pool.connection() as conn:
@@ -216,7 +218,7 @@ class Autocommit(_Psycopg):
 
     def pooled_similar(self, number: int) -> list[Any]:
         with self.pool.connection() as conn:
-            return self.search(conn, number)
+            return self.search(conn, self.setting.query(number))
 
 
 class Pinging(_Psycopg):
@@ -240,16 +242,41 @@ class Pipelined(_Psycopg):
 
     def many(self, number: int) -> list[Any]:
         with self.conn.pipeline():
-            cursors = [
-                self.conn.execute(
-                    SIMILAR,
-                    (self.setting.query(number * AT_ONCE + place), self.setting.candidates),
-                    prepare=True,
-                    binary=True,
-                )
-                for place in range(AT_ONCE)
-            ]
+            cursors = [self.send(self.conn, query) for query in self.setting.some_queries(number)]
         return [cursor.fetchall() for cursor in cursors]
+
+
+class Asynchronous(_Psycopg):
+    """The same by tasks, which share a pool."""
+
+    name = "psycopg by hand, tasks and a pool"
+
+    def __init__(self, setting: Setting, stack: ExitStack) -> None:
+        super().__init__(setting, stack)
+        self.tasks_pool = loop.run_until_complete(self._open())
+        stack.callback(lambda: loop.run_until_complete(self.tasks_pool.close()))
+
+    async def _open(self) -> AsyncConnectionPool[AsyncClient]:
+        async def configure(conn: AsyncClient) -> None:
+            self.teach(conn)
+
+        pool: AsyncConnectionPool[AsyncClient] = AsyncConnectionPool(
+            self.setting.tuned,
+            kwargs={"cursor_factory": psycopg.AsyncRawCursor},
+            configure=configure,
+            min_size=CONNECTIONS,
+            open=False,
+        )
+        await pool.open(wait=True)
+        return pool
+
+    async def many(self, number: int) -> list[Any]:
+        async def search(query: Vector) -> list[Any]:
+            async with self.tasks_pool.connection() as conn:
+                given = (query, self.setting.candidates)
+                return await (await conn.execute(SIMILAR, given, prepare=True, binary=True)).fetchall()
+
+        return list(await asyncio.gather(*map(search, self.setting.some_queries(number))))
 
 
 class Unread(_Psycopg):
@@ -279,8 +306,8 @@ class PgvectorClient(_Psycopg):
 
     name = "psycopg and pgvector's client"
 
-    def teach(self, conn: Client) -> None:
-        register_vector(conn)
+    def teach(self, conn: Client | AsyncClient) -> None:
+        register_vector_info(conn, self.vector)
 
     def insert(self, number: int) -> Any:
         given = (self.setting.row(number), Jsonb(METADATA), 0.5, 0.9, 1.2, TAGS)
@@ -294,7 +321,7 @@ class PgvectorClient(_Psycopg):
                 copy.write_row((uuid4(), now, Jsonb(METADATA), 0.5, 0.9, 1.2, None, TAGS, row))
 
     def similar(self, number: int) -> list[Any]:
-        return self.search(self.conn, number)
+        return self.search(self.conn, self.setting.query(number))
 
     def get(self, number: int) -> Any:
         row = self.conn.execute(GET, (self.setting.id(number),), prepare=True, binary=True).fetchone()

@@ -13,7 +13,7 @@ import psycopg
 from kimera_sql import Pool, Settings, add_adapters, aio, embeddings, geoids, metrics, open_pool
 from kimera_sql.vectors import Vector
 
-from .setting import AT_ONCE, CHUNK, CONNECTIONS, METADATA, METRIC, TAGS, Client, K, Peer, Setting, loop
+from .setting import CHUNK, CONNECTIONS, METADATA, METRIC, TAGS, Client, K, Peer, Setting, loop
 
 
 def settings() -> Settings:
@@ -41,8 +41,8 @@ class _Ours(Peer):
         with self.conn.transaction(force_rollback=True):
             yield
 
-    def search(self, conn: Client, number: int) -> list[geoids.Hit]:
-        return geoids.similar(conn, self.setting.query(number), K)
+    def search(self, conn: Client, query: Vector) -> list[geoids.Hit]:
+        return geoids.similar(conn, query, K)
 
 
 class Ours(_Ours):
@@ -63,11 +63,11 @@ class Ours(_Ours):
         geoids.insert_many(self.conn, map(state, self.setting.rows[:count]))
 
     def similar(self, number: int) -> list[geoids.Hit]:
-        return self.search(self.conn, number)
+        return self.search(self.conn, self.setting.query(number))
 
     def pooled_similar(self, number: int) -> list[geoids.Hit]:
         with self.pool.connection() as conn:
-            return self.search(conn, number)
+            return self.search(conn, self.setting.query(number))
 
     def get(self, number: int) -> geoids.Geoid:
         return geoids.get(self.conn, self.setting.id(number))
@@ -83,8 +83,7 @@ class Ours(_Ours):
         return sum(1 for _ in geoids.stream(self.conn, chunk=CHUNK))
 
     def many(self, number: int) -> list[Any]:
-        asked = [self.setting.query(number * AT_ONCE + place) for place in range(AT_ONCE)]
-        return geoids.similar_many(self.conn, asked, K)
+        return geoids.similar_many(self.conn, self.setting.some_queries(number), K)
 
     def checkout(self, number: int) -> Any:
         with self.pool.connection() as conn:
@@ -104,7 +103,7 @@ class OursInTransaction(_Ours):
         self.conn = stack.enter_context(self.pool.connection())
 
     def similar(self, number: int) -> list[geoids.Hit]:
-        return self.search(self.conn, number)
+        return self.search(self.conn, self.setting.query(number))
 
     def get(self, number: int) -> geoids.Geoid:
         return geoids.get(self.conn, self.setting.id(number))
@@ -114,7 +113,7 @@ class OursOneByOne(_Ours):
     name = "kimera_sql, a loop"
 
     def many(self, number: int) -> list[Any]:
-        return [self.search(self.conn, number * AT_ONCE + place) for place in range(AT_ONCE)]
+        return [self.search(self.conn, query) for query in self.setting.some_queries(number)]
 
 
 class OursAsynchronous(Peer):
@@ -130,5 +129,4 @@ class OursAsynchronous(Peer):
             async with self.pool.connection() as conn:
                 return await aio.geoids.similar(conn, query, K)
 
-        searches = (search(self.setting.query(number * AT_ONCE + place)) for place in range(AT_ONCE))
-        return list(await asyncio.gather(*searches))
+        return list(await asyncio.gather(*map(search, self.setting.some_queries(number))))

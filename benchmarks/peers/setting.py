@@ -130,6 +130,9 @@ class Setting:
         query: Vector = self.queries[number % len(self.queries)]
         return query
 
+    def some_queries(self, number: int) -> list[Vector]:
+        return [self.query(number * AT_ONCE + place) for place in range(AT_ONCE)]
+
     def id(self, number: int) -> UUID:
         return self.ids[number * 7919 % len(self.ids)]
 
@@ -165,6 +168,8 @@ class Peer:
     """
 
     name: ClassVar[str]
+    slow: ClassVar[bool] = False
+    """Whether it would take minutes for what takes the others a second."""
 
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
         self.setting = setting

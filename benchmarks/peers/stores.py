@@ -17,6 +17,7 @@ class Vecs(Peer):
     """A table of its own, with an index of its own on vectors in full precision."""
 
     name = "vecs"
+    slow = True
 
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
         import vecs
@@ -52,6 +53,7 @@ class LangchainPostgres(Peer):
     """Tables of its own, with an index on vectors in full precision, which it leaves to its user to make."""
 
     name = "langchain-postgres"
+    slow = True
 
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
         from langchain_core.embeddings import DeterministicFakeEmbedding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from psycopg.conninfo import conninfo_to_dict
 
+from kimera_sql.vectors import Vector
+
 from .setting import (
-    AT_ONCE,
     CHUNK,
     COLUMNS,
     CONNECTIONS,
@@ -97,14 +98,14 @@ class Asyncpg(Peer):
         )
 
     async def similar(self, number: int) -> list[Any]:
-        return await self._search(self.conn, number)
+        return await self._search(self.conn, self.setting.query(number))
 
     async def pooled_similar(self, number: int) -> list[Any]:
         async with self.pool.acquire() as conn:
-            return await self._search(conn, number)
+            return await self._search(conn, self.setting.query(number))
 
-    async def _search(self, conn: Any, number: int) -> list[Any]:
-        rows: list[Any] = await conn.fetch(SIMILAR, self.setting.query(number), self.setting.candidates)
+    async def _search(self, conn: Any, query: Vector) -> list[Any]:
+        rows: list[Any] = await conn.fetch(SIMILAR, query, self.setting.candidates)
         return rows
 
     async def get(self, number: int) -> Any:
@@ -130,10 +131,11 @@ class Asyncpg(Peer):
             return sum([1 async for row in rows if row["state_vector"].to_numpy() is not None])
 
     async def many(self, number: int) -> list[Any]:
-        searches: list[Coroutine[Any, Any, Any]] = [
-            self.pooled_similar(number * AT_ONCE + place) for place in range(AT_ONCE)
-        ]
-        return await asyncio.gather(*searches)
+        async def search(query: Vector) -> list[Any]:
+            async with self.pool.acquire() as conn:
+                return await self._search(conn, query)
+
+        return list(await asyncio.gather(*map(search, self.setting.some_queries(number))))
 
     async def checkout(self, number: int) -> Any:
         async with self.pool.acquire() as conn:

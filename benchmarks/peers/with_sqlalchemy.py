@@ -26,6 +26,7 @@ class SqlAlchemy(Peer):
     """
 
     name = "SQLAlchemy ORM, psycopg"
+    slow = True
     driver = "psycopg"
 
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
