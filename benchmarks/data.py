@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def made(rows: int, queries: int, fresh: int, seed: int) -> Data:
     spread = np.arange(1, _LATENT_DIMENSIONS + 1) ** -_FALL
     spread *= _SPREAD * np.sqrt(_LATENT_DIMENSIONS) / np.linalg.norm(spread)
     embedding = random.standard_normal((_LATENT_DIMENSIONS, DIMENSIONS), dtype=np.float32)
-    vectors = _NOISE * np.sqrt(_LATENT_DIMENSIONS) * random.standard_normal((total, DIMENSIONS), dtype=np.float32)
+    vectors = _NOISE * math.sqrt(_LATENT_DIMENSIONS) * random.standard_normal((total, DIMENSIONS), dtype=np.float32)
     for cluster in range(clusters):
         members = np.flatnonzero(cluster_of == cluster)
         centre = random.standard_normal(_LATENT_DIMENSIONS)
