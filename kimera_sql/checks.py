@@ -19,6 +19,8 @@ T = TypeVar("T")
 _LONGEST_LABEL: Final = 2000
 """Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
 
+_encoder: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -103,13 +105,15 @@ def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
     result = dict(value)
+    if not result:
+        return result
     try:
         _check_keys(field, result)
     except RecursionError:
         raise InvalidValue(f"{field}: not JSON: nested too deeply, or within itself") from None
     try:
-        dumped = json.dumps(result, allow_nan=False)
-        json.dumps(result, ensure_ascii=False).encode()
+        dumped = _encoder.encode(result)
+        dumped.encode()  # a lone surrogate is no text
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{field}: not JSON: {error}") from None
     if "\\u0000" in dumped and _JSON_NUL.search(dumped):

@@ -40,6 +40,10 @@ pgvector adds up squares in float32: beyond some 1e19 they overflow and below so
 distance is NaN (seen with 0.5.1 and 0.8.5), which would hide the row from every search.
 """
 
+_HEAD: Final = struct.Struct(">HH")
+_SENT: Final = np.dtype(">f4")
+_SENT_HALF: Final = np.dtype(">f2")
+
 Vector: TypeAlias = NDArray[np.float32]
 """A vector as it comes back: float32, shape (1024,), read-only."""
 
@@ -74,17 +78,23 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
         raise VectorError(f"{field}: expected shape ({dimensions},), got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
-        if _is_settled(array):
-            checked: Vector = cast(Vector, array)
-        else:
-            checked = array.astype(np.float32)
-            checked.flags.writeable = False
-        # One product finds NaN, infinity, zero and extreme norms alike.
-        squared = float(np.dot(checked, checked))
-        if not MIN_NORM**2 <= squared <= MAX_NORM**2:
-            _refuse(array, field)
+    if _is_settled(array):
+        checked: Vector = cast(Vector, array)
+    else:
+        checked = _to_single(array)
+        checked.flags.writeable = False
+    # One product finds NaN, infinity, zero and extreme norms alike. dot would warn of what overflows, vdot does not.
+    if not MIN_NORM**2 <= float(np.vdot(checked, checked)) <= MAX_NORM**2:
+        _refuse(array, field)
     return checked
+
+
+def _to_single(array: NDArray[Any]) -> Vector:
+    """Return a copy of *array* in single precision, with an infinity for what overflows."""
+    if array.dtype == np.float32:
+        return array.copy()
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _is_settled(array: NDArray[Any]) -> bool:
@@ -95,7 +105,8 @@ def _is_settled(array: NDArray[Any]) -> bool:
 
 def _refuse(array: NDArray[Any], field: str) -> None:
     """Say which fault *array* has, if it has one once its norm is taken in double precision."""
-    wide = array.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is reported below
+        wide = array.astype(np.float64)
     for fault, found in (("NaN", np.isnan(wide)), ("an infinity", np.isinf(wide))):
         if found.any():
             raise VectorError(f"{field}: {fault} at index {int(found.argmax())}")
@@ -131,9 +142,9 @@ def _check_sent(array: NDArray[Any]) -> None:
         raise VectorError(f"vector: {array.size:,} dimensions; pgvector's VECTOR has at most {MAX_DIMENSIONS:,}")
 
 
-def _binary(array: NDArray[Any], component: str) -> bytes:
+def _binary(array: NDArray[Any]) -> bytes:
     _check_sent(array)
-    return struct.pack(">HH", array.size, 0) + array.astype(component).tobytes()
+    return _HEAD.pack(array.size, 0) + array.astype(_SENT).tobytes()
 
 
 def _text(array: NDArray[Any]) -> bytes:
@@ -158,7 +169,7 @@ class _VectorBinaryDumper(Dumper):
     format = Format.BINARY
 
     def dump(self, obj: NDArray[Any]) -> Buffer | None:
-        return _binary(obj, ">f4")
+        return _binary(obj)
 
 
 class _TextLoader(Loader):
@@ -174,14 +185,14 @@ class _VectorBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, dtype=">f4", offset=4).astype(np.float32))
+        return _readonly(np.frombuffer(data, _SENT, offset=4).astype(np.float32))
 
 
 class _HalfBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, dtype=">f2", offset=4).astype(np.float32))
+        return _readonly(np.frombuffer(data, _SENT_HALF, offset=4).astype(np.float32))
 
 
 @functools.cache

@@ -46,8 +46,9 @@ _GUARDS: Final[Sequence[tuple[str, str, str, str]]] = (
     (
         r"jsonb",
         r"json",
-        # As in kimera_sql.checks: what follows an even number of backslashes
-        r"{}::text ~ '(^|[^\\])(\\\\)*\\u0000'",
+        # As in kimera_sql.checks, what follows an even number of backslashes; E, because a session can have plain
+        # strings read that way or not.
+        r"{}::text ~ E'(^|[^\\\\])(\\\\\\\\)*\\\\u0000'",
         "holds the NUL character, which JSONB cannot",
     ),
     (r"uuid", r".*", "{}::text !~* '^[0-9a-f]{{8}}(-?[0-9a-f]{{4}}){{3}}-?[0-9a-f]{{12}}$'", "is no UUID"),

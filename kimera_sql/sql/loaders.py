@@ -26,6 +26,8 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 
+_raw_decode: Final = json.JSONDecoder().raw_decode
+
 _unpack_microseconds: Final = struct.Struct(">q").unpack
 
 
@@ -62,10 +64,10 @@ class _JsonLoader(Loader):
 
 
 class _JsonbLoader(_JsonLoader):
-    """The same for JSONB, which begins with the number of its format."""
+    """The same for JSONB, which begins with the number of its format, and has no blanks before or after its value."""
 
     def load(self, data: Buffer) -> Any:
-        return json.loads(str(data[1:], self._encoding))
+        return _raw_decode(str(data[1:], self._encoding))[0]
 
 
 class _TextLoader(Loader):

@@ -27,7 +27,7 @@ STREAM_ENDED: Final = (
 )
 """What a stream raises InvalidValue with."""
 
-_dumps = functools.partial(json.dumps, allow_nan=False)
+_dumps = json.JSONEncoder(allow_nan=False).encode
 
 
 def to_postgres(value: Any) -> Any:

@@ -38,7 +38,8 @@ ORDER BY listed.place;
 
 -- name: elements(tables)
 -- The parts of these tables that schema/postgres/catalogue.txt lists, as this database has them. A foreign key counts
--- whatever it does on a delete, a column that numbers itself whatever its sequence, an index whatever its options.
+-- whatever it does on a delete, a column that numbers itself whatever its sequence, an index whatever its options. Names
+-- are without quotes, which quote_all_identifiers would add.
 -- returns: Element
 -- only: postgres
 -- not null: table, kind, name, definition
@@ -114,7 +115,7 @@ found AS (
         index_class.relname::text,
         regexp_replace(
             regexp_replace(pg_get_indexdef(index_class.oid), '^.*? USING ', ''),
-            ' WITH \([^)]*\)',
+            ' WITH [(][^)]*[)]',
             ''
         )
     FROM here
@@ -130,7 +131,7 @@ found AS (
         here."table",
         'statistics',
         statistic.stxname::text,
-        regexp_replace(pg_get_statisticsobjdef(statistic.oid), '^CREATE STATISTICS \S+ ', '')
+        regexp_replace(pg_get_statisticsobjdef(statistic.oid), '^CREATE STATISTICS [^ ]+ ', '')
     FROM here
     JOIN pg_statistic_ext AS statistic ON statistic.stxrelid = here.oid
 
@@ -157,7 +158,7 @@ found AS (
     FROM here, pg_options_to_table(here.reloptions) AS given
 )
 
-SELECT "table", kind, name, definition
+SELECT "table", kind, name, replace(definition, '"', '') AS definition
 FROM found
 ORDER BY place, step, number, name COLLATE "C";
 

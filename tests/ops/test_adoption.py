@@ -638,6 +638,7 @@ def test_what_is_an_administrators_to_choose_is_no_drift(database: str) -> None:
         conn.execute("ALTER TABLE geoid_states RESET (autovacuum_vacuum_scale_factor), SET (fillfactor = 90)")
         conn.execute("ALTER TABLE geoid_states ALTER COLUMN timestamp SET DEFAULT now()")
         conn.execute("ALTER INDEX idx_geoid_entropy RENAME TO by_entropy; CREATE INDEX ON geoid_states (mood)")
+        conn.execute("SET quote_all_identifiers = on; SET standard_conforming_strings = off")
         conn.execute("REINDEX INDEX by_entropy; ALTER INDEX by_entropy SET (fillfactor = 90)")
         assert migrations.differences(conn) == []
 

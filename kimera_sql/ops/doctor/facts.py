@@ -92,11 +92,11 @@ class Facts:
 
     misplaced: why this session does not find the tables; lost: other logins that would not. has_record: kimera_sql made
     the tables, or has adopted them. pending: the schema files that the database does not have yet; schema_fault: why
-    that cannot be said. drift: how the tables differ from what they make. settings: the server's, by name. checked: settings
-    beside the recommended ones; checked_fault: why they could not be compared. compiles: whether the server compiles
-    costly plans (JIT). building: tables that an index is being built on. pool_connections: how many the pools of all
-    processes can open together. backups: this database's, None unless a folder was given; backups_fault: why it could
-    not be read. unavailable: the reports that could not be had, and why.
+    that cannot be said. drift: how the tables differ from what they make. settings: the server's, by name. checked:
+    settings beside the recommended ones; checked_fault: why they could not be compared. compiles: whether the server
+    compiles costly plans (JIT). building: tables that an index is being built on. pool_connections: how many the pools
+    of all processes can open together. backups: this database's, None unless a folder was given; backups_fault: why it
+    could not be read. unavailable: the reports that could not be had, and why.
     """
 
     now: datetime
