@@ -25,6 +25,7 @@ WORDS: Final = {
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
+    "AsyncCopy": "Copy",
     "AsyncCursor": "Cursor",
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",

@@ -142,7 +142,10 @@ def _check_sent(array: NDArray[Any]) -> None:
         raise VectorError(f"vector: {array.size:,} dimensions; pgvector's VECTOR has at most {MAX_DIMENSIONS:,}")
 
 
-def _binary(array: NDArray[Any]) -> bytes:
+def sent(array: NDArray[Any] | pgvector.Vector) -> bytes:
+    """Return *array* as a VECTOR is sent in binary. Raises VectorError for an array that would lose a part of it."""
+    if isinstance(array, pgvector.Vector):
+        array = array.to_numpy()
     _check_sent(array)
     return _HEAD.pack(array.size, 0) + array.astype(_SENT).tobytes()
 
@@ -169,7 +172,7 @@ class _VectorBinaryDumper(Dumper):
     format = Format.BINARY
 
     def dump(self, obj: NDArray[Any]) -> Buffer | None:
-        return _binary(obj)
+        return sent(obj)
 
 
 class _TextLoader(Loader):

@@ -674,6 +674,27 @@ def test_stale_connections_are_all_replaced_at_the_first_checkout(database: str)
         assert backends(pool).isdisjoint(stale)
 
 
+def test_a_connection_that_was_just_used_is_not_pinged(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinged: list[object] = []
+    monkeypatch.setattr(Pool, "check_connection", staticmethod(pinged.append))
+    with open_pool(database, settings=Settings(pool_size=1, pool_overflow=0)) as pool:
+        for _ in range(20):
+            with pool.connection() as conn:
+                assert value(conn, "SELECT 1") == 1
+        before = len(pinged)
+        assert before <= 1  # as long as nobody had used it
+        conn.used_at -= 2
+        with pool.connection():
+            assert len(pinged) == before + 1
+        with pool.connection(), psycopg.connect(database, autocommit=True) as other:
+            conn.execute("LISTEN news")
+            conn.commit()
+            other.execute("NOTIFY news")
+        # What the server has said unasked could be its last word.
+        with pool.connection():
+            assert len(pinged) == before + 2
+
+
 def test_many_that_find_stale_connections_at_once_drain_the_pool_once(database: str) -> None:
     with open_pool(database, settings=STALE) as pool, ThreadPoolExecutor(6) as threads:
         backends(pool)

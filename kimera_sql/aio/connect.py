@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, overload
+from typing import Any, Final, overload
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -34,6 +35,9 @@ from .sqlite import SqlitePool, add_functions
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("connect")
+
+_JUST_USED: Final = 1.0
+"""Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
 
 
 @overload
@@ -117,10 +121,12 @@ async def _sqlite_pool(settings: Settings) -> SqlitePool:
 class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
     """A connection that knows its age, and that leaves word for its pool when connecting failed.
 
-    shared: what the connections of its pool have in common; searches keep there what they have seen of the catalogue.
+    opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. shared: what the connections of
+    its pool have in common; searches keep there what they have seen of the catalogue.
     """
 
     opened_at: float
+    used_at: float
     has_vectors: bool
     shared: dict[str, Any]
 
@@ -135,7 +141,7 @@ class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
             raise
         failures.clear()
         assert isinstance(connection, AsyncPooledConnection)  # noqa: S101 - narrows the type for mypy
-        connection.opened_at = monotonic()
+        connection.opened_at = connection.used_at = monotonic()
         connection.has_vectors = False
         connection.shared = shared
         return connection
@@ -144,6 +150,8 @@ class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
 class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     """psycopg's AsyncConnectionPool with the habits of SQLAlchemy's QueuePool: pre-ping, recycle and overflow.
 
+    A connection that was in use a moment ago is not pinged unless there is something to read from its server, as there
+    is from one that has ended it: the ping would be half of a short visit to the database.
     `with pool.connection() as conn` commits at the end, or rolls back on an exception. Every connection has the
     vector adapters. A connection that fails its check, or is older than pool_recycle seconds, makes the pool drop
     all its idle connections at once: after a server restart they are all stale.
@@ -188,6 +196,11 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             cause = self._failures[-1]
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
 
+    async def putconn(self, conn: AsyncPooledConnection) -> None:
+        """Give a connection back to the pool."""
+        conn.used_at = monotonic()
+        await super().putconn(conn)
+
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
@@ -204,7 +217,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
-            await self.check_connection(connection)
+            if monotonic() - connection.used_at > _JUST_USED or _is_readable(connection.fileno()):
+                await self.check_connection(connection)
             await _restore(connection)
             if not connection.has_vectors:
                 await add_adapters(connection)
@@ -215,6 +229,15 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     self._cleared_at = monotonic()
                     await self.drain()
             raise
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Return whether a socket has something to read, or its end; True where the system has no cheap way to tell."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _restore(connection: AsyncPooledConnection) -> None:

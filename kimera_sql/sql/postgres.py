@@ -15,6 +15,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..errors import InvalidValue, UnsupportedByServer
+from ..sql import binary
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
@@ -27,6 +28,9 @@ _cursor_numbers = itertools.count(1)
 
 _INSERTED_AT_ONCE: Final = 100
 """Rows that are held in memory and sent together where they can't be sent by COPY."""
+
+_SENT_AT_ONCE: Final = 2**17
+"""Bytes of a COPY that are collected and sent together."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -188,20 +192,14 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
     types.know(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, rows)
-    encoding = conn.info.encoding
-    item = -1
     begun = False
     try:
         with atomic(conn), psycopg.Cursor(conn) as cursor:
             with cursor.copy(statement.text) as copy:
                 begun = True
-                copy.set_types(statement.types)
                 before = _copying.set(_copying.get() | {id(conn)})
                 try:
-                    for row in rows:
-                        item += 1
-                        check_encoding(encoding, row, f"item {item}: ")
-                        copy.write_row([to_postgres(value) for value in row.values()])
+                    _write(copy, statement, rows, conn.info.encoding)
                 finally:
                     _copying.reset(before)
             return cursor.rowcount
@@ -213,6 +211,30 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
         if found and digits:
             error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
         raise
+
+
+def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str, Any]], encoding: str) -> None:
+    """Send *rows* through *copy*, encoded here if all their types are known here, else by psycopg."""
+    encode = binary.row_encoder(statement.types, encoding)
+    if encode is None:
+        copy.set_types(statement.types)
+    chunk = bytearray(binary.BEGIN)
+    item = -1
+    for row in rows:
+        item += 1
+        check_encoding(encoding, row, f"item {item}: ")
+        if encode is None:
+            copy.write_row([to_postgres(value) for value in row.values()])
+            continue
+        try:
+            chunk += encode(list(row.values()))
+        except InvalidValue as error:
+            raise type(error)(f"item {item}: {error}") from error
+        if len(chunk) > _SENT_AT_ONCE:
+            copy.write(chunk)
+            chunk = bytearray()
+    if encode is not None:
+        copy.write(chunk + binary.END)
 
 
 def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 import numpy as np
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.postgres import types
+from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
@@ -27,12 +32,34 @@ STREAM_ENDED: Final = (
 )
 """What a stream raises InvalidValue with."""
 
-_dumps = json.JSONEncoder(allow_nan=False).encode
+dumps: Final = json.JSONEncoder(allow_nan=False).encode
+"""What makes JSON of a value."""
+
+
+class _Ids(list[UUID]):
+    """UUIDs that are sent as UUID[] in binary. psycopg sends a list as text, which takes seven times as long."""
+
+
+class _IdsDumper(Dumper):
+    format = Format.BINARY
+    oid = types["uuid"].array_oid
+
+    def dump(self, obj: _Ids) -> bytes:
+        # PostgreSQL's array_send: dimensions, whether there are NULLs, the type, the length and the first index.
+        head = struct.pack(">iiIii", 1, 0, types["uuid"].oid, len(obj), 1)
+        return head + b"".join([b"\0\0\0\x10" + id.bytes for id in obj])
+
+
+psycopg.adapters.register_dumper(_Ids, _IdsDumper)
 
 
 def to_postgres(value: Any) -> Any:
     """Return *value* in the form that psycopg sends."""
-    return Jsonb(value, dumps=_dumps) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return Jsonb(value, dumps=dumps)
+    if isinstance(value, list) and value and all(isinstance(item, UUID) for item in value):
+        return _Ids(value)
+    return value
 
 
 def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "") -> None:

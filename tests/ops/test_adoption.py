@@ -590,7 +590,7 @@ def test_where_there_is_nothing_to_adopt(conn: Connection, empty_database: str, 
 
 DRIFTS: Final = {
     "ALTER TABLE geoid_states RENAME COLUMN entropy TO disorder": "geoid_states has no column entropy",
-    "DROP INDEX idx_metrics_name_timestamp": 'system_metrics lacks an index btree (metric_name, "timestamp")',
+    "DROP INDEX idx_metrics_name_timestamp": "system_metrics lacks an index btree (metric_name, timestamp)",
     "ALTER TABLE geoid_states ALTER COLUMN timestamp DROP NOT NULL": "geoid_states.timestamp can be NULL",
     "ALTER TABLE system_metrics ALTER COLUMN metric_value TYPE REAL": (
         "system_metrics.metric_value is real, not double precision"

@@ -14,6 +14,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import InvalidValue, UnsupportedByServer
+from ...sql import binary
 from ...sql.files import Statement, literal
 from ...sql.loaders import use_own
 from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
@@ -26,6 +27,9 @@ _cursor_numbers = itertools.count(1)
 
 _INSERTED_AT_ONCE: Final = 100
 """Rows that are held in memory and sent together where they can't be sent by COPY."""
+
+_SENT_AT_ONCE: Final = 2**17
+"""Bytes of a COPY that are collected and sent together."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -189,20 +193,14 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
     await types.know(conn)
     if statement.suffix != "#":
         return await _insert(conn, statement, rows)
-    encoding = conn.info.encoding
-    item = -1
     begun = False
     try:
         async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
             async with cursor.copy(statement.text) as copy:
                 begun = True
-                copy.set_types(statement.types)
                 before = _copying.set(_copying.get() | {id(conn)})
                 try:
-                    async for row in rows:
-                        item += 1
-                        check_encoding(encoding, row, f"item {item}: ")
-                        await copy.write_row([to_postgres(value) for value in row.values()])
+                    await _write(copy, statement, rows, conn.info.encoding)
                 finally:
                     _copying.reset(before)
             return cursor.rowcount
@@ -214,6 +212,32 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
         if found and digits:
             error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
         raise
+
+
+async def _write(
+    copy: psycopg.AsyncCopy, statement: Statement, rows: AsyncIterable[Mapping[str, Any]], encoding: str
+) -> None:
+    """Send *rows* through *copy*, encoded here if all their types are known here, else by psycopg."""
+    encode = binary.row_encoder(statement.types, encoding)
+    if encode is None:
+        copy.set_types(statement.types)
+    chunk = bytearray(binary.BEGIN)
+    item = -1
+    async for row in rows:
+        item += 1
+        check_encoding(encoding, row, f"item {item}: ")
+        if encode is None:
+            await copy.write_row([to_postgres(value) for value in row.values()])
+            continue
+        try:
+            chunk += encode(list(row.values()))
+        except InvalidValue as error:
+            raise type(error)(f"item {item}: {error}") from error
+        if len(chunk) > _SENT_AT_ONCE:
+            await copy.write(chunk)
+            chunk = bytearray()
+    if encode is not None:
+        await copy.write(chunk + binary.END)
 
 
 async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
