@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from commands import run
 from fix_servers import free_port
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
@@ -22,6 +23,7 @@ from kimera_sql.ops.backup import tools
 pytestmark = [pytest.mark.slow, pytest.mark.ends, pytest.mark.needs("pgbouncer")]
 
 ROWS = 200
+REFUSED = "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
 CONFIGURATION = """
 [databases]
 * = host={host} port={port}
@@ -114,10 +116,17 @@ def test_what_needs_a_session_of_its_own_is_refused(pooled: str, database: str) 
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as conn:
         add_adapters(conn)
         assert behind_pooler(conn)
-        with pytest.raises(InvalidValue, match="connect past the pooler"):
+        with pytest.raises(InvalidValue, match=f"^{REFUSED}$"):
             indexes.build(conn, "geoid_states", method="ivfflat", precision="full", concurrently=True)
+        (index,) = indexes.existing(conn)
     with psycopg.connect(database) as conn:
         assert not behind_pooler(conn)
+    for command, said in {
+        ("index", "retrain", index.name): f"kimera-sql: {REFUSED}\n",
+        ("maintain", "reindex"): f"kimera-sql: not rebuilt: {index.name}: {REFUSED} (rebuilt: none)\n",
+    }.items():
+        ran = run(*command, DATABASE_URL=pooled)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", said)
 
 
 @pytest.mark.parametrize(

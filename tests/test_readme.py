@@ -31,6 +31,7 @@ ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 ELSEWHERE: Final = {
+    "--dsn service=kimera_": "tests/ops/test_operations.py follows that page from its beginning to its end",
     "adopt": "it is for a database that kimera_sql did not make",
     "backup archive-command": "needs a folder of the server's user",
     "backup base": "needs a server that archives",

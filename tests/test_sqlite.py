@@ -249,8 +249,9 @@ def test_a_server_that_is_down_is_no_reason_to_serve(tmp_path: Path, fallback: s
     settings = Settings(
         credentials={"host": str(tmp_path)}, sqlite_path=tmp_path / "development.db", sqlite_fallback=fallback
     )
-    with pytest.raises(ConnectionFailed, match="SQLite: not tried"):
+    with pytest.raises(ConnectionFailed) as failed:
         open_pool(settings=settings)
+    assert ("SQLite: not tried (KIMERA_SQLITE_FALLBACK=unconfigured)" in str(failed.value)) == (fallback != "never")
     assert not (tmp_path / "development.db").exists()
 
 

@@ -77,7 +77,9 @@ async def open_pool(conninfo: str | None = None, *, settings: Settings | None = 
     if conninfo is None:
         if settings.sqlite_fallback == "always" or (settings.sqlite_fallback == "unconfigured" and not configured):
             return await _sqlite_pool(settings)
-        attempts.append(f"SQLite: not tried (KIMERA_SQLITE_FALLBACK={settings.sqlite_fallback})")
+        # Commands that need a server rule SQLite out by themselves, and their users have set no such variable.
+        if not configured or settings.sqlite_fallback != "never":
+            attempts.append(f"SQLite: not tried (KIMERA_SQLITE_FALLBACK={settings.sqlite_fallback})")
     advice = "; set KIMERA_DB_HOST and its companions or DATABASE_URL" if conninfo is None else ""
     raise ConnectionFailed(f"no database could be reached{advice}:\n  " + "\n  ".join(attempts))
 

@@ -203,7 +203,9 @@ def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> No
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
     if behind_pooler(conn):
-        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
+        raise InvalidValue(
+            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
+        )
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:

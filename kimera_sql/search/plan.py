@@ -258,9 +258,10 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         reason += f", widened to {setting} as some {left:,} of {rows:,} rows are left to search"
     settings = _settings(index, setting, filtered=filtered)
     for other in usable:
-        # The planner may choose an index on the same expression by the other method.
+        # The planner may choose an index on the same expression by the other method. That must not lose rows: index is
+        # the one that is tuned, and what the other was tuned on may be long ago. It also makes the choice less likely.
         if other.precision == index.precision and other.method != index.method:
-            settings |= _settings(other, _setting(other, k, options) or other.lists or MAX_EF_SEARCH, filtered=filtered)
+            settings |= _settings(other, other.lists or MAX_EF_SEARCH, filtered=filtered)
     hnsw = index.method == "hnsw"
     alone = hnsw and not filtered and list(settings) == _HNSW_ALONE and candidates <= _ALONE
     return Plan(

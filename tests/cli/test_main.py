@@ -89,6 +89,7 @@ def test_a_server_that_is_down_is_not_replaced_by_sqlite(tmp_path: Path, monkeyp
     ran = run("doctor", KIMERA_DB_HOST=str(tmp_path), KIMERA_SQLITE_FALLBACK="always")
     assert ran.returncode == 1
     assert ran.stderr.startswith("kimera-sql: no database could be reached")
+    assert "SQLite" not in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 from reference import clustered, cosines, shares_found
+from strategies import unit
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, migrate
 from kimera_sql.errors import InvalidValue, UnsupportedByServer, VectorError
@@ -67,6 +68,20 @@ def test_measure_makes_queries_of_rows(ivfflat: Connection) -> None:
     high = recall.measure(ivfflat, "geoid_states", sample=40, probes=30)
     assert (low.queries, high.queries, high.recall) == (40, 40, 1)
     assert low.recall < 0.95
+
+
+def test_an_older_index_of_the_other_method_does_not_lower_what_was_tuned(conn: Connection) -> None:
+    """The server may choose it, and most rows had no part in its lists and settings."""
+    vectors = np.array([unit(number) for number in range(900)])
+    fill(conn, vectors[:200])
+    indexes.build(conn, "geoid_states", method="ivfflat", precision="full")
+    recall.tune(conn, "geoid_states")
+    fill(conn, vectors[200:700])
+    indexes.build(conn, "geoid_states", method="hnsw", precision="full", m=8, ef_construction=32)
+    recall.tune(conn, "geoid_states", target=0.95)
+    measured = recall.measure(conn, "geoid_states", queries=list(vectors[700:]))
+    assert measured.index == "idx_geoid_vector_hnsw_full"
+    assert measured.recall >= 0.95
 
 
 def test_without_an_index_recall_is_1(conn: Connection) -> None:

@@ -205,7 +205,9 @@ async def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: 
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
     if await behind_pooler(conn):
-        raise InvalidValue("conn: what runs concurrently needs settings of its session; connect past the pooler")
+        raise InvalidValue(
+            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
+        )
 
 
 async def _run(

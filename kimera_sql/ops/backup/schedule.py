@@ -18,12 +18,12 @@ _SERVICES: Final = "/etc/kimera/pg_service.conf"
 _HEAD: Final = f"""\
 # {_SERVICES} belongs to {{user}} and has mode 0600. A password stands behind its = as it is, unquoted.
 [kimera_backup]
-host=/var/run/postgresql
+host=localhost
 dbname=kimera_swm
 user=kimera_nightly
 password=
-[kimera_upkeep]
-host=/var/run/postgresql
+[kimera_owner]
+host=localhost
 dbname=kimera_swm
 user=kimera_deploy
 password=
@@ -94,7 +94,7 @@ def daily_schedule(
             service="kimera_backup",
         ),
         _job("drill", "Proof that the Kimera database can be restored", "Sun *-*-* 03:00:00 UTC", drill, user, where),
-        _job("upkeep", "Upkeep of the Kimera database", "*-*-* 05:00:00 UTC", upkeep, user, service="kimera_upkeep"),
+        _job("upkeep", "Upkeep of the Kimera database", "*-*-* 05:00:00 UTC", upkeep, user, service="kimera_owner"),
     ]
     enabled = "kimera-backup.timer kimera-drill.timer kimera-upkeep.timer"
     if receive:
@@ -109,7 +109,7 @@ def daily_schedule(
 # Or as /etc/cron.d/kimera, with the machine's clock in UTC{" (systemd alone keeps the receiver running)" * receive}:
 {_cron("0 1 * * *", user, daily, "kimera_backup")}
 {_cron("0 3 * * 0", user, drill)}
-{_cron("0 5 * * *", user, upkeep, "kimera_upkeep")}
+{_cron("0 5 * * *", user, upkeep, "kimera_owner")}
 """
 
 
