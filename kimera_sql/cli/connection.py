@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,34 +15,6 @@ from ..connect import Pool, open_pool
 from ..errors import SettingsError
 from ..settings import Settings
 from ..sqlite import SqlitePool
-from ..strategies import parse
-
-
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Give *parser* the options that say where the database is."""
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument(
-        "--dsn",
-        metavar="CONNINFO",
-        type=_dsn,
-        help="run the command on this server, a postgresql:// URL or libpq's keyword=value pairs, instead of the one "
-        "in the environment; leave its password to PGPASSWORD or a passfile, because others can see a command line",
-    )
-    place.add_argument(
-        "--embedded",
-        metavar="DIR",
-        type=Path,
-        help=f"run the command on a private PostgreSQL that keeps its data in DIR ({embedded.default_folder()} "
-        "where DIR is left out)",
-    )
-
-
-def _dsn(text: str) -> str:
-    try:
-        parse(text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 @contextmanager

@@ -14,30 +14,31 @@ from .connection import server
 from .output import add_json, print_json
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the two commands."""
-    checks = commands.add_parser(
-        "verify",
-        help="check every named query against a server, without running it",
-        description="Check every named query, those that are shipped or those of DIR, against a server, without "
-        "running one. Exits with 1 where there is a fault.",
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `verify`."""
+    parser.description = (
+        "Check every named query, those that are shipped or those of DIR, against a server, without running one. Exits "
+        "with 1 where there is a fault."
     )
-    checks.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
-    checks.add_argument("--records", metavar="MODULE", help="the module of DIR's dataclasses, as package.module")
-    checks.add_argument("--stub", metavar="FILE", type=Path, help="the .pyi of the module that loads DIR as `queries`")
-    checks.add_argument(
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
+    parser.add_argument("--records", metavar="MODULE", help="the module of DIR's dataclasses, as package.module")
+    parser.add_argument("--stub", metavar="FILE", type=Path, help="the .pyi of the module that loads DIR as `queries`")
+    parser.add_argument(
         "--async-stub", metavar="FILE", type=Path, help="the same, for a module that uses kimera_sql.aio"
     )
-    checks.add_argument(
+    parser.add_argument(
         "--update", action="store_true", help="write the snapshot, and the stub, unless there is a fault"
     )
-    checks.add_argument("--offline", action="store_true", help="compare with the snapshot instead of a server")
-    add_json(checks)
-    checks.set_defaults(run=_verify)
-    lists = commands.add_parser("queries", help="list the named queries, with their parameters")
-    lists.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
-    add_json(lists)
-    lists.set_defaults(run=_queries)
+    parser.add_argument("--offline", action="store_true", help="compare with the snapshot instead of a server")
+    add_json(parser)
+    parser.set_defaults(run=_verify)
+
+
+def add_queries(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `queries`."""
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="a folder of .sql files of your own")
+    add_json(parser)
+    parser.set_defaults(run=_queries)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
