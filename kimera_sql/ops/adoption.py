@@ -107,6 +107,7 @@ class Standing:
     schema: str
     first: bool
     may_create: bool
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,18 @@ def adopt(conn: Connection, *, set_aside: bool = False, lock_timeout: timedelta 
     time zone are read as UTC.
 
     *conn* must be in autocommit, outside a transaction, and its role must own the tables. Raises SchemaError, with
-    nothing changed, where there is nothing to adopt, where something must be put right by hand first, and for rows that
-    cannot be kept without *set_aside*; MaintenanceError where a lock is not granted within *lock_timeout*, and for
-    another role; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
+    nothing changed, where there is nothing to adopt, where something must be put right by hand first, for another role,
+    and for rows that cannot be kept without *set_aside*; MaintenanceError where a lock is not granted within
+    *lock_timeout*; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
     """
     server = maintenance.require_autocommit(conn)
     with sql.transaction(server):
         _queries.check_at_once.execute(server)
-        maintenance.lock(server, [one.table for one in _standing(server)], lock_timeout)
+        standing = _standing(server)
+        # Another role's table cannot even be locked.
+        if _unsuited(standing):
+            _check(_plan(server), set_aside)
+        maintenance.lock(server, [one.table for one in standing], lock_timeout)
         found = _plan(server)
         _check(found, set_aside)
         _carry_out(server, found)
@@ -199,19 +204,25 @@ def _standing(conn: psycopg.Connection[Any]) -> list[Standing]:
     return standing
 
 
-def _plan(conn: psycopg.Connection[Any]) -> Plan:
-    standing = _standing(conn)
-    _queries.prepare.fetchall(conn)
+def _unsuited(standing: Sequence[Standing]) -> list[str]:
+    """Return what keeps this role from changing these tables at all."""
     obstacles = [f"{one.table} is no table" for one in standing if one.kind not in "rp"]
     if foreign := [one.table for one in standing if not one.owned]:
-        obstacles.append(f"role {conn.info.user} does not own {', '.join(foreign)}; run this as their owner")
+        obstacles.append(f"role {standing[0].role} does not own {', '.join(foreign)}; run this as their owner")
     if apart := [one for one in standing if not one.first]:
         obstacles.append(
             f"schema {apart[0].schema} has {', '.join(one.table for one in apart)}, and new tables would be made in "
             "another: let the search path begin with it"
         )
     elif closed := {one.schema for one in standing if not one.may_create}:
-        obstacles.append(f"role {conn.info.user} has no CREATE privilege on schema {', '.join(closed)}")
+        obstacles.append(f"role {standing[0].role} has no CREATE privilege on schema {', '.join(closed)}")
+    return obstacles
+
+
+def _plan(conn: psycopg.Connection[Any]) -> Plan:
+    standing = _standing(conn)
+    _queries.prepare.fetchall(conn)
+    obstacles = _unsuited(standing)
     elements = migrations.elements(conn)
     wanted = drift.expected()
     lacking = drift.differences(elements, wanted)
@@ -244,11 +255,13 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
     ]
     losing = {one.table for one in unfit}
     keys = [(one.table, key[1]) for one in wanted if (key := _FOREIGN_KEY.fullmatch(one.definition))]
+    reaching = _queries.reaching.fetchall(
+        conn, tables=sorted(losing), children=[child for child, _ in keys], columns=[column for _, column in keys]
+    )
     obstacles = [
         f"rows of {parent} must be set aside, and {what} involves other data in that: drop or disable it first"
-        for parent, what in _queries.reaching.fetchall(
-            conn, tables=sorted(losing), children=[child for child, _ in keys], columns=[column for _, column in keys]
-        )
+        for parent, what, holds in reaching
+        if not holds
     ]
     names = [SET_ASIDE.format(table) for table in losing]
     obstacles += [
@@ -262,6 +275,11 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
         tuple(obstacles),
         (
             *(f"{one}: give it one, or drop NOT NULL" for one in lacking if one.expected is None),
+            *(
+                f"a row of {parent} that {what} refers to cannot be set aside, and stops the adoption"
+                for parent, what, holds in reaching
+                if holds
+            ),
             *(
                 f"the vectors that {one.table} has stay out of line; VACUUM FULL {one.table}, which locks it, brings "
                 "them into its rows, where exact searches are up to 3.6 times as fast"

@@ -10,14 +10,15 @@ FROM (VALUES ('row_security', 'off'), ('statement_timeout', '0')) AS given (name
 -- Those of a list of tables that there are. kind: as pg_class has it. owned: this role is their owner or a member of it.
 -- first: new tables would be made in their schema. may_create: this role may make some there.
 -- returns: Standing
--- not null: table, kind, owned, schema, first, may_create
+-- not null: table, kind, owned, schema, first, may_create, role
 SELECT
     listed.name AS "table",
     table_class.relkind::text AS kind,
     pg_has_role(table_class.relowner, 'USAGE') AS owned,
     quote_ident(pg_namespace.nspname) AS schema,
     pg_namespace.nspname IS NOT DISTINCT FROM current_schema() AS first,
-    has_schema_privilege(pg_namespace.oid, 'CREATE') AS may_create
+    has_schema_privilege(pg_namespace.oid, 'CREATE') AS may_create,
+    quote_ident(current_user) AS role
 FROM unnest(:tables::text[]) WITH ORDINALITY AS listed (name, place)
 JOIN pg_class AS table_class ON table_class.oid = to_regclass(listed.name)
 JOIN pg_namespace ON pg_namespace.oid = table_class.relnamespace
@@ -99,9 +100,10 @@ ORDER BY "table", "column", holder;
 
 -- name: reaching(tables, children, columns)
 -- What deletes or changes rows elsewhere, or knows more of a row, where one of these tables loses rows: foreign keys but
--- those of these columns of these children, triggers, and tables that inherit from it.
--- returns: parent str, what str
--- not null: parent, what
+-- those of these columns of these children, triggers, rules, and tables that inherit from it. holds: a foreign key that
+-- lets no row go that it refers to.
+-- returns: parent str, what str, holds bool
+-- not null: parent, what, holds
 WITH losing AS (
     SELECT listed.name, table_class.oid, table_class.relkind
     FROM unnest(:tables::text[]) AS listed (name)
@@ -109,11 +111,13 @@ WITH losing AS (
 ),
 
 found AS (
-    SELECT losing.name AS parent, pg_describe_object('pg_constraint'::regclass, rule.oid, 0) AS what
+    SELECT
+        losing.name AS parent,
+        pg_describe_object('pg_constraint'::regclass, rule.oid, 0) AS what,
+        rule.confdeltype IN ('a', 'r') AS holds
     FROM losing
     JOIN pg_constraint AS rule ON rule.confrelid = losing.oid
     WHERE rule.contype = 'f'
-        AND rule.confdeltype IN ('c', 'n', 'd')
         AND NOT EXISTS (
             SELECT
             FROM unnest(:children::text[], :columns::text[]) AS known (child, name)
@@ -124,7 +128,7 @@ found AS (
         )
 
     UNION ALL
-    SELECT losing.name, pg_describe_object('pg_trigger'::regclass, own.oid, 0)
+    SELECT losing.name, pg_describe_object('pg_trigger'::regclass, own.oid, 0), false
     FROM losing
     JOIN pg_trigger AS own ON own.tgrelid = losing.oid
     WHERE NOT own.tgisinternal
@@ -133,13 +137,20 @@ found AS (
         AND own.tgtype & 8 <> 0
 
     UNION ALL
-    SELECT losing.name, 'inheritance by table ' || child.inhrelid::regclass::text
+    SELECT losing.name, pg_describe_object('pg_rewrite'::regclass, own.oid, 0), false
+    FROM losing
+    JOIN pg_rewrite AS own ON own.ev_class = losing.oid
+    -- The number of DELETE
+    WHERE own.ev_type = '4' AND own.ev_enabled <> 'D'
+
+    UNION ALL
+    SELECT losing.name, 'inheritance by table ' || child.inhrelid::regclass::text, false
     FROM losing
     JOIN pg_inherits AS child ON child.inhparent = losing.oid
     WHERE losing.relkind = 'r'
 )
 
-SELECT parent, what
+SELECT parent, what, holds
 FROM found
 ORDER BY parent, what;
 
