@@ -159,7 +159,7 @@ def statement(difference: Difference, *, concurrently: bool = False) -> composed
 
     concurrently: an index is built while the table is written to, outside a transaction.
     """
-    table, name = composed.Identifier(difference.table), composed.Identifier(difference.name)
+    table, name = composed.Identifier(difference.table), composed.Identifier(_free_name(difference))
     match difference.kind:
         case "table":
             return composed.SQL("CREATE TABLE {} ()").format(table)
@@ -174,7 +174,7 @@ def statement(difference: Difference, *, concurrently: bool = False) -> composed
 
 def alteration(difference: Difference) -> composed.Composed:
     """Return the clause of ALTER TABLE that mends *difference*, one that is of the table's columns or constraints."""
-    column, definition = composed.Identifier(difference.name), _definition(difference)
+    column, definition = composed.Identifier(_free_name(difference)), _definition(difference)
     match difference.kind:
         case "type" if difference.found is None:
             clause = "ADD COLUMN {column} {definition}"
@@ -203,3 +203,9 @@ def alteration(difference: Difference) -> composed.Composed:
 
 def _definition(difference: Difference) -> composed.SQL:
     return composed.SQL(literal(difference.expected or ""))
+
+
+def _free_name(difference: Difference) -> str:
+    """Return the name of what is made. Another of the kind that has it keeps it."""
+    taken = difference.kind in _UNNAMED and difference.found is not None
+    return f"kimera_{difference.name}" if taken else difference.name

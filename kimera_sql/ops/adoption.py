@@ -33,16 +33,21 @@ _CONVERTIBLE: Final[Mapping[str, str]] = {
     "double precision": r"real|numeric.*|bigint|integer|smallint",
     "integer": r"bigint|smallint",
     "jsonb": r"json",
-    "text": r"character.*",
     "text[]": r"character.*\[\]",
     "timestamp with time zone": r"timestamp(\(\d\))? with(out)? time zone",
     "uuid": r"character.*|text",
     "vector(1024)": r"(vector|halfvec)(\(\d+\))?|(real|double precision|numeric.*)\[\]",
 }
-"""The types that become another, by the type that they become."""
+"""The types that become another, by the type that they become. Text comes of whatever is text to the server."""
 
 _GUARDS: Final[Sequence[tuple[str, str, str, str]]] = (
     (r"integer", r"bigint", "{} NOT BETWEEN -2147483648 AND 2147483647", "is beyond 32 bits"),
+    (
+        r"double precision",
+        r"numeric.*",
+        "abs({0}) < 'Infinity' AND (abs({0}) > 1.7976931348623157e308 OR {0} <> 0 AND abs({0}) < 4.94e-324)",
+        "is beyond double precision",
+    ),
     (
         r"jsonb",
         r"json",
@@ -51,9 +56,21 @@ _GUARDS: Final[Sequence[tuple[str, str, str, str]]] = (
         r"{}::text ~ E'(^|[^\\\\])(\\\\\\\\)*\\\\u0000'",
         "holds the NUL character, which JSONB cannot",
     ),
+    (
+        r"jsonb",
+        r"json",
+        r"regexp_replace({}::text, '\\u[Dd][89ABab]..\\u[Dd][C-Fc-f]..', '', 'g')"
+        r" ~ '(^|[^\\])(\\\\)*\\u[Dd][89A-Fa-f]'",
+        "holds half of a character (a lone surrogate), which JSONB cannot",
+    ),
     (r"uuid", r".*", "{}::text !~* '^[0-9a-f]{{8}}(-?[0-9a-f]{{4}}){{3}}-?[0-9a-f]{{12}}$'", "is no UUID"),
     (r"vector.*", r"(vector|halfvec).*", "vector_dims({}) <> 1024", "has other dimensions than 1024"),
-    (r"vector.*", r".*\[\]", "cardinality({}) <> 1024", "has other dimensions than 1024"),
+    (
+        r"vector.*",
+        r".*\[\]",
+        "cardinality({0}) <> 1024 OR array_ndims({0}) <> 1",
+        "has other dimensions than 1024",
+    ),
     (
         r"vector.*",
         r".*\[\]",
@@ -63,8 +80,15 @@ _GUARDS: Final[Sequence[tuple[str, str, str, str]]] = (
 )
 """What a value cannot be converted for: the type wanted, the type found, the condition, and how to say it."""
 
+_ALL: Final = composed.SQL("true")
+
 _FOREIGN_KEY: Final = re.compile(r"FOREIGN KEY \((\w+)\) REFERENCES (\w+)\((\w+)\)")
 
+_TOO_LONG: Final[Mapping[tuple[str, str], str]] = {
+    ("btree", "text"): "pg_column_size({}) > 2600",
+    ("gin", "text[]"): "EXISTS (SELECT FROM unnest({}) AS item WHERE octet_length(item) > 2600)",
+}
+"""What an index has no room for, by its method and its first column's type: its entries have at most 2,704 bytes."""
 
 _FAULTS: Final[Mapping[str, str]] = {
     r".*_vector_norm": "its vector is zero, or of a norm that is not within 1e-15 to 1e18",
@@ -76,11 +100,15 @@ _FAULTS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A table as it stands. kind: as pg_class has it."""
+    """A table as it stands. kind: as pg_class has it. schema: quoted. first: new tables would be made beside it."""
 
     table: str
     kind: str
     owned: bool
+    schema: str
+    first: bool
+    may_create: bool
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +165,18 @@ def adopt(conn: Connection, *, set_aside: bool = False, lock_timeout: timedelta 
     time zone are read as UTC.
 
     *conn* must be in autocommit, outside a transaction, and its role must own the tables. Raises SchemaError, with
-    nothing changed, where there is nothing to adopt, where something must be put right by hand first, and for rows that
-    cannot be kept without *set_aside*; MaintenanceError where a lock is not granted within *lock_timeout*, and for
-    another role; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
+    nothing changed, where there is nothing to adopt, where something must be put right by hand first, for another role,
+    and for rows that cannot be kept without *set_aside*; MaintenanceError where a lock is not granted within
+    *lock_timeout*; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
     """
     server = maintenance.require_autocommit(conn)
     with sql.transaction(server):
-        maintenance.lock(server, [one.table for one in _standing(server)], lock_timeout)
+        _queries.check_at_once.execute(server)
+        standing = _standing(server)
+        # Another role's table cannot even be locked.
+        if _unsuited(standing):
+            _check(_plan(server), set_aside)
+        maintenance.lock(server, [one.table for one in standing], lock_timeout)
         found = _plan(server)
         _check(found, set_aside)
         _carry_out(server, found)
@@ -172,21 +205,42 @@ def _standing(conn: psycopg.Connection[Any]) -> list[Standing]:
     return standing
 
 
-def _plan(conn: psycopg.Connection[Any]) -> Plan:
-    standing = _standing(conn)
-    _queries.see_all_rows.fetchval(conn, str)
+def _unsuited(standing: Sequence[Standing]) -> list[str]:
+    """Return what keeps this role from changing these tables at all."""
     obstacles = [f"{one.table} is no table" for one in standing if one.kind not in "rp"]
     if foreign := [one.table for one in standing if not one.owned]:
-        obstacles.append(f"role {conn.info.user} does not own {', '.join(foreign)}; run this as their owner")
+        obstacles.append(f"role {standing[0].role} does not own {', '.join(foreign)}; run this as their owner")
+    if apart := [one for one in standing if not one.first]:
+        obstacles.append(
+            f"schema {apart[0].schema} has {', '.join(one.table for one in apart)}, and new tables would be made in "
+            "another: let the search path begin with it"
+        )
+    elif closed := {one.schema for one in standing if not one.may_create}:
+        obstacles.append(f"role {standing[0].role} has no CREATE privilege on schema {', '.join(closed)}")
+    return obstacles
+
+
+def _plan(conn: psycopg.Connection[Any]) -> Plan:
+    standing = _standing(conn)
+    _queries.prepare.fetchall(conn)
+    obstacles = _unsuited(standing)
     elements = migrations.elements(conn)
     wanted = drift.expected()
     lacking = drift.differences(elements, wanted)
     obstacles += _lost_columns(conn, lacking, wanted)
-    obstacles += [
-        f"{one}, and nothing here converts it: convert it, or rename it"
+    obstacles += _fixed_columns(conn, lacking, wanted)
+    partitioned = {one.table for one in standing if one.kind == "p"}
+    changes = tuple(
+        one
         for one in lacking
-        if one.kind == "type" and one.found and not re.fullmatch(_CONVERTIBLE[one.expected or ""], one.found)
-    ]
+        if one.expected is not None
+        and not (one.kind in drift.TUNING and one.found)
+        # The server takes them for the partitions alone.
+        and not (one.kind == "option" and one.table in partitioned)
+    )
+    if not obstacles:
+        obstacles += _rehearse(conn, standing, changes)
+        obstacles += _too_long(conn, lacking, elements, wanted)
     if obstacles:
         return Plan((), tuple(lacking), (), tuple(obstacles), ())
     judges = _Judges(elements, wanted, lacking)
@@ -201,10 +255,14 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
         ).fetchall()
     ]
     losing = {one.table for one in unfit}
+    keys = [(one.table, key[1]) for one in wanted if (key := _FOREIGN_KEY.fullmatch(one.definition))]
+    reaching = _queries.reaching.fetchall(
+        conn, tables=sorted(losing), children=[child for child, _ in keys], columns=[column for _, column in keys]
+    )
     obstacles = [
-        f"rows of {table} go or change with those of {parent}, of which some must be set aside: see to them first"
-        for table, parent in _queries.reaching.fetchall(conn, tables=list(NAMES))
-        if parent in losing
+        f"rows of {parent} must be set aside, and {what} involves other data in that: drop or disable it first"
+        for parent, what, holds in reaching
+        if not holds
     ]
     names = [SET_ASIDE.format(table) for table in losing]
     obstacles += [
@@ -213,11 +271,16 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
     ]
     return Plan(
         tuple((one.table, _count(conn, one.table)) for one in standing),
-        tuple(one for one in lacking if one.expected is not None and not (one.kind in drift.TUNING and one.found)),
+        changes,
         tuple(unfit),
         tuple(obstacles),
         (
             *(f"{one}: give it one, or drop NOT NULL" for one in lacking if one.expected is None),
+            *(
+                f"a row of {parent} that {what} refers to cannot be set aside, and stops the adoption"
+                for parent, what, holds in reaching
+                if holds
+            ),
             *(
                 f"the vectors that {one.table} has stay out of line; VACUUM FULL {one.table}, which locks it, brings "
                 "them into its rows, where exact searches are up to 3.6 times as fast"
@@ -228,8 +291,9 @@ def _plan(conn: psycopg.Connection[Any]) -> Plan:
     )
 
 
-def _count(conn: psycopg.Connection[Any], table: str) -> int:
-    (row,) = conn.execute(composed.SQL("SELECT count(*) FROM {}").format(composed.Identifier(table)))
+def _count(conn: psycopg.Connection[Any], table: str, condition: composed.Composable = _ALL) -> int:
+    counting = composed.SQL("SELECT count(*) FROM {} WHERE {}").format(composed.Identifier(table), condition)
+    (row,) = conn.execute(counting)
     return int(row[0])
 
 
@@ -243,6 +307,74 @@ def _lost_columns(
         lost = one.kind == "type" and one.found is None and (one.table, one.name) in needed
         if lost and _queries.has_rows.fetchval(conn, bool, table=one.table):
             yield f"{one}, which every row has: rename the column that it is, or add it"
+
+
+def _fixed_columns(
+    conn: psycopg.Connection[Any], lacking: Sequence[Difference], wanted: Sequence[Element]
+) -> Iterator[str]:
+    """Yield the columns that cannot be made into those of the migrations, and what keeps them as they are."""
+    traits = _queries.traits.fetchall(conn, tables=list(NAMES))
+    wordy = {(table, column) for table, column, is_wordy, _ in traits if is_wordy}
+    ours = {(one.table, one.name) for one in wanted if one.kind == "type"}
+    for table, column, _, generated in traits:
+        if generated and (table, column) in ours:
+            yield f"{table}.{column} is a generated column, which kimera_sql could not write: make it an ordinary one"
+    converted = [one for one in lacking if one.kind == "type" and one.found is not None]
+    for one in converted:
+        known = re.fullmatch(_CONVERTIBLE.get(one.expected or "", ""), one.found or "")
+        if not known and not (one.expected == "text" and (one.table, one.name) in wordy):
+            yield f"{one}, and nothing here converts it: convert it, or rename it"
+    for table, column, holder in _queries.holding.fetchall(
+        conn,
+        tables=[one.table for one in converted],
+        columns=[one.name for one in converted],
+        types=[one.expected for one in converted],
+    ):
+        yield f"{table}.{column} must change its type, which {holder} prevents: drop it, and create it again afterwards"
+
+
+def _too_long(
+    conn: psycopg.Connection[Any], lacking: Sequence[Difference], elements: Sequence[Element], wanted: Sequence[Element]
+) -> Iterator[str]:
+    """Yield the columns with values that an index to be made has no room for.
+
+    Setting the rows aside would not help: an index of a table that is not written anew has its deleted rows too.
+    """
+    there = {(one.table, one.name) for one in elements if one.kind == "type"}
+    types = {(one.table, one.name): one.definition for one in wanted if one.kind == "type"}
+    for one in lacking:
+        made = re.match(r"(\w+) \((\w+)", one.expected or "") if one.kind == "index" else None
+        if made is None or (one.table, made[2]) not in there:
+            continue
+        if condition := _TOO_LONG.get((made[1], types[one.table, made[2]])):
+            column = composed.Identifier(made[2])
+            rows = _count(conn, one.table, composed.SQL(literal(condition)).format(column))
+            if rows:
+                yield f"{one.table}.{made[2]} is too long for its index in {rows:,} rows: shorten it to 2,000 bytes"
+
+
+def _rehearse(
+    conn: psycopg.Connection[Any], standing: Sequence[Standing], changes: tuple[Difference, ...]
+) -> list[str]:
+    """Make *changes* to empty copies of the tables, and return what the server refuses.
+
+    The copies have the checks, indexes and generated columns of the tables, which may not bear the changes.
+    """
+    step = "the start"
+    with conn.transaction(force_rollback=True):
+        try:
+            for one in standing:
+                # A table's name is the copy's as soon as that is there.
+                name = composed.Identifier(one.table)
+                conn.execute(composed.SQL("CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING ALL)").format(name, name))
+            _queries.rehearse.fetchval(conn, str)
+            for table, statement in _statements(conn, Plan((), changes, (), (), ())):
+                step = table
+                conn.execute(statement)
+        except psycopg.Error as error:
+            said = [error.diag.message_primary or str(error), *filter(None, [error.diag.message_detail])]
+            return [f"a trial on empty copies of the tables fails at {step}: {': '.join(said)}"]
+    return []
 
 
 def _check(found: Plan, set_aside: bool) -> None:
@@ -429,7 +561,7 @@ def _statements(conn: psycopg.Connection[Any], found: Plan) -> Iterator[tuple[st
         elif one.kind in ("index", "statistics"):
             taken = _migration_queries.present.fetchall(conn, tables=[one.name])
             # The index that has the name is the user's, and stays.
-            yield one.table, drift.statement(replace(one, name=f"kimera_{one.name}") if taken else one)
+            yield one.table, drift.statement(replace(one, found="") if taken else one)
 
 
 def _clauses(
