@@ -408,6 +408,7 @@ def test_columns_of_other_types(conn: Connection) -> None:
         "transition_type) VALUES (%s, %s, %s, 1, 0, 'x'), (%s, %s, 'state-1', 1, 0, 'x'), (%s, %s, %s, 1, 0, 'x')",
         [str(uuid4()), good[0], good[1], str(uuid4()), good[0], str(uuid4()), good[1], lost],
     )
+    conn.execute("SET standard_conforming_strings = off")
     adopt(conn, set_aside=True)
     add_adapters(conn)
     assert aside(conn, "geoid_states") == dict.fromkeys(bad, 1)
