@@ -143,7 +143,8 @@ class PooledConnection(psycopg.Connection[TupleRow]):
             raise
         failures.clear()
         assert isinstance(connection, PooledConnection)  # noqa: S101 - narrows the type for mypy
-        connection.opened_at = connection.used_at = monotonic()
+        connection.opened_at = monotonic()
+        connection.used_at = -_JUST_USED  # never
         connection.has_vectors = False
         connection.shared = shared
         return connection

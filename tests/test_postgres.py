@@ -437,7 +437,10 @@ def test_searches_by_an_index_change_every_setting(indexed: str) -> None:
         add_adapters(conn)
         by_hnsw = geoids.explain(conn, VECTOR, 1, ef_search=2, entropy=(0, None)).settings
         by_ivfflat = embeddings.explain(conn, VECTOR, 1, probes=1, since=seconds(0)).settings
-        unfiltered = geoids.explain(conn, VECTOR, 1).settings
+        unfiltered = {
+            **embeddings.explain(conn, VECTOR, 1, probes=1).settings,
+            **geoids.explain(conn, VECTOR, 1).settings,
+        }
         assert by_hnsw.keys() | by_ivfflat.keys() | unfiltered.keys() == settings(conn).keys()
         before = changed(conn, "LOCAL")
         assert not {**by_hnsw, **by_ivfflat, **unfiltered}.items() & before.items()

@@ -35,7 +35,8 @@ _SENT_AT_ONCE: Final = 2**17
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
 
-_pipelines: WeakKeyDictionary[Connection, Lock] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[Connection, Lock] = WeakKeyDictionary()
+"""For each connection the lock of those who share it: while it leaves pipeline mode psycopg lets others in."""
 
 
 def _check_free(conn: Connection, what: str) -> None:
@@ -81,11 +82,13 @@ def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.Cur
 def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
     bound = [_bind(conn, call.statement, call.parameters) for call in calls]
-    if len(calls) == 1:
-        return [_send(conn, calls[0], bound[0])]
-    with _pipeline(conn):
-        # Fetched after the pipeline's end, because fetching inside it costs another round trip.
-        return [_send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+    turn = _turns.get(conn) or _turns.setdefault(conn, Lock())
+    with turn:
+        if len(calls) == 1:
+            return [_send(conn, calls[0], bound[0])]
+        with _pipeline(conn):
+            # Fetched after the pipeline's end, because fetching inside it costs another round trip.
+            return [_send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
 
 
 def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
@@ -254,13 +257,12 @@ def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, 
 
 @contextmanager
 def _pipeline(conn: Connection) -> Iterator[None]:
-    """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
+    """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
 
     By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
     """
     try:
-        # Whoever shares the connection cannot enter the mode while another is in it.
-        with _pipelines.setdefault(conn, Lock()), conn.pipeline():
+        with conn.pipeline():
             yield
     except BaseException as error:
         if not isinstance(error, Exception):

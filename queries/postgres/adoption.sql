@@ -4,7 +4,8 @@
 -- returns: str
 -- not null: set_config
 SELECT set_config(given.name, given.value, true)
-FROM (VALUES ('row_security', 'off'), ('statement_timeout', '0')) AS given (name, value);
+FROM (VALUES ('row_security', 'off'), ('statement_timeout', '0')) AS given (name, value)
+ORDER BY given.name;
 
 -- name: standing(tables)
 -- Those of a list of tables that there are. kind: as pg_class has it. owned: this role is their owner or a member of it.

@@ -424,6 +424,7 @@ def test_columns_of_other_types(conn: Connection) -> None:
     assert migrations.differences(conn) == []
 
 
+@pytest.mark.ends
 def test_what_no_key_holds(conn: Connection) -> None:
     """Tables that something loaded without keys: two rows of one id, none, and transitions to nowhere."""
     conn.execute(re.sub(r" PRIMARY KEY| REFERENCES geoid_states\(id\)", "", SPECIFICATION))
@@ -440,6 +441,7 @@ def test_what_no_key_holds(conn: Connection) -> None:
     assert migrations.differences(conn) == []
 
 
+@pytest.mark.ends
 def test_tables_and_columns_that_are_missing_are_made(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     conn.execute("DROP TABLE system_metrics, portal_configurations, cognitive_transitions")
@@ -453,6 +455,7 @@ def test_tables_and_columns_that_are_missing_are_made(conn: Connection) -> None:
     assert metrics.insert(conn, metrics.NewMetric(metric_name="a", metric_value=1, component="b")).id == 1
 
 
+@pytest.mark.ends
 def test_what_has_to_be_put_right_first(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     add_geoid(conn)
@@ -467,6 +470,7 @@ def test_what_has_to_be_put_right_first(conn: Connection) -> None:
         adopt(conn, set_aside=True)
 
 
+@pytest.mark.ends
 def test_rows_of_ones_own_tables_do_not_go_with_those_set_aside(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     add_geoid(conn, metadata=None)
@@ -509,6 +513,7 @@ def test_rows_that_a_policy_hides_stop_it(server: Server, conn: Connection) -> N
         conn.execute(f"DROP ROLE {owner}; DROP ROLE IF EXISTS {owner}_app".encode())
 
 
+@pytest.mark.ends
 def test_words_of_other_types_become_text(conn: Connection) -> None:
     """SQLAlchemy makes a type of its own of an Enum."""
     conn.execute(
@@ -559,6 +564,7 @@ HOLDERS: Final = {
 """What people have about such tables that the tables can't be adopted with, and what is said about it."""
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize(("change", "said"), HOLDERS.items())
 def test_what_stands_in_the_way_of_a_change_is_told_beforehand(conn: Connection, change: str, said: str) -> None:
     conn.execute(CREATE_ALL)
@@ -591,6 +597,7 @@ REACHING: Final = {
 """What would lose or change more than the rows that are set aside."""
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize(("change", "said"), REACHING.items())
 def test_setting_aside_reaches_nothing_else(conn: Connection, change: str, said: str) -> None:
     conn.execute(SPECIFICATION)
@@ -604,6 +611,7 @@ def test_setting_aside_reaches_nothing_else(conn: Connection, change: str, said:
     assert counts(conn)["geoid_states"] == 2
 
 
+@pytest.mark.ends
 def test_a_trigger_that_is_disabled_is_in_nobodys_way(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     conn.execute("CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
@@ -614,6 +622,7 @@ def test_a_trigger_that_is_disabled_is_in_nobodys_way(conn: Connection) -> None:
     assert aside(conn, "geoid_states") == {"timestamp is NULL": 1}
 
 
+@pytest.mark.ends
 def test_values_that_a_conversion_would_refuse(conn: Connection) -> None:
     conn.execute(
         CREATE_ALL.replace("entropy FLOAT", "entropy NUMERIC")
@@ -647,6 +656,7 @@ def test_values_that_a_conversion_would_refuse(conn: Connection) -> None:
     assert [one.metadata for one in found] == [{"a": "\U0001f600"}, {"a": "\\ud83d"}, {"a": 2}]
 
 
+@pytest.mark.ends
 def test_what_is_too_long_for_an_index(conn: Connection) -> None:
     """Deleted rows are in a new index too, so setting them aside would not help."""
     conn.execute(SPECIFICATION.replace("CREATE INDEX idx_geoid_tags ON geoid_states USING GIN (tags);", ""))
@@ -668,6 +678,7 @@ def test_what_is_too_long_for_an_index(conn: Connection) -> None:
     adopt(conn)
 
 
+@pytest.mark.ends
 def test_names_that_are_taken_stay(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     conn.execute("ALTER TABLE geoid_states ADD CONSTRAINT geoid_states_vector_norm CHECK (entropy > -1)")
@@ -685,6 +696,7 @@ def test_names_that_are_taken_stay(conn: Connection) -> None:
     assert migrations.differences(conn) == []
 
 
+@pytest.mark.ends
 def test_keys_that_are_checked_at_the_end_of_a_transaction(conn: Connection) -> None:
     conn.execute(SPECIFICATION.replace("REFERENCES geoid_states(id)", "REFERENCES geoid_states(id) INITIALLY DEFERRED"))
     fill(conn)
@@ -693,6 +705,7 @@ def test_keys_that_are_checked_at_the_end_of_a_transaction(conn: Connection) -> 
     assert aside(conn, "geoid_states") == {"timestamp is NULL": 1}
 
 
+@pytest.mark.ends
 def test_partitioned_tables(conn: Connection) -> None:
     conn.execute(
         SPECIFICATION.replace(
@@ -711,6 +724,7 @@ def test_partitioned_tables(conn: Connection) -> None:
     assert migrations.differences(conn) == []
 
 
+@pytest.mark.ends
 def test_new_tables_are_made_beside_the_others(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     conn.execute("CREATE SCHEMA app; SET search_path = app, public")
@@ -720,6 +734,7 @@ def test_new_tables_are_made_beside_the_others(conn: Connection) -> None:
     adopt(conn)
 
 
+@pytest.mark.ends
 def test_a_limit_on_statements_is_not_for_the_adoption(conn: Connection) -> None:
     conn.execute(SPECIFICATION)
     add_geoid(conn)
@@ -847,6 +862,7 @@ DRIFTS: Final = {
 }
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize(("change", "found"), DRIFTS.items())
 def test_a_database_that_has_drifted_is_told_by_doctor_and_by_init(database: str, change: str, found: str) -> None:
     assert run("init", "--check", DATABASE_URL=database).returncode == 0

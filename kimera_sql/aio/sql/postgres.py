@@ -34,7 +34,8 @@ _SENT_AT_ONCE: Final = 2**17
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
 
-_pipelines: WeakKeyDictionary[Connection, ALock] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[Connection, ALock] = WeakKeyDictionary()
+"""For each connection the lock of those who share it: while it leaves pipeline mode psycopg lets others in."""
 
 
 def _check_free(conn: Connection, what: str) -> None:
@@ -80,11 +81,13 @@ async def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psyco
 async def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
     bound = [_bind(conn, call.statement, call.parameters) for call in calls]
-    if len(calls) == 1:
-        return [await _send(conn, calls[0], bound[0])]
-    async with _pipeline(conn):
-        # Fetched after the pipeline's end, because fetching inside it costs another round trip.
-        return [await _send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+    turn = _turns.get(conn) or _turns.setdefault(conn, ALock())
+    async with turn:
+        if len(calls) == 1:
+            return [await _send(conn, calls[0], bound[0])]
+        async with _pipeline(conn):
+            # Fetched after the pipeline's end, because fetching inside it costs another round trip.
+            return [await _send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
 
 
 async def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
@@ -257,13 +260,12 @@ async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Ma
 
 @asynccontextmanager
 async def _pipeline(conn: Connection) -> AsyncIterator[None]:
-    """Run the block in pipeline mode, one block at a time. One that is cancelled or interrupted closes *conn*.
+    """Run the block in pipeline mode. One that is cancelled or interrupted closes *conn*.
 
     By then statements are sent whose results nobody will read, and psycopg leaves the connection in pipeline mode.
     """
     try:
-        # Whoever shares the connection cannot enter the mode while another is in it.
-        async with _pipelines.setdefault(conn, ALock()), conn.pipeline():
+        async with conn.pipeline():
             yield
     except BaseException as error:
         if not isinstance(error, Exception):
