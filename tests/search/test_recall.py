@@ -70,7 +70,6 @@ def test_measure_makes_queries_of_rows(ivfflat: Connection) -> None:
     assert low.recall < 0.95
 
 
-@pytest.mark.ends
 def test_an_older_index_of_the_other_method_does_not_lower_what_was_tuned(conn: Connection) -> None:
     """The server may choose it, and most rows had no part in its lists and settings."""
     vectors = np.array([unit(number) for number in range(900)])

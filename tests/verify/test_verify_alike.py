@@ -310,7 +310,6 @@ def test_the_conditions_are_those_of_the_innermost_where(tmp_path: Path, stateme
 
 
 @pytest.mark.ends
-@pytest.mark.ends
 def test_a_filter_dropped_from_one_way_of_searching_is_found(
     pg_conn: psycopg.Connection, shipped_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
