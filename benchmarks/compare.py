@@ -123,9 +123,11 @@ def filled(conn: Client, setting: Setting, seed: int) -> Setting:
 def chosen(conn: Client, table: str, k: int) -> tuple[Mapping[str, str], int]:
     """Return the settings of kimera_sql's searches for *k* rows, and how many candidates they re-rank."""
     plan = run.plan(conn, VECTOR_TABLES[table], k, {}, Options())
-    if plan.query != "similar_half":
+    if plan.index is None or plan.index.precision != "half":
         raise SystemExit(f"{table} is searched {plan.reason}, which nothing here compares; give more --rows")
-    return plan.settings, plan.parameters["candidates"]
+    # What the statement by hand is to be planned with; kimera_sql's own may need no more than the first.
+    planned = {"jit": "off", "enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
+    return {**plan.settings, **planned}, int(plan.parameters["candidates"])
 
 
 def gathered(wanted: Sequence[type[Peer]], setting: Setting, stack: ExitStack, missing: set[str]) -> list[Peer]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
@@ -30,7 +29,7 @@ from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite, loaders, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
-from .twins import Lock, call, check_process
+from .twins import Lock, call, check_process, is_readable
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +219,7 @@ class Pool(ConnectionPool[PooledConnection]):
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
-            if monotonic() - connection.used_at > _JUST_USED or _is_readable(connection.fileno()):
+            if monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
                 self.check_connection(connection)
             _restore(connection)
             if not connection.has_vectors:
@@ -232,15 +231,6 @@ class Pool(ConnectionPool[PooledConnection]):
                     self._cleared_at = monotonic()
                     self.drain()
             raise
-
-
-def _is_readable(descriptor: int) -> bool:
-    """Return whether a socket has something to read, or its end; True where the system has no cheap way to tell."""
-    if not hasattr(select, "poll"):
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _restore(connection: PooledConnection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar, cast
@@ -57,6 +58,15 @@ def check_process(opened_in: int) -> None:
             "this pool was opened by the parent process, and two processes cannot share a connection: open a pool in "
             "the child"
         )
+
+
+def is_readable(descriptor: int) -> bool:
+    """Return whether a socket has something to read, or its end; True where the system has no cheap way to tell."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 Lock = threading.Lock

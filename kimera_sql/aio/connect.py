@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
@@ -27,7 +26,7 @@ from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..sql import loaders
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
-from ..twins import ALock, acall, check_process
+from ..twins import ALock, acall, check_process, is_readable
 from . import sql
 from .sql import Connection, is_postgres, is_sqlite, types
 from .sqlite import SqlitePool, add_functions
@@ -220,7 +219,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
-            if monotonic() - connection.used_at > _JUST_USED or _is_readable(connection.fileno()):
+            if monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
                 await self.check_connection(connection)
             await _restore(connection)
             if not connection.has_vectors:
@@ -232,15 +231,6 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     self._cleared_at = monotonic()
                     await self.drain()
             raise
-
-
-def _is_readable(descriptor: int) -> bool:
-    """Return whether a socket has something to read, or its end; True where the system has no cheap way to tell."""
-    if not hasattr(select, "poll"):
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 async def _restore(connection: AsyncPooledConnection) -> None:

@@ -76,7 +76,7 @@ async def _check_strangers(conn: Connection) -> None:
         remedy = (
             "`kimera-sql adopt --dry-run` says what it takes to take them over"
             if sql.is_postgres(conn)
-            else ("name another file, and bring their rows over yourself")
+            else "name another file, and bring their rows over yourself"
         )
         raise SchemaError(f"the database has {', '.join(found)}, which kimera_sql did not make; {remedy}")
 

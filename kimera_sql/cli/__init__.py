@@ -55,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kimera-sql: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        said = importlib.import_module(f"{__name__}.errors").said(error)
-        if said is None:
+        from .errors import said
+
+        message = said(error)
+        if message is None:
             raise
-        print(f"kimera-sql: {said}", file=sys.stderr)
+        print(f"kimera-sql: {message}", file=sys.stderr)
         return 1
     return code
 
@@ -101,7 +103,9 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _dsn(text: str) -> str:
-    fault = importlib.import_module(f"{__name__}.errors").fault_of_conninfo(text)
+    from .errors import fault_of_conninfo
+
+    fault = fault_of_conninfo(text)
     if fault is not None:
         raise argparse.ArgumentTypeError(fault)
     return text
@@ -112,8 +116,9 @@ def _name_folder(words: list[str]) -> list[str]:
     if "--embedded" in words:
         at = words.index("--embedded") + 1
         if at == len(words) or words[at] in _COMMANDS or words[at].startswith("-"):
-            default = importlib.import_module("kimera_sql.embedded").default_folder()
-            words.insert(at, str(default))
+            from ..embedded import default_folder
+
+            words.insert(at, str(default_folder()))
     return words
 
 

@@ -263,9 +263,7 @@ def lock(conn: psycopg.Connection[Any], tables: Sequence[str], lock_timeout: tim
         with _lock_timeout(conn, f"{_milliseconds(lock_timeout)}ms"), conn.transaction():
             conn.execute(composed.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(names))
     except psycopg.errors.LockNotAvailable as error:
-        pids = {
-            one.pid for table in tables for one in _queries.holders.fetchall(conn, Holder, table=table) if one.locks
-        }
+        pids = _locking(conn, tables)
         raise MaintenanceError(
             f"{', '.join(tables)} could not be locked within {_seconds(lock_timeout)}, because of a "
             f"transaction{_of(pids)}; end it, try later or wait longer"
@@ -311,12 +309,7 @@ def _clean(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> None:
     try:
         dropped = indexes.clean(conn)
     except psycopg.errors.LockNotAvailable as error:
-        pids = {
-            one.pid
-            for table in VECTOR_TABLES
-            for one in _queries.holders.fetchall(conn, Holder, table=table)
-            if one.locks
-        }
+        pids = _locking(conn, VECTOR_TABLES)
         raise MaintenanceError(
             f"an unfinished index could not be dropped: its table was locked for {_seconds(lock_timeout)} by a "
             f"transaction{_of(pids)}; end it, try later or wait longer"
@@ -371,6 +364,11 @@ def _await_transactions(conn: psycopg.Connection[Any], table: str, lock_timeout:
 
 def _holders(conn: psycopg.Connection[Any], table: str) -> dict[str, Holder]:
     return {one.transaction: one for one in _queries.holders.fetchall(conn, Holder, table=table)}
+
+
+def _locking(conn: psycopg.Connection[Any], tables: Iterable[str]) -> set[int | None]:
+    """Return the processes whose transactions have a lock of any kind on one of *tables*."""
+    return {one.pid for table in tables for one in _holders(conn, table).values() if one.locks}
 
 
 def _held(holders: Collection[Holder], table: str, lock_timeout: timedelta) -> MaintenanceError:

@@ -51,16 +51,16 @@ def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, An
     return estimate
 
 
-def served_alone(conn: psycopg.Connection[Any], table: Table, chosen: Plan, seen: Look) -> bool:
-    """Return whether the plan of the statement *chosen*.alone is by its index. It is cached as long as the look.
+def is_served(conn: psycopg.Connection[Any], table: Table, alone: Plan, seen: Look) -> bool:
+    """Return whether the server runs the statement of *alone* by its index. It is cached as long as the look.
 
-    That statement leaves the choice to the planner, which reads small tables from end to end.
+    Without settings the choice is the planner's, which reads small tables from end to end.
     """
-    served = seen.served(chosen.alone or "")
+    served = seen.served(alone.query)
     if served is None:
-        statement = getattr(Queries(table.entity), chosen.alone or "").statement(conn).explained()
-        given = {"vector": _ANY, **chosen.given_alone(chosen.least, with_vectors=False)}
+        statement = getattr(Queries(table.entity), alone.query).statement(conn).explained()
+        given = {"vector": _ANY, "k": alone.least, "with_vectors": False, **alone.parameters}
         lines = [line for (line,) in postgres.fetchall(conn, statement, given)]
-        served = chosen.index is not None and used_by(lines, chosen.index.name)
-        seen.remember_served(chosen.alone or "", served)
+        served = alone.index is not None and used_by(lines, alone.index.name)
+        seen.remember_served(alone.query, served)
     return served

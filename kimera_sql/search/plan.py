@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, LiteralString, TypeAlias
 
@@ -77,10 +77,6 @@ _PREFERENCE: Final[tuple[tuple[Method, Precision], ...]] = (
 )
 
 
-_HNSW_ALONE: Final = ["hnsw.ef_search", "jit", "enable_seqscan", "plan_cache_mode"]
-"""The settings of an hnsw search that nothing filters, with pgvector before 0.9 and no other index to choose."""
-
-
 @dataclass(frozen=True, slots=True)
 class VectorIndex:
     """A vector index that a search can use.
@@ -143,21 +139,19 @@ class Plan:
 
     parameters: the statement's parameters besides those of every search. settings: server settings, for this statement
     only. reason: in words. setting: probes or ef_search. least: how many rows to look at, even if fewer are asked for.
-    alone: the name of a statement without filters that needs no settings but its parameter ef_search, if it will do.
+    alone: the statement has no filters, and puts its settings in force by itself. simpler: such a plan of the same
+    search, for where nothing excludes a row and the planner goes by the index.
     """
 
     query: str
     index: VectorIndex | None
-    parameters: Mapping[str, int]
+    parameters: Mapping[str, int | str]
     settings: Mapping[str, str]
     reason: str
     setting: int | None = None
     least: int = 1
-    alone: str | None = None
-
-    def given_alone(self, k: int, *, with_vectors: bool) -> dict[str, Any]:
-        """Return the parameters of the statement *alone* but for the vector."""
-        return {"k": k, "ef_search": str(self.setting), "with_vectors": with_vectors, **self.parameters}
+    alone: bool = False
+    simpler: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,14 +251,13 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
             setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / left))
         reason += f", widened to {setting} as some {left:,} of {rows:,} rows are left to search"
     settings = _settings(index, setting, filtered=filtered)
-    for other in usable:
+    others = [other for other in usable if other.precision == index.precision and other.method != index.method]
+    for other in others:
         # The planner may choose an index on the same expression by the other method. That must not lose rows: index is
         # the one that is tuned, and what the other was tuned on may be long ago. It also makes the choice less likely.
-        if other.precision == index.precision and other.method != index.method:
-            settings |= _settings(other, other.lists or MAX_EF_SEARCH, filtered=filtered)
+        settings |= _settings(other, other.lists or MAX_EF_SEARCH, filtered=filtered)
     hnsw = index.method == "hnsw"
-    alone = hnsw and not filtered and list(settings) == _HNSW_ALONE and candidates <= _ALONE
-    return Plan(
+    chosen = Plan(
         f"similar_{index.precision}",
         index,
         {"candidates": candidates},
@@ -272,8 +265,17 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         reason,
         setting,
         least=_CLUMP if hnsw else 1,
-        alone=f"nearest_{index.precision}" if alone else None,
     )
+    if not hnsw or filtered or others or index.pgvector >= (0, 9) or candidates > _ALONE:
+        return chosen
+    alone = replace(
+        chosen,
+        query=f"nearest_{index.precision}",
+        parameters={"candidates": candidates, "ef_search": str(setting)},
+        settings={"hnsw.ef_search": str(setting)},
+        alone=True,
+    )
+    return replace(chosen, simpler=alone)
 
 
 def _population(index: VectorIndex, matching: int | None) -> tuple[int, int | None]:

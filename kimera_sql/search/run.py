@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -27,6 +26,8 @@ _queries = Queries("search")
 
 _VARIED: Final = 5
 """A search with diversity chooses from this many times k rows."""
+
+_COMPLETED: Final = exactly("the index gave too few rows")
 
 _SAME: Final = 1e-6
 """Cosine distances up to this are rounding's."""
@@ -50,9 +51,10 @@ def plan(
     filtered = seen.guarded or any(value is not None for value in where.values())
     if not filtered or not any(index.usable for index in seen.indexes):
         chosen = seen.plan(table, k, options)
-        if chosen.alone is None or (_nothing(besides) and catalogue.served_alone(conn, table, chosen, seen)):
+        alone = chosen.simpler
+        if alone is None or any(value is not None for value in (besides or {}).values()):
             return chosen
-        return replace(chosen, alone=None)
+        return alone if catalogue.is_served(conn, table, alone, seen) else chosen
     return decide(table, seen.indexes, k, options, catalogue.matching(conn, table, where, besides or {}))
 
 
@@ -76,17 +78,14 @@ def rows(
     """
     chosen = plan(conn, table, k, where, options, besides=besides)
     wanted = max(k, chosen.least) if complete else k
-    if sql.is_postgres(conn) and chosen.alone is not None:
-        found = _run_alone(conn, table, chosen, vectors, wanted, with_vectors)
-    else:
-        several = [_given(vector, wanted, with_vectors, where, besides) for vector in vectors]
-        found = _run(conn, table, chosen, several)
+    several = [_given(chosen, vector, wanted, with_vectors, where, besides) for vector in vectors]
+    found = _run(conn, table, chosen, several)
     if complete and chosen.index is not None:
-        exact = Queries(table.entity).similar_exact
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
             if len(found[place]) < k or _look_identical(found[place], chosen.least):
-                found[place] = exact.fetchall(conn, **_given(vector, k, with_vectors, where, besides))
+                parameters = _given(_COMPLETED, vector, k, with_vectors, where, besides)
+                (found[place],) = _run(conn, table, _COMPLETED, [parameters])
     return [rows[:k] for rows in found] if wanted > k else found
 
 
@@ -99,32 +98,16 @@ def _look_identical(rows: Sequence[Row], least: int) -> bool:
 
 
 def _given(
-    vector: Vector, k: int, with_vectors: bool, where: Mapping[str, Any], besides: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the parameters of a search, but for those that its plan adds."""
-    return {"vector": vector, "k": k, "with_vectors": with_vectors, **(besides or {}), **where}
-
-
-def _nothing(parameters: Mapping[str, Any] | None) -> bool:
-    return parameters is None or all(value is None for value in parameters.values())
-
-
-def _run_alone(
-    conn: psycopg.Connection[Any],
-    table: Table,
     chosen: Plan,
-    vectors: Sequence[Vector],
+    vector: Vector,
     k: int,
     with_vectors: bool,
-) -> list[list[Row]]:
-    """Run the statement of *chosen* that sets, for itself, what it needs, once for each of *vectors*."""
-    statement = getattr(Queries(table.entity), chosen.alone or "").statement(conn)
-    given = chosen.given_alone(k, with_vectors=with_vectors)
-    found = postgres.fetchall_of(conn, [postgres.Call(statement, {"vector": vector, **given}) for vector in vectors])
-    if not all(found) and not postgres.outside_transaction(conn):
-        # The setting is put back with the rows.
-        _queries.put_back.fetchall(conn, names=["hnsw.ef_search"])
-    return [[row[:-1] for row in rows] for rows in found]
+    where: Mapping[str, Any],
+    besides: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the parameters of the statement of *chosen*."""
+    excluding = {} if chosen.alone else {**(besides or {}), **where}
+    return {"vector": vector, "k": k, "with_vectors": with_vectors, **excluding, **chosen.parameters}
 
 
 def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
@@ -133,9 +116,13 @@ def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping
     if not sql.is_postgres(conn):
         return [query.fetchall(conn, **parameters) for parameters in several]
     generic = "plan_cache_mode" in chosen.settings
-    searches = [
-        postgres.Call(query.statement(conn), {**parameters, **chosen.parameters}, generic) for parameters in several
-    ]
+    searches = [postgres.Call(query.statement(conn), parameters, generic) for parameters in several]
+    if chosen.alone:
+        found = postgres.fetchall_of(conn, searches)
+        if not all(found) and not postgres.outside_transaction(conn):
+            # The setting is put back with the rows.
+            _queries.put_back.fetchall(conn, names=list(chosen.settings))
+        return [[row[:-1] for row in rows] for rows in found]
     if not chosen.settings:
         return postgres.fetchall_of(conn, searches)
     names, values = list(chosen.settings), list(chosen.settings.values())
@@ -205,14 +192,9 @@ def explain(
     server = sql.require_postgres(conn, "SQLite has no plans to explain: its searches are exact")
     k = checks.limit(k, "k")
     chosen = plan(server, table, k, where, options, besides=besides)
-    settings: Mapping[str, str]
-    if chosen.alone is not None:
-        name, settings = chosen.alone, {}
-        parameters = {"vector": vector, **chosen.given_alone(k, with_vectors=False)}
-    else:
-        name, settings = chosen.query, chosen.settings
-        parameters = {**_given(vector, k, False, where, besides), **chosen.parameters}
-    statement = getattr(Queries(table.entity), name).statement(server).explained()
+    statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
+    parameters = _given(chosen, vector, k, False, where, besides)
+    settings = {} if chosen.alone else chosen.settings
     with sql.atomic(server), server.transaction() as undone:
         if settings:
             _queries.set_local.fetchall(server, names=list(settings), values=list(settings.values()))
@@ -223,6 +205,4 @@ def explain(
     used = index is not None and used_by(lines, index)
     # The vector has 10,000 characters that nobody wants to read.
     shown = re.sub(r"'\[[^']*\]'::", "$vector::", "\n".join(lines))
-    if chosen.alone is not None:
-        settings = {"hnsw.ef_search": str(chosen.setting)}
-    return Explanation(index, used, chosen.reason, dict(settings), shown)
+    return Explanation(index, used, chosen.reason, dict(chosen.settings), shown)

@@ -1,10 +1,13 @@
-"""Rows as COPY ... (FORMAT BINARY) takes them, made at once. psycopg makes them value by value, at twice the cost.
+"""Rows as COPY ... (FORMAT BINARY) takes them, made at once, and the forms of values that they consist of.
+
+psycopg makes rows value by value, at twice the cost.
 
 The forms are those of PostgreSQL's send functions, after "File Formats" of its page on COPY.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,15 +19,19 @@ from psycopg.types.json import Json, Jsonb
 
 from ..errors import InvalidValue
 from ..vectors import sent
-from .rows import dumps
 
 Encoder: TypeAlias = Callable[[Any], bytes]
 
 BEGIN: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END: Final = b"\xff\xff"
 
+EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""The moment from which the server counts the microseconds of a timestamp."""
+
+dumps: Final = json.JSONEncoder(allow_nan=False).encode
+"""What makes JSON of a value."""
+
 _NULL: Final = b"\xff\xff\xff\xff"
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 _length: Final = struct.Struct(">i").pack
 _columns: Final = struct.Struct(">h").pack
@@ -32,7 +39,22 @@ _int4: Final = struct.Struct(">ii").pack
 _int8: Final = struct.Struct(">iq").pack
 _float8: Final = struct.Struct(">id").pack
 _array: Final = struct.Struct(">iiIii").pack
-_empty_array: Final = struct.pack(">iiI", 0, 0, types["text"].oid)
+_empty_array: Final = struct.Struct(">iiI").pack
+
+
+def codec(encoding: str) -> str:
+    """Return the codec of the texts of a session in *encoding*, by Python's name: SQL_ASCII takes UTF-8 as it is."""
+    return "utf-8" if encoding == "ascii" else encoding
+
+
+def array(oid: int, items: Sequence[bytes]) -> bytes:
+    """Return an array of *items*, each as it is sent behind its length, of the server's type *oid*."""
+    return _array(1, 0, oid, len(items), 1) + b"".join(items) if items else _empty_array(0, 0, oid)
+
+
+def uuid(value: UUID) -> bytes:
+    """Return *value* behind its length."""
+    return b"\0\0\0\x10" + value.bytes
 
 
 def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any]], bytes] | None:
@@ -40,7 +62,7 @@ def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any
 
     encoding: the session's, by Python's name. The function raises InvalidValue for a value of another type.
     """
-    encoders = _encoders("utf-8" if encoding == "ascii" else encoding)
+    encoders = _encoders(codec(encoding))
     if not all(column in encoders for column in columns):
         return None
     chosen = [encoders[column] for column in columns]
@@ -74,13 +96,11 @@ def _encoders(encoding: str) -> Mapping[str, Encoder]:
         return _length(len(encoded)) + encoded
 
     def texts(value: Sequence[str]) -> bytes:
-        if not value:
-            return _length(len(_empty_array)) + _empty_array
-        items = b"".join([text(item) for item in value])
-        return _length(20 + len(items)) + _array(1, 0, types["text"].oid, len(value), 1) + items
+        encoded = array(types["text"].oid, [text(item) for item in value])
+        return _length(len(encoded)) + encoded
 
     return {
-        "uuid": _uuid,
+        "uuid": uuid,
         "timestamptz": _timestamptz,
         "jsonb": _jsonb,
         "int4": lambda value: _int4(4, value),
@@ -92,12 +112,8 @@ def _encoders(encoding: str) -> Mapping[str, Encoder]:
     }
 
 
-def _uuid(value: UUID) -> bytes:
-    return b"\0\0\0\x10" + value.bytes
-
-
 def _timestamptz(value: datetime) -> bytes:
-    since = value - _EPOCH
+    since = value - EPOCH
     return _int8(8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 

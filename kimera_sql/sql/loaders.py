@@ -18,11 +18,11 @@ from psycopg.types.string import TextBinaryLoader
 from psycopg.types.uuid import UUIDBinaryLoader
 
 from ..vectors import keep_loaders
+from .binary import EPOCH, codec
 
 _FIRST_OID: Final = 16_384
 """From here on are the oids of what is not built into the server: FirstNormalObjectId of its transam.h."""
 
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -43,7 +43,7 @@ class _MomentLoader(Loader):
     def load(self, data: Buffer) -> datetime:
         (microseconds,) = _unpack_microseconds(data)
         try:
-            return _EPOCH + timedelta(0, 0, microseconds)
+            return EPOCH + timedelta(0, 0, microseconds)
         except OverflowError:
             return _LAST if microseconds > 0 else _FIRST
 
@@ -56,8 +56,7 @@ class _JsonLoader(Loader):
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
         encoding = self.connection.info.encoding if self.connection else "utf-8"
-        # SQL_ASCII leaves it as the database has it.
-        self._encoding = "utf-8" if encoding == "ascii" else encoding
+        self._encoding = codec(encoding)
 
     def load(self, data: Buffer) -> Any:
         return json.loads(str(data, self._encoding))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import struct
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
 from . import shapes
+from .binary import array, codec, dumps, uuid
 from .files import Dialect, query_file, statements
 
 Row: TypeAlias = tuple[Any, ...]
@@ -32,9 +32,6 @@ STREAM_ENDED: Final = (
 )
 """What a stream raises InvalidValue with."""
 
-dumps: Final = json.JSONEncoder(allow_nan=False).encode
-"""What makes JSON of a value."""
-
 
 class _Ids(list[UUID]):
     """UUIDs that are sent as UUID[] in binary. psycopg sends a list as text, which takes seven times as long."""
@@ -45,9 +42,7 @@ class _IdsDumper(Dumper):
     oid = types["uuid"].array_oid
 
     def dump(self, obj: _Ids) -> bytes:
-        # PostgreSQL's array_send: dimensions, whether there are NULLs, the type, the length and the first index.
-        head = struct.pack(">iiIii", 1, 0, types["uuid"].oid, len(obj), 1)
-        return head + b"".join([b"\0\0\0\x10" + id.bytes for id in obj])
+        return array(types["uuid"].oid, [uuid(id) for id in obj])
 
 
 psycopg.adapters.register_dumper(_Ids, _IdsDumper)
@@ -64,7 +59,7 @@ def to_postgres(value: Any) -> Any:
 
 def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "") -> None:
     """Raise InvalidValue for a text among *parameters* that a session in *encoding*, by Python's name, cannot send."""
-    if encoding in ("utf-8", "ascii"):  # ascii stands for SQL_ASCII, which takes UTF-8 as it is
+    if codec(encoding) == "utf-8":
         return
     for name, value in parameters.items():
         for text in value if isinstance(value, list) else [value]:
@@ -89,9 +84,9 @@ def to_sqlite(value: Any) -> Any:
         case timedelta():
             return value // timedelta(microseconds=1)
         case dict():
-            return json.dumps(value, allow_nan=False)
+            return dumps(value)
         case list():
-            return json.dumps([to_sqlite(item) for item in value], allow_nan=False)
+            return dumps([to_sqlite(item) for item in value])
         case np.ndarray():
             return value.astype("<f4", copy=False).tobytes()
         case _:

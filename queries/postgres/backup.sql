@@ -1,9 +1,3 @@
--- name: set_lock_timeout(milliseconds)$
--- How long a statement of this transaction waits for a lock at most.
--- returns: str
--- not null: set_config
-SELECT set_config('lock_timeout', :milliseconds::integer::text, true);
-
 -- name: locked_tables()
 -- The tables of this database that others have locked against readers, and the process of each.
 -- returns: table str, pid int | None

@@ -20,7 +20,7 @@ from ...tables import NAMES, VECTOR_TABLES
 from .. import maintenance
 from .judging import FOREIGN_KEY, Judges
 from .obstacles import Standing, count, fixed_columns, lost_columns, rehearse, too_long, unsuited
-from .statements import SET_ASIDE, statements
+from .statements import SET_ASIDE, setting_aside, statements
 
 _queries = sql.Queries("adoption")
 _migration_queries = sql.Queries("migrations")
@@ -204,7 +204,7 @@ def _check(found: Plan, set_aside: bool) -> None:
 
 def _carry_out(conn: psycopg.Connection[Any], found: Plan) -> None:
     conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    steps = [*statements(conn, found.changes, {one.table for one in found.unfit})]
+    steps = [*setting_aside(conn, {one.table for one in found.unfit}), *statements(conn, found.changes)]
     with Bar() as bar:
         for number, (label, statement) in enumerate(steps):
             bar.draw(label, number, len(steps))

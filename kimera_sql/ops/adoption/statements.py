@@ -22,18 +22,18 @@ SET_ASIDE: Final = "{}_set_aside"
 """The table that takes the rows of another that cannot be kept as they are."""
 
 
-def statements(
-    conn: psycopg.Connection[Any], changes: Sequence[Difference], losing: Collection[str] = ()
-) -> Iterator[tuple[str, composed.Composed]]:
-    """Yield the statements that make *changes*, in order, each with what it is about.
-
-    Before them rows of the tables *losing* that cannot be kept are set aside.
-    """
+def setting_aside(conn: psycopg.Connection[Any], losing: Collection[str]) -> Iterator[tuple[str, composed.Composed]]:
+    """Yield the statements that set aside the rows of *losing* that cannot be kept, each with what it is about."""
     elements, wanted = migrations.elements(conn), drift.expected()
     judges = Judges(elements, wanted, drift.differences(elements, wanted))
     # Rows that refer to others go before those.
     for table in [name for name in reversed(NAMES) if name in losing]:
         yield from _setting_aside(table, judges.judge(table))
+
+
+def statements(conn: psycopg.Connection[Any], changes: Sequence[Difference]) -> Iterator[tuple[str, composed.Composed]]:
+    """Yield the statements that make *changes*, in order, each with what it is about."""
+    elements, wanted = migrations.elements(conn), drift.expected()
     converted = [one for one in changes if one.kind == "type" and one.found is not None]
     # A foreign key holds the types of both its columns, which are converted one after the other.
     keys = _queries.references_between.fetchall(conn, tables=list(NAMES)) if converted else []

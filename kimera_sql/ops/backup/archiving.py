@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 import shutil
@@ -122,7 +121,8 @@ def _require_free(conn: psycopg.Connection[Any], archive: Path) -> None:
     owner = archive.stat().st_uid
     if owner != os.geteuid():
         raise BackupError(
-            f"{archive} belongs to the user {_user(owner)}, and this is {_user(os.geteuid())}: run it as {_user(owner)}"
+            f"{archive} belongs to the user {tools.user_name(owner)}, and this is {tools.user_name(os.geteuid())}: run "
+            f"it as {tools.user_name(owner)}"
         )
     if archives_into(_queries.archive_command.fetchval(conn, str) or "", archive):
         raise BackupError(
@@ -136,13 +136,6 @@ def archives_into(command: str, archive: Path) -> bool:
     """Return whether the archive_command *command* names *archive*, as it is or as archive_settings quotes it."""
     path = str(archive.absolute())
     return any(re.search(rf"(?<![\w./-]){re.escape(written)}(?![\w.-])", command) for written in (path, _escaped(path)))
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
 
 
 @dataclass(slots=True)

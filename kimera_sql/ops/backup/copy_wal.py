@@ -50,7 +50,7 @@ def put(source: str, target: str) -> None:
     if not os.path.isdir(folder):
         raise ArchiveError(f"there is no folder {folder}; make it, or mount its disk")
     claim(folder, ARCHIVE_COMMAND)
-    packed = _is_segment(name) and not os.path.lexists(target)
+    packed = is_segment(name) and not os.path.lexists(target)
     _write(source, target + PACKED if packed else target)
 
 
@@ -165,7 +165,8 @@ def _packed(file: BufferedReader) -> Iterator[bytes]:
     yield packing.flush()
 
 
-def _is_segment(name: str) -> bool:
+def is_segment(name: str) -> bool:
+    """Return whether *name* is that of a segment."""
     return len(name) == 24 and not name.strip("0123456789ABCDEF")
 
 

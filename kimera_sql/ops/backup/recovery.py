@@ -221,7 +221,7 @@ def _check_archive(available: Segments, user: str | None) -> None:
         tools.run(Path(python), [*arguments, "check", archive.absolute()], user=user)
     except BackupError as error:
         raise BackupError(
-            f"the server, as the user {user or pwd.getpwuid(os.geteuid()).pw_name}, cannot read {archive}; "
+            f"the server, as the user {user or tools.user_name(os.geteuid())}, cannot read {archive}; "
             f"give --os-user its owner, and give it all files there (chown -R): {error}"
         ) from None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pwd
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from ...errors import InvalidValue
-from . import copy_wal, layout
+from . import copy_wal, layout, tools
 from .files import reported
 
 _SERVICES: Final = "/etc/kimera/pg_service.conf"
@@ -117,10 +116,7 @@ def _owner(folder: Path) -> str:
     """Return whose *folder* is, postgres where that is root's or not there."""
     with reported(folder):
         owner = folder.stat().st_uid if folder.exists() else 0
-    try:
-        return pwd.getpwuid(owner).pw_name if owner else "postgres"
-    except KeyError:
-        return str(owner)
+    return tools.user_name(owner) if owner else "postgres"
 
 
 def _job(

@@ -177,6 +177,14 @@ def scrub(message: str, secrets: Sequence[str]) -> str:
     return message
 
 
+def user_name(number: int) -> str:
+    """Return the name of the operating system's user *number*, the number itself where it has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 def server_user() -> str | None:
     """Return the operating system's user to run a server as: None, this one, unless this is root, whom it refuses."""
     if os.geteuid() != 0:

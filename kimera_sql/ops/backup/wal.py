@@ -10,8 +10,10 @@ import re
 from collections.abc import Container
 from typing import Final
 
+from .copy_wal import PACKED
+from .copy_wal import is_segment as is_segment
+
 _LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
-_SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
 _HALF: Final = 2**32
 
 
@@ -26,17 +28,12 @@ def position(lsn: str) -> int:
     return int(high, 16) * _HALF + int(low, 16)
 
 
-def is_segment(name: str) -> bool:
-    """Return whether *name* is a segment's."""
-    return _SEGMENT.fullmatch(name) is not None
-
-
 def segment_in(name: str) -> str | None:
     """Return the name of the segment that a file of an archive holds, None where it holds none.
 
     It can be packed (.gz), or be still received (.partial).
     """
-    segment = name.removesuffix(".gz").removesuffix(".partial")
+    segment = name.removesuffix(PACKED).removesuffix(".partial")
     return segment if is_segment(segment) else None
 
 
