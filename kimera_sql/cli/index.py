@@ -11,6 +11,7 @@ import psycopg
 
 from ..errors import MaintenanceError
 from ..search import VectorIndex, indexes, recall
+from ..search.measures import WORST
 from ..sql import Connection
 from ..tables import VECTOR_TABLES
 from .connection import autocommit
@@ -45,6 +46,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     tune = commands.add_parser("tune", help="find the cheapest settings that reach a recall, and keep them")
     tune.add_argument("table", choices=VECTOR_TABLES)
     tune.add_argument("--target", type=float, metavar="RECALL", help="(0.95 and 0.99)")
+    tune.add_argument(
+        "--worst",
+        type=float,
+        metavar="RECALL",
+        default=WORST,
+        help="the least that 99 %% of the searches find, 0 for the mean alone (%(default)s)",
+    )
     tune.set_defaults(run=_tune)
     measured = commands.add_parser("recall", help="measure the recall of a table's searches")
     measured.add_argument("table", choices=VECTOR_TABLES)
@@ -122,7 +130,7 @@ def _clean(arguments: argparse.Namespace) -> None:
 
 def _tune(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
-        tuned = recall.tune(conn, arguments.table, target=arguments.target)
+        tuned = recall.tune(conn, arguments.table, target=arguments.target, worst=arguments.worst)
     if arguments.json:
         print_json([asdict(one) for one in tuned])
     else:
@@ -131,9 +139,15 @@ def _tune(arguments: argparse.Namespace) -> None:
 
 def _print_tuned(settings: Sequence[recall.Tuned]) -> None:
     for tuned in settings:
-        reached = f"{tuned.recall.recall:.3f} ({tuned.recall.low:.3f} to {tuned.recall.high:.3f})"
         chosen = "no setting; searches that ask for it are exact" if tuned.setting is None else f"{tuned.setting}"
-        print(f"{tuned.index}  recall {tuned.target:g} at k={tuned.k}: {chosen}, measured {reached}")
+        print(f"{tuned.index}  recall {tuned.target:g} at k={tuned.k}: {chosen}, measured {_spread(tuned.recall)}")
+
+
+def _spread(measured: recall.Recall) -> str:
+    return (
+        f"{measured.recall:.3f} ({measured.low:.3f} to {measured.high:.3f}; "
+        f"{measured.p1:.2f} or more in 99 %, {measured.p10:.2f} or more in 90 % of the searches)"
+    )
 
 
 def _recall(arguments: argparse.Namespace) -> None:
@@ -144,6 +158,6 @@ def _recall(arguments: argparse.Namespace) -> None:
         return
     served = f"{measured.index} at {measured.setting}" if measured.index else "exact search"
     print(
-        f"recall {measured.recall:.3f} ({measured.low:.3f} to {measured.high:.3f}) at k={measured.k}, "
-        f"{measured.queries} queries by {served}"
+        f"recall {_spread(measured)} at k={measured.k}, {measured.queries} queries by {served}; "
+        f"{measured.poor:.1%} of them below {WORST:g}"
     )

@@ -68,7 +68,9 @@ def refuted(shares: Sequence[float], k: int, target: float) -> bool:
     200 queries tell a recall to within a few thousandths: one that is met is now and then measured just below.
     """
     _, high = measures.interval(shares, k)
-    return bool(high < target or np.mean(shares) < target - 0.005)
+    # Where a hundredth have less than 0.8, more than six of 200 do in one of 220 runs.
+    poor = sum(share < measures.WORST for share in shares)
+    return bool(high < target or np.mean(shares) < target - 0.005 or poor > 6)
 
 
 def test_what_chance_explains_is_no_refutation_and_a_fault_is_one() -> None:
@@ -76,6 +78,7 @@ def test_what_chance_explains_is_no_refutation_and_a_fault_is_one() -> None:
     assert refuted([1.0] * 140 + [0.9] * 60, 10, 0.99)  # 0.97
     assert refuted([1.0] * 194 + [0.0] * 6, 10, 0.99)  # 0.97, but missed altogether or not at all
     assert refuted([1.0] * 80 + [0.9] * 120, 10, 0.95)  # 0.94
+    assert refuted([1.0] * 193 + [0.7] * 7, 10, 0.95)  # the mean is 0.99
 
 
 @pytest.mark.slow

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import clustered, cosines, shares_found
 from strategies import unit
@@ -129,6 +133,59 @@ def test_neighbours_that_are_missed_together_widen_the_interval() -> None:
     assert together[0] < apart[0] < 0.9 < apart[1] < together[1]
 
 
+def test_a_recall_says_how_the_queries_are_spread() -> None:
+    shares = [0.2] * 2 + [0.7] * 9 + [0.8] * 9 + [1.0] * 180
+    measured = measures.summary(shares, 10, None, None)
+    assert (measured.p1, measured.p10, measured.poor) == (0.2, 0.8, 11 / 200)
+
+
+@given(st.lists(st.integers(0, 10).map(lambda tenths: tenths / 10), min_size=1, max_size=300))
+def test_the_percentiles_are_shares_that_so_many_queries_reach(shares: list[float]) -> None:
+    measured = measures.summary(shares, 10, None, None)
+    ordered = sorted(shares)
+    assert measured.p1 == ordered[math.floor(0.01 * (len(shares) - 1))]
+    assert measured.p10 == ordered[math.floor(0.1 * (len(shares) - 1))]
+    assert measured.p1 <= measured.p10
+    assert measured.poor == pytest.approx(sum(share < 0.8 for share in shares) / len(shares))
+
+
+def test_a_promise_is_of_the_mean_and_of_the_worst() -> None:
+    promise = measures.Promise.of(0.95, 0.8, made=False)
+    good, poor = [1.0] * 500, [0.7] * 6
+    assert promise.is_kept(good, 10, 500) is True
+    assert promise.is_kept([*good[:495], *poor[:5]], 10, 500) is True  # 1 %
+    assert promise.is_kept([*good[:494], *poor], 10, 500) is False
+    assert promise.is_kept(good[:200], 10, 500) is None
+    assert promise.is_kept([*poor, *good[:194]], 10, 500) is False, "more queries can't make it good"
+    assert promise.is_kept([0.8] * 200, 10, 500) is False, "by the mean"
+    alone = measures.Promise.of(0.95, 0, made=False)
+    assert alone.is_kept([*good[:194], *poor], 10, 500) is True
+    made = measures.Promise.of(0.95, 0.8, made=True)
+    assert made.is_kept([*good[:499], *poor[:1]], 10, 500) is True
+    assert made.is_kept([*good[:498], *poor[:2]], 10, 500) is False
+
+
+def test_tune_keeps_the_worst_too(conn: Connection) -> None:
+    """Some queries are far from all rows: they find less than others do."""
+    fill(conn, VECTORS)
+    indexes.build(conn, "geoid_states", precision="full", m=4, ef_construction=8)
+    queries = [*FRESH, *np.array([unit(number) for number in range(40)])]
+    mean, _ = recall.tune(conn, "geoid_states", target=0.8, worst=0, queries=queries)
+    both, _ = recall.tune(conn, "geoid_states", target=0.8, queries=queries)
+    assert mean.recall.poor > 0.01 >= both.recall.poor
+    assert both.setting is not None
+    assert mean.setting is not None
+    assert both.setting > mean.setting
+    measured = recall.measure(conn, "geoid_states", queries=queries, recall=0.8)
+    assert (measured.setting, measured.recall, measured.poor) == (both.setting, both.recall.recall, both.recall.poor)
+
+
+@pytest.mark.parametrize("worst", [-0.1, 1, 2, float("nan"), True, "1"])
+def test_a_bad_worst_is_refused(ivfflat: Connection, worst: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^worst: "):
+        recall.tune(ivfflat, "geoid_states", worst=worst)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_interval_stays_within_0_and_1(share: float) -> None:
     low, high = measures.interval([share] * 20, 10)
@@ -157,8 +214,11 @@ def test_tune_again_takes_the_place_of_what_was_tuned(ivfflat: Connection) -> No
 
 def test_tune_asks_no_more_than_it_takes_to_see_a_recall(ivfflat: Connection) -> None:
     queries = [*FRESH, *FRESH, *FRESH]
-    clear = recall.tune(ivfflat, "geoid_states", target=0.01, queries=queries)
+    clear = recall.tune(ivfflat, "geoid_states", target=0.01, worst=0, queries=queries)
     assert [(one.setting, one.recall.queries) for one in clear] == [(1, 200), (1, 200)]
+    # That hardly any query has less than a recall takes all of them to see.
+    rare = recall.tune(ivfflat, "geoid_states", target=0.01, worst=0.05, queries=queries)
+    assert [one.recall.queries for one in rare] == [600, 200]
     # Not even 6,000 neighbours found of 6,000 are proof of so much.
     unclear = recall.tune(ivfflat, "geoid_states", target=0.9999, queries=queries)[0]
     assert (unclear.setting, unclear.recall.queries, unclear.recall.recall) == (None, 600, 1)
@@ -176,12 +236,17 @@ def test_what_an_exact_search_makes_good_is_no_merit_of_a_setting(conn: Connecti
 
 def test_tune_finds_the_first_step_that_reaches() -> None:
     for ladder in ([1], [1, 2, 5], list(range(1, 40))):
-        for least in range(ladder[-1] + 2):
+        for least, first in product(range(ladder[-1] + 2), (0, 1, 3, 39, 50)):
             expected = next((step for step in ladder if step >= least), None)
-            bisection = measures.Bisection(ladder)
+            bisection = measures.Bisection(ladder, first)
+            tried: list[int] = []
             while (step := bisection.step) is not None:
+                tried.append(step)
                 bisection.answer(step >= least)
             assert bisection.found == expected
+            assert len(tried) == len(set(tried)), "a step was tried twice"
+            # The widest is tried only where nothing narrower was enough.
+            assert expected is None or first >= least or max(tried) <= max(2 * least, least + 4)
 
 
 def test_what_is_tuned_is_left_to_the_callers_commit(database: str) -> None:
