@@ -74,14 +74,13 @@ def distrust(conn: psycopg.Connection[Any], probes: int) -> None:
 
 
 def test_tune_goes_by_what_callers_search_for(ivfflat: psycopg.Connection[Any]) -> None:
-    made = recall.tune(ivfflat, "geoid_states", target=0.95, sample=100)[0]
-    assert made.setting is not None
-    assert found(ivfflat, REAL, 10, probes=made.setting) < 0.95  # what the sample is for
+    # Made queries need 1 to 3 probes here, depending on the training, with which these have a recall of 0.3 to 0.94.
+    assert recall.measure(ivfflat, "geoid_states", probes=1).recall - found(ivfflat, REAL, 10, probes=1) > 0.1
     keep(ivfflat, *REAL)
     ten, hundred = recall.tune(ivfflat, "geoid_states", target=0.95)
     assert (ten.recall.queries, hundred.recall.queries) == (150, 150)
     assert ten.setting is not None
-    assert ten.setting > made.setting
+    assert ten.setting > 1
     assert found(ivfflat, REAL, 10) == pytest.approx(ten.recall.recall, abs=1e-9)
     assert ten.recall.low >= 0.95
     recorded = only(monitoring.sampled(ivfflat), table="geoid_states")
@@ -187,7 +186,7 @@ def test_the_doctor_says_so_until_it_is_mended(database: str, committed: psycopg
         assert ran.stderr == ""
         return ran.returncode, ran.stdout
 
-    distrust(committed, 2)
+    distrust(committed, 1)
     keep(committed, *REAL[:99])
     assert about(committed) == []
     keep_last = "INSERT INTO kimera_sampled_searches (table_name, place, query, k) VALUES ('geoid_states', 99, %b, 10)"
@@ -196,7 +195,7 @@ def test_the_doctor_says_so_until_it_is_mended(database: str, committed: psycopg
     code, said = index("check", "geoid_states")
     assert code == 1
     assert said.startswith("recall 0.")
-    assert "at k=10, 100 queries by idx_geoid_vector at 2" in said
+    assert "at k=10, 100 queries by idx_geoid_vector at 1" in said
     assert about(committed) == [("warning", "kimera-sql index tune geoid_states")]
     assert index("tune", "geoid_states")[0] == 0
     assert about(committed) == []
