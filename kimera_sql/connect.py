@@ -19,14 +19,14 @@ from typing import Any, Final, overload
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
-from psycopg.pq import PGconn, Ping
+from psycopg.pq import PGconn, Ping, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from . import sql
 from .errors import ConnectionFailed, SettingsError
 from .settings import Settings
-from .sql import Connection, is_postgres, is_sqlite, loaders, types
+from .sql import Connection, is_postgres, is_sqlite, loaders, postgres, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from .twins import Lock, call, check_process, is_readable
@@ -37,6 +37,9 @@ _queries = sql.Queries("connect")
 
 _JUST_USED: Final = 1.0
 """Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
+
+_MOST_AFTERWARDS: Final = 100
+"""The most statements that wait for a connection's return; the oldest are dropped."""
 
 
 @overload
@@ -123,17 +126,26 @@ class PooledConnection(psycopg.Connection[TupleRow]):
     """A connection that knows its age, and that leaves word for its pool when connecting failed.
 
     opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. shared: what the connections of
-    its pool have in common; searches keep there what they have seen of the catalogue.
+    its pool have in common; searches keep there what they have seen of the catalogue. search_sample: see Settings; None
+    once a search could not be kept. afterwards: statements that the pool runs when it has got the connection back.
     """
 
     opened_at: float
     used_at: float
     has_vectors: bool
     shared: dict[str, Any]
+    search_sample: int | None
+    afterwards: deque[postgres.Call]
 
     @classmethod
     def connect(  # type: ignore[override]
-        cls, conninfo: str = "", *, failures: deque[psycopg.Error], shared: dict[str, Any], **kwargs: Any
+        cls,
+        conninfo: str = "",
+        *,
+        failures: deque[psycopg.Error],
+        shared: dict[str, Any],
+        search_sample: int | None,
+        **kwargs: Any,
     ) -> PooledConnection:
         try:
             connection = super().connect(conninfo, **kwargs)
@@ -146,6 +158,8 @@ class PooledConnection(psycopg.Connection[TupleRow]):
         connection.used_at = -_JUST_USED  # never
         connection.has_vectors = False
         connection.shared = shared
+        connection.search_sample = search_sample
+        connection.afterwards = deque(maxlen=_MOST_AFTERWARDS)
         return connection
 
 
@@ -169,7 +183,7 @@ class Pool(ConnectionPool[PooledConnection]):
         super().__init__(
             conninfo,
             connection_class=PooledConnection,
-            kwargs={"failures": self._failures, "shared": {}},
+            kwargs={"failures": self._failures, "shared": {}, "search_sample": settings.search_sample},
             min_size=settings.pool_size,
             max_size=settings.pool_size + settings.pool_overflow,
             timeout=settings.pool_timeout,
@@ -200,8 +214,12 @@ class Pool(ConnectionPool[PooledConnection]):
 
     def putconn(self, conn: PooledConnection) -> None:
         """Give a connection back to the pool."""
-        conn.used_at = monotonic()
-        super().putconn(conn)
+        try:
+            if conn.afterwards and not self.closed and os.getpid() == self._process:
+                _run_afterwards(conn)
+        finally:
+            conn.used_at = monotonic()
+            super().putconn(conn)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
@@ -231,6 +249,24 @@ class Pool(ConnectionPool[PooledConnection]):
                     self._cleared_at = monotonic()
                     self.drain()
             raise
+
+
+def _run_afterwards(connection: PooledConnection) -> None:
+    """Run what *connection*'s user has left to be run, in one round trip and a transaction of its own.
+
+    The user is not to notice it, so it waits for no lock, and an error only keeps the connection from leaving more.
+    """
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        return  # the pool rolls it back; the next return will do
+    calls = [*connection.afterwards]
+    connection.afterwards.clear()
+    hurry = postgres.Call(_queries.hurry.statement(connection), {})
+    try:
+        connection.set_autocommit(True)
+        postgres.fetchall_of(connection, [hurry], after=calls)
+    except Exception as error:
+        connection.search_sample = None
+        logger.debug("what a connection's user had left to be run failed: %s", error)
 
 
 def _restore(connection: PooledConnection) -> None:

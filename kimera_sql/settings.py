@@ -50,6 +50,8 @@ class Settings:
     pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
     connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT). None leaves it to
         libpq's service file or PGCONNECT_TIMEOUT, else it is 10.
+    search_sample: one search in so many is kept in the database, to measure and tune recall with
+        (KIMERA_SEARCH_SAMPLE). None keeps none.
     """
 
     credentials: Mapping[str, str] | None = None
@@ -63,6 +65,7 @@ class Settings:
     pool_timeout: float = 30.0
     pool_recycle: float = 3600.0
     connect_timeout: int | None = None
+    search_sample: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -72,6 +75,7 @@ class Settings:
             ("pool_recycle", 1),
             # libpq reads 1 as 2, and 0 as no limit at all
             ("connect_timeout", 2),
+            ("search_sample", 1),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
@@ -121,6 +125,7 @@ class Settings:
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
             "pool_recycle": _read(environ, "KIMERA_POOL_RECYCLE", float),
             "connect_timeout": _read(environ, "KIMERA_CONNECT_TIMEOUT", int),
+            "search_sample": _read(environ, "KIMERA_SEARCH_SAMPLE", int),
         }
         return cls(
             credentials=credentials or None,

@@ -40,7 +40,13 @@ NAMES: Final = tuple(table.name for table in TABLES)
 VECTOR_TABLES: Final = {table.name: table for table in TABLES if table.vector is not None}
 """Those that have vectors, by name."""
 
-BOOKKEEPING: Final = ("kimera_migrations", "kimera_vector_indexes", "kimera_recall_settings")
+BOOKKEEPING: Final = (
+    "kimera_migrations",
+    "kimera_vector_indexes",
+    "kimera_recall_settings",
+    "kimera_sampled_searches",
+    "kimera_sampled_recalls",
+)
 """What kimera_sql keeps for itself beside them."""
 
 

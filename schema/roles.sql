@@ -20,7 +20,8 @@
 -- them. So pg_basebackup and pg_receivewal need REPLICATION on the login itself, and none of the groups has it.
 --
 --     kimera_owner     owns the tables: migrations, vector indexes, their tuning, upkeep
---     kimera_app       reads and writes rows; cannot alter, truncate or drop anything, nor make anything
+--     kimera_app       reads and writes rows; cannot alter, truncate or drop anything, nor make anything. It adds to the
+--                      searches that are sampled, and does not read them
 --     kimera_readonly  reads and searches
 --     kimera_monitor   pg_monitor, and what is recorded of the vector indexes; no row of the five tables
 --     kimera_backup    pg_read_all_data, which pg_dump needs
@@ -184,10 +185,14 @@ BEGIN
             EXECUTE format('GRANT USAGE ON SEQUENCE %s TO kimera_app', sequence);
         END LOOP;
     END LOOP;
-    FOREACH name IN ARRAY current_setting('kimera.bookkeeping')::text[] LOOP
+    FOREACH name IN ARRAY array_remove(current_setting('kimera.bookkeeping')::text[], 'kimera_sampled_searches') LOOP
         -- Searches choose their index and its settings by these.
         EXECUTE format('GRANT SELECT ON %I TO kimera_app, kimera_readonly, kimera_monitor', name);
     END LOOP;
+    -- What others have searched for is read by the owner alone, who tunes with it; the rest see how much there is.
+    GRANT SELECT (table_name, place, k, sampled_at) ON kimera_sampled_searches
+        TO kimera_app, kimera_readonly, kimera_monitor;
+    GRANT INSERT (table_name, place, query, k), UPDATE (query, k, sampled_at) ON kimera_sampled_searches TO kimera_app;
 END
 $$;
 

@@ -20,6 +20,7 @@ from strategies import unit
 from kimera_sql import add_adapters, geoids
 from kimera_sql.ops.backup import tools
 from kimera_sql.sql.postgres import Connection
+from kimera_sql.vectors import Vector
 
 T = TypeVar("T")
 
@@ -61,6 +62,15 @@ def fill(conn: Connection, count: int) -> None:
             for seed in range(count)
         ],
     )
+
+
+def keep(conn: Connection, *queries: Vector, k: int = 10) -> None:
+    """Put *queries* into the sample of searches, as a pool's connections do, each in a place of its own."""
+    for place, query in enumerate(queries):
+        conn.execute(
+            "INSERT INTO kimera_sampled_searches (table_name, place, query, k) VALUES ('geoid_states', %s, %b, %s)",
+            [place, query, k],
+        )
 
 
 def extension(conn: Connection) -> str:

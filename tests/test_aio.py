@@ -307,7 +307,7 @@ def test_cancelled_at_random_points_the_pool_stays_whole(database: str, index: b
     chance = random.Random(1)  # noqa: S311
 
     async def main() -> None:
-        settings = Settings(pool_size=2, pool_overflow=0)
+        settings = Settings(pool_size=2, pool_overflow=0, search_sample=1)
         async with kimera.open_pool(database, settings=settings) as pool:
             async with pool.connection() as conn:
                 await filled(conn, rows)

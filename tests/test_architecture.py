@@ -36,7 +36,7 @@ PURE: Final = re.compile(
 """Modules that decide or describe."""
 
 RUNS: Final = re.compile(
-    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall)"
+    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall|samples)"
 )
 """Modules that run queries."""
 

@@ -32,6 +32,7 @@ NAMES = [
     "0004_vector_indexes.sql",
     "0005_upkeep.sql",
     "0006_index_files.sql",
+    "0007_sampled_searches.sql",
 ]
 
 
@@ -469,6 +470,8 @@ def test_the_tables_are_the_specifications_and_those_of_our_records(conn: Connec
         *TABLES,
         "kimera_migrations",
         "kimera_recall_settings",
+        "kimera_sampled_recalls",
+        "kimera_sampled_searches",
         "kimera_vector_indexes",
     }
 

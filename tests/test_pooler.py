@@ -112,6 +112,20 @@ def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:
     asyncio.run(main())
 
 
+def test_searches_are_sampled_and_no_setting_is_left_to_the_next_client(pooled: str, database: str) -> None:
+    with open_pool(pooled, settings=Settings(search_sample=1)) as pool:
+        for number in range(20):
+            with pool.connection() as conn:
+                geoids.similar(conn, unit(number), 3)
+            with pool.connection() as conn:
+                assert conn.execute("SHOW lock_timeout").fetchone() == ("0",)
+                assert conn.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    with psycopg.connect(database) as conn:
+        kept = conn.execute("SELECT count(*) FROM kimera_sampled_searches").fetchone()
+    assert kept is not None
+    assert 10 < kept[0] <= 20  # some take each other's place
+
+
 def test_what_needs_a_session_of_its_own_is_refused(pooled: str, database: str) -> None:
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as conn:
         add_adapters(conn)

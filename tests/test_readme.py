@@ -21,6 +21,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 from commands import environment, run
+from fix_monitoring import keep
 from psycopg.conninfo import make_conninfo
 from strategies import unit
 
@@ -137,6 +138,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             migrate(conn)
             fill(conn)
             index = indexes.build(conn, "geoid_states", method="ivfflat", precision="full", lists=2).name
+            keep(conn, *(unit(n) for n in range(100)))
         folder = tmp_path_factory.mktemp("backups")
         with copy_of_template(conninfo) as copy:
             run("backup", "dump", "--dir", str(folder), DATABASE_URL=copy)

@@ -18,6 +18,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "KIMERA_POOL_TIMEOUT": ("pool_timeout", "2.5", 2.5),
     "KIMERA_POOL_RECYCLE": ("pool_recycle", "60", 60.0),
     "KIMERA_CONNECT_TIMEOUT": ("connect_timeout", "3", 3),
+    "KIMERA_SEARCH_SAMPLE": ("search_sample", "1000", 1000),
     "DATABASE_URL": ("database_url", "postgresql://localhost/x", "postgresql://localhost/x"),
     "KIMERA_SQLITE_PATH": ("sqlite_path", "states.db", Path("states.db")),
     "KIMERA_SQLITE_FALLBACK": ("sqlite_fallback", "never", "never"),
@@ -49,6 +50,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         pool_timeout=30,
         pool_recycle=3600,
         connect_timeout=None,
+        search_sample=None,
         libpq=False,
     )
 
@@ -83,6 +85,8 @@ def test_what_is_no_number_is_refused_by_name(variable: str) -> None:
         ("KIMERA_POOL_RECYCLE", "inf"),
         ("KIMERA_CONNECT_TIMEOUT", "0"),
         ("KIMERA_CONNECT_TIMEOUT", "1"),
+        ("KIMERA_SEARCH_SAMPLE", "0"),
+        ("KIMERA_SEARCH_SAMPLE", "-5"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_field(variable: str, text: str) -> None:
@@ -91,7 +95,9 @@ def test_a_number_out_of_range_is_refused_by_field(variable: str, text: str) -> 
         Settings.from_env({variable: text})
 
 
-@pytest.mark.parametrize("variable", ["KIMERA_POOL_SIZE", "KIMERA_POOL_OVERFLOW", "KIMERA_CONNECT_TIMEOUT"])
+@pytest.mark.parametrize(
+    "variable", ["KIMERA_POOL_SIZE", "KIMERA_POOL_OVERFLOW", "KIMERA_CONNECT_TIMEOUT", "KIMERA_SEARCH_SAMPLE"]
+)
 def test_a_fraction_is_refused_where_a_whole_number_is_due(variable: str) -> None:
     with pytest.raises(SettingsError, match=f"^{variable}"):
         Settings.from_env({variable: "2.5"})

@@ -12,6 +12,7 @@ import psycopg
 from ..errors import MaintenanceError
 from ..search import VectorIndex, indexes, recall
 from ..search.measures import WORST
+from ..search.plan import DEFAULT_RECALL
 from ..sql import Connection
 from ..tables import VECTOR_TABLES
 from .connection import autocommit
@@ -59,7 +60,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("--k", type=int, metavar="N", default=10, help="neighbours a search (%(default)s)")
     measured.add_argument("--sample", type=int, metavar="N", default=100, help="searches (%(default)s)")
     measured.set_defaults(run=_recall)
-    for one in (listing, tune, measured):
+    check = commands.add_parser(
+        "check",
+        help="measure and record the recall of the searches that were sampled; exits with 1 if it is below 0.95",
+    )
+    check.add_argument("table", choices=VECTOR_TABLES)
+    check.set_defaults(run=_check)
+    for one in (listing, tune, measured, check):
         add_json(one)
 
 
@@ -153,6 +160,17 @@ def _spread(measured: recall.Recall) -> str:
 def _recall(arguments: argparse.Namespace) -> None:
     with autocommit(arguments) as conn:
         measured = recall.measure(conn, arguments.table, sample=arguments.sample, k=arguments.k)
+    _print_measured(arguments, measured)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    with autocommit(arguments) as conn:
+        measured = recall.check(conn, arguments.table)
+    _print_measured(arguments, measured)
+    return int(measured.high < DEFAULT_RECALL)
+
+
+def _print_measured(arguments: argparse.Namespace, measured: recall.Recall) -> None:
     if arguments.json:
         print_json(asdict(measured))
         return

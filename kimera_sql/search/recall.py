@@ -19,9 +19,9 @@ from ..search.plan import MAX_EF_SEARCH, Options, VectorIndex
 from ..sql import Connection, Queries
 from ..tables import Table
 from ..vectors import Vector, VectorLike, as_vector
-from . import run
+from . import run, samples
 
-__all__ = ["Recall", "Tuned", "measure", "tune"]
+__all__ = ["Recall", "Tuned", "check", "measure", "sampled", "tune"]
 
 _queries = Queries("recall")
 
@@ -76,7 +76,9 @@ def tune(
     *target* is one recall or several, which are measured in one run; by default 0.95 and 0.99. It is reached if the
     mean recall reaches it, and 99 % of the queries have a recall of at least *worst*: 0 asks for the mean alone.
 
-    Settings are found for the index that searches use, for 10 and for 100 neighbours, with the queries of measure.
+    Settings are found for the index that searches use, for 10 and for 100 neighbours, with *queries*. Without them, the
+    searches that were sampled serve if there are 100 of them, and check's record of their recall is brought up to date;
+    else the queries are those that measure makes.
     The mean reaches the target if the low end of its confidence interval does. Queries made from rows can be easier
     than fresh ones, so with them a setting may have only half of the misses that the target allows, and a quarter of
     the queries below *worst*. *sample* or *queries* are run in blocks of 200, until it is decided or all have run; for
@@ -93,7 +95,10 @@ def tune(
     if index is None:
         raise InvalidValue(f"table: {table} has no vector index to tune")
     _queries.check_store.execute(server)  # before measuring for a minute
-    asked = _asked(server, searched, sample, queries)
+    # They alone: beside made queries, which can be easier, a setting would have to do less for them.
+    real = _real(server, searched, sample) if queries is None else []
+    made = queries is None and not real
+    asked = _asked(server, searched, sample, real or queries)
     chosen: list[Tuned] = []
     truth = _truth(server, searched, asked, max(KS))
     with Bar() as bar:
@@ -104,12 +109,57 @@ def tune(
             setting: int | None = measures.GUESS[index.method]
             for wanted in targets:
                 bar.draw(f"tuning {index.name}", len(chosen), len(KS) * len(targets))
-                promise = measures.Promise.of(wanted, worst, made=queries is None)
+                promise = measures.Promise.of(wanted, worst, made=made)
                 setting = trial.cheapest(steps, promise, setting or steps[-1])
                 _queries.store.execute(server, index_name=index.name, k=k, target=wanted, setting=setting)
                 chosen.append(Tuned(index.name, k, wanted, setting, trial.recall(setting or steps[-1])))
     looks.forget(server)
+    if real:
+        _record(server, searched, asked, truth)
     return chosen
+
+
+def sampled(conn: Connection, table: str, *, limit: int = 600) -> list[Vector]:
+    """Return what *table*'s searches that were sampled were for, the newest *limit*, each vector once.
+
+    There are none unless KIMERA_SEARCH_SAMPLE is set where callers search. Raises UnsupportedByServer on SQLite.
+    """
+    server, searched = _searched(conn, table)
+    return samples.newest(server, searched, checks.limit(limit))
+
+
+def check(conn: Connection, table: str) -> Recall:
+    """Measure the recall of *table*'s searches that were sampled, and record it for monitoring and the doctor.
+
+    They are the newest 200, for as many neighbours as most of them were for, up to 100, with the settings of a search
+    that asks for no recall of its own.
+    Raises InvalidValue if there are fewer than 100, or no rows, and UnsupportedByServer on SQLite.
+    """
+    server, searched = _searched(conn, table)
+    asked = samples.newest(server, searched, measures.BLOCK)
+    if len(asked) < samples.ENOUGH:
+        raise InvalidValue(
+            f"table: {len(asked)} different searches of {table} were sampled, {samples.ENOUGH} are needed; set "
+            "KIMERA_SEARCH_SAMPLE where they are made"
+        )
+    return _record(server, searched, asked, _truth(server, searched, asked, max(KS)))
+
+
+def _real(conn: psycopg.Connection[Any], table: Table, sample: int) -> list[Vector]:
+    """Return up to *sample* of *table*'s searches that were sampled; none where they are too few to go by."""
+    found = samples.newest(conn, table, max(checks.limit(sample, "sample"), samples.ENOUGH))
+    return found[:sample] if len(found) >= samples.ENOUGH else []
+
+
+def _record(conn: psycopg.Connection[Any], table: Table, asked: Sequence[Vector], truth: NDArray[Any]) -> Recall:
+    """Measure the recall of searches for the first of *asked*, which were sampled, and record it."""
+    k = min(samples.usual_k(conn, table) or max(KS), max(KS))
+    options = Options()
+    shares = _shares(conn, table, asked[: measures.BLOCK], truth[-k:, : measures.BLOCK], k, options)
+    chosen = run.plan(conn, table, k, _unfiltered(table), options)
+    measured = measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    samples.record(conn, table, measured)
+    return measured
 
 
 class _Trial:

@@ -197,6 +197,33 @@ JOIN pg_index AS index ON index.indexrelid = index_class.oid
 WHERE tuned.filenode = pg_relation_filenode(index_class.oid)::bigint
 ORDER BY index_class.relname, tuned.k, tuned.setting IS NULL, tuned.target DESC;
 
+-- name: sampled()
+-- The searches of each table that were sampled, and their recall if it was measured with the index as it is now.
+-- returns: SampledSearches
+-- not null: searches, sampled_at
+-- nullable: k, queries, recall, low, high, measured_at
+SELECT
+    kept.table_name AS table,
+    kept.searches,
+    kept.sampled_at,
+    measured.k,
+    measured.queries,
+    measured.recall,
+    measured.low,
+    measured.high,
+    measured.measured_at
+FROM (
+    SELECT table_name, count(*) AS searches, max(sampled_at) AS sampled_at
+    FROM kimera_sampled_searches
+    GROUP BY table_name
+) AS kept
+LEFT JOIN kimera_sampled_recalls AS measured
+    ON measured.table_name = kept.table_name
+    AND measured.filenode IS NOT DISTINCT FROM pg_relation_filenode(
+        to_regclass(quote_ident(measured.index_name))
+    )::bigint
+ORDER BY kept.table_name;
+
 -- name: connections()
 -- Clients' connections by who they are and what they do; a state that is hidden from this role is "hidden".
 -- returns: Connections

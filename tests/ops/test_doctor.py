@@ -29,6 +29,7 @@ from kimera_sql.ops.monitoring import (
     Blocked,
     Database,
     IndexUse,
+    SampledSearches,
     Slot,
     TableUse,
     Transaction,
@@ -70,6 +71,7 @@ HEALTHY = Facts(
     vectors=(
         VectorHealth("idx", "geoid_states", "hnsw", "half", 10**8, 50_000, 50_000, 2000.0, 2000.0, 1.0, 9, faults=()),
     ),
+    sampled=(SampledSearches("geoid_states", 800, NOW, 10, 200, 0.93, 0.91, 0.95, NOW - timedelta(days=7)),),
     bloat=(Bloat("geoid_states_pkey", "geoid_states", 10**9, 9 * 10**8, 10**8, 0.1),),
     archiver=(Archiver("on", 9, "000000010000000000000009", NOW, 0, None, None, False),),
     slots=(Slot("standby", "physical", True, "reserved", 2**20, None),),
@@ -102,6 +104,10 @@ def index(**values: Any) -> dict[str, Any]:
 
 def vector(*faults: VectorFault) -> dict[str, Any]:
     return {"vectors": (replace(HEALTHY.vectors[0], faults=faults),)}
+
+
+def searches(**values: Any) -> dict[str, Any]:
+    return {"sampled": (replace(HEALTHY.sampled[0], **values),)}
 
 
 def archiving(**values: Any) -> dict[str, Any]:
@@ -198,6 +204,25 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (vector("swollen"), "warning", "index idx", "1.5 times the bytes"),
     (vector("untuned"), "warning", "index idx", "never measured"),
     (vector("unused"), "note", "index idx", "never used"),
+    (
+        searches(high=0.949),
+        "warning",
+        "searches of geoid_states",
+        "had a recall of 0.930 (0.910 to 0.949) at k=10 on 2026-11-16 12:00, measured with 200 that callers have made; "
+        "0.95 is promised",
+    ),
+    (
+        searches(measured_at=NOW - timedelta(days=8)),
+        "note",
+        "searches of geoid_states",
+        "last measured on 2026-11-15",
+    ),
+    (
+        searches(k=None, queries=None, recall=None, low=None, high=None, measured_at=None),
+        "note",
+        "searches of geoid_states",
+        "there are 800, and their recall was not measured",
+    ),
     (index(valid=False), "error", "index geoid_states_pkey", "is invalid"),
     (index(scans=0, is_unique=False), "note", "index geoid_states_pkey", "takes 954 MB and was never used"),
     (
@@ -256,6 +281,7 @@ def test_known_faults_say_where_they_are_described_and_which_releases_have_them(
 def test_what_is_just_below_a_limit_is_no_fault() -> None:
     fine: list[dict[str, Any]] = [
         {"checked": (replace(SMALL, serious=False),)},
+        searches(searches=99, k=None, queries=None, recall=None, low=None, high=None, measured_at=None),
         {"pool_connections": 97},
         {"session": Session("kimera", False, 15, 15)},
         {"server": replace(HEALTHY.server, connections=79)},

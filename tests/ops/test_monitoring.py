@@ -474,14 +474,16 @@ def test_a_monitoring_role_sees_what_it_needs(database: str, conn: Connection, r
     with connected(database, user=role) as plain:
         assert monitoring.visibility(plain) == monitoring.Visibility(role, True)
         reports = monitoring.collect(plain)
-        missing = {"statements", "queries", "vectors", "recall"} | ({"io"} if old(conn) else set())
+        missing = {"statements", "queries", "vectors", "recall", "sampled"} | ({"io"} if old(conn) else set())
         assert unavailable(reports) == missing
         reason = reports["vectors"]
         assert isinstance(reason, Unavailable)
         assert "permission denied for table kimera_" in reason.reason
         assert f"SELECT on that table, to {role}" in reason.reason
-        grant(conn, "SELECT ON kimera_vector_indexes, kimera_recall_settings", role)
-        assert monitoring.collect(plain, ["vectors", "recall"]) == {"vectors": [], "recall": []}
+        grant(conn, "SELECT ON kimera_vector_indexes, kimera_recall_settings, kimera_sampled_recalls", role)
+        grant(conn, "SELECT (table_name, sampled_at) ON kimera_sampled_searches", role)
+        nothing: dict[str, Any] = {"vectors": [], "recall": [], "sampled": []}
+        assert monitoring.collect(plain, nothing) == nothing
         with connected(database, application_name="seen") as other:
             other.execute("SELECT 'what it did'")
             assert "hidden" not in {one.state for one in monitoring.connections(plain)}
@@ -493,7 +495,9 @@ def test_a_role_with_nothing_is_told_so(database: str, conn: Connection, role: s
         other.execute("SELECT 'what it did'")
         assert monitoring.visibility(plain) == monitoring.Visibility(role, False)
         reports = monitoring.collect(plain)
-        missing = {"statements", "queries", "vectors", "recall", "wal-files"} | ({"io"} if old(conn) else set())
+        missing = {"statements", "queries", "vectors", "recall", "sampled", "wal-files"} | (
+            {"io"} if old(conn) else set()
+        )
         assert unavailable(reports) == missing
         reason = reports["wal-files"]
         assert isinstance(reason, Unavailable)

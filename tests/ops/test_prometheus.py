@@ -16,8 +16,9 @@ from typing import Any, Final
 import pytest
 from commands import COMMAND, environment, run
 from fix_clusters import Cluster, cluster, standby, start, stop
-from fix_monitoring import connected, extension, fill, only, until
+from fix_monitoring import connected, extension, fill, keep, only, until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from strategies import unit
 
 from kimera_sql import Settings, geoids, migrate
 from kimera_sql.errors import UnsupportedByServer
@@ -61,6 +62,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         fill(conn, 50)
         indexes.build(conn, "geoid_states")
         recall.tune(conn, "geoid_states", sample=20)
+        keep(conn, *(unit(seed) for seed in range(100)))
+        recall.check(conn, "geoid_states")
         conn.execute("SELECT pg_create_physical_replication_slot('held', true)")
         backup.make_dump(conn, primary.backups)
         primary.switch()
@@ -300,6 +303,12 @@ def test_what_is_in_the_file_is_true(everything: str) -> None:
     measured = numbers("kimera_vector_index_recall_measured_timestamp_seconds")
     assert measured.keys() == recalls.keys()
     assert all(0 <= now - moment < 600 for moment in measured.values())
+    table = (("table", "geoid_states"),)
+    assert numbers("kimera_sampled_searches") == numbers("kimera_sampled_recall_queries") == {table: 100}
+    low, middle, high = (numbers(f"kimera_sampled_recall_{name}ratio")[table] for name in ("low_", "", "high_"))
+    assert 0.9 < low < middle == high == 1
+    for name in ("kimera_sampled_last_timestamp_seconds", "kimera_sampled_recall_measured_timestamp_seconds"):
+        assert 0 <= now - numbers(name)[table] < 600
     calls = numbers("kimera_query_calls_total")
     assert len(calls) == 20
     assert all(re.fullmatch(r"[a-z]+\.\w+", dict(labels)["query"]) for labels in calls)
@@ -372,6 +381,8 @@ CASES: Final = {
     "KimeraVectorIndexFault": ('kimera_vector_index_fault{fault="aged"}', 1, 0),
     "KimeraRecallLow": ('kimera_vector_index_recall_ratio{k="10"}', 0.9, 0.95),
     "KimeraRecallOld": ("kimera_vector_index_recall_measured_timestamp_seconds", 0, NOW - 86400),
+    "KimeraSampledRecallLow": ("kimera_sampled_recall_high_ratio", 0.949, 0.95),
+    "KimeraSampledRecallOld": ("kimera_sampled_recall_measured_timestamp_seconds", NOW - 8 * 86400, NOW - 7 * 86400),
 }
 """For each alert a metric, a value of it that sets the alert off, and one that does not."""
 
@@ -381,6 +392,7 @@ def unit_test(alert: str, series: str, value: float | None, fires: Iterable[str]
     given = {
         "kimera_up": 1,
         "kimera_server_max_connections": 100,
+        "kimera_sampled_last_timestamp_seconds": NOW,
         'kimera_backup_last_timestamp_seconds{kind="base"}': 0,
     }
     if alert == "KimeraNotMonitored" and value is not None:

@@ -33,7 +33,7 @@ KINDS = ("owner", "app", "readonly", "monitor", "backup")
 OTHERS = "kimera_second"
 GROUPS = tuple(f"{prefix}_{kind}" for prefix in (roles.PREFIX, OTHERS) for kind in KINDS)
 ENTITY_TABLES = tables.NAMES
-BOOKS = ("kimera_migrations", "kimera_vector_indexes", "kimera_recall_settings")
+BOOKS = tables.BOOKKEEPING
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +198,8 @@ FORBIDDEN = [
     "DELETE FROM kimera_migrations",
     "UPDATE kimera_recall_settings SET setting = 1",
     "DELETE FROM kimera_vector_indexes",
+    "DELETE FROM kimera_sampled_searches",
+    "DELETE FROM kimera_sampled_recalls",
     "CREATE ROLE more",
     "ALTER TABLE geoid_states OWNER TO CURRENT_USER",
 ]

@@ -18,7 +18,7 @@ from ...tables import Table
 from ...vectors import Vector
 from .. import sql
 from ..sql import Connection, Queries, Row, postgres
-from . import catalogue
+from . import catalogue, samples
 
 S = TypeVar("S")
 
@@ -69,12 +69,14 @@ async def rows(
     besides: Mapping[str, Any] | None = None,
     with_vectors: bool = False,
     complete: bool = True,
+    sampled: bool = False,
 ) -> list[list[Row]]:
     """Return the *k* rows nearest to each of *vectors* that pass *where*, nearest first, in one pipeline on PostgreSQL.
 
     The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
     filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
-    rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false.
+    rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false. *sampled*:
+    the search is a caller's, and can be picked for the sample.
     """
     chosen = await plan(conn, table, k, where, options, besides=besides)
     wanted = max(k, chosen.least) if complete else k
@@ -86,6 +88,8 @@ async def rows(
             if len(found[place]) < k or _look_identical(found[place], chosen.least):
                 parameters = _given(_COMPLETED, vector, k, with_vectors, where, besides)
                 (found[place],) = await _run(conn, table, _COMPLETED, [parameters])
+    if sampled:
+        samples.offer(conn, table, vectors, k, chosen, [where, besides or {}])
     return [rows[:k] for rows in found] if wanted > k else found
 
 
@@ -156,7 +160,15 @@ async def nearest(
     k = checks.limit(k, "k")
     wanted = k * _VARIED if diversity else k
     several = await rows(
-        conn, table, vectors, wanted, where, options, besides=besides, with_vectors=with_vectors or diversity > 0
+        conn,
+        table,
+        vectors,
+        wanted,
+        where,
+        options,
+        besides=besides,
+        with_vectors=with_vectors or diversity > 0,
+        sampled=True,
     )
     dialect = sql.dialect(conn)
     make = mapper(dialect, summary)

@@ -22,6 +22,7 @@ from ..monitoring import (
     Blocked,
     Database,
     IndexUse,
+    SampledSearches,
     ServerState,
     Slot,
     TableUse,
@@ -121,6 +122,7 @@ class Facts:
     tables: tuple[TableUse, ...] = ()
     indexes: tuple[IndexUse, ...] = ()
     vectors: tuple[VectorHealth, ...] = ()
+    sampled: tuple[SampledSearches, ...] = ()
     building: tuple[str, ...] = ()
     bloat: tuple[Bloat, ...] = ()
     locks: tuple[Blocked, ...] = ()
@@ -166,6 +168,7 @@ def gather(
     tables = rows("tables", monitoring.tables)
     index_use = rows("indexes", monitoring.index_use)
     vectors = rows("vectors", monitoring.vectors)
+    sampled = rows("sampled", monitoring.sampled)
     bloat = rows("bloat", monitoring.bloat)
     # Nothing is decided from the statements, but that there are none is worth knowing.
     rows("statements", monitoring.statements)
@@ -203,6 +206,7 @@ def gather(
         tables=tables,
         indexes=index_use,
         vectors=vectors,
+        sampled=sampled,
         building=tuple(one.table for one in indexes.building(conn)),
         bloat=bloat,
         locks=locks,

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Final
 
 from ... import drift, sql
+from ...search.plan import DEFAULT_RECALL
+from ...search.samples import ENOUGH
 from ...tables import VECTOR_TABLES
 from ..monitoring import VectorFault
 from .facts import Facts
@@ -26,6 +28,9 @@ _ANALYSED_ROWS: Final = 50
 _OLD_IDS_RATIO: Final = 0.25
 _ANCIENT_IDS_RATIO: Final = 0.5
 """Shares of the room for transaction ids: autovacuum freezes from 0.1 on, and turns desperate at 0.75."""
+
+_OLD_RECALL: Final = timedelta(days=7)
+"""How old a measured recall may be of searches that go on being sampled."""
 
 _DEAD_ROWS: Final = 1000
 _IDLE_SECONDS: Final = 300.0
@@ -297,6 +302,35 @@ def _vector_indexes(facts: Facts) -> Iterator[Finding]:
             yield Finding(severity, f"index {index.index}", found, advice.format(name=index.index, table=index.table))
 
 
+def _sampled_searches(facts: Facts) -> Iterator[Finding]:
+    for one in facts.sampled:
+        if one.recall is None or one.low is None or one.high is None or one.measured_at is None:
+            if one.searches >= ENOUGH:
+                yield Finding(
+                    "note",
+                    f"searches of {one.table}",
+                    f"are sampled, there are {one.searches:,}, and their recall was not measured with this index yet",
+                    f"kimera-sql index check {one.table}",
+                )
+            continue
+        if one.high < DEFAULT_RECALL:
+            yield Finding(
+                "warning",
+                f"searches of {one.table}",
+                f"had a recall of {one.recall:.3f} ({one.low:.3f} to {one.high:.3f}) at k={one.k} on "
+                f"{one.measured_at:%Y-%m-%d %H:%M}, measured with {one.queries:,} that callers have made; "
+                f"{DEFAULT_RECALL:g} is promised",
+                f"kimera-sql index tune {one.table}",
+            )
+        if one.sampled_at - one.measured_at > _OLD_RECALL:
+            yield Finding(
+                "note",
+                f"searches of {one.table}",
+                f"are sampled, and their recall was last measured on {one.measured_at:%Y-%m-%d}",
+                f"kimera-sql index check {one.table}",
+            )
+
+
 def _other_indexes(facts: Facts) -> Iterator[Finding]:
     vectors = {one.index for one in facts.vectors}
     for one in facts.indexes:
@@ -457,6 +491,7 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _connections,
     _tables,
     _vector_indexes,
+    _sampled_searches,
     _other_indexes,
     _transactions,
     _wal,

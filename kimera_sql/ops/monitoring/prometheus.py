@@ -187,6 +187,21 @@ _METRICS: Final[Mapping[str, Sequence[_Metric]]] = {
             _each("measured_at", "index", "k"),
         ),
     ),
+    "sampled": (
+        _Metric("kimera_sampled_searches", "Searches of a table that are in the sample.", _each("searches", "table")),
+        _Metric(
+            "kimera_sampled_last_timestamp_seconds", "When the last one was sampled.", _each("sampled_at", "table")
+        ),
+        _Metric("kimera_sampled_recall_ratio", "Recall of these searches, measured.", _each("recall", "table")),
+        _Metric("kimera_sampled_recall_low_ratio", "Low end of its 95 % interval.", _each("low", "table")),
+        _Metric("kimera_sampled_recall_high_ratio", "High end of its 95 % interval.", _each("high", "table")),
+        _Metric("kimera_sampled_recall_queries", "Searches that it was measured with.", _each("queries", "table")),
+        _Metric(
+            "kimera_sampled_recall_measured_timestamp_seconds",
+            "When it was measured.",
+            _each("measured_at", "table"),
+        ),
+    ),
     "bloat": (_Metric("kimera_btree_wasted_bytes", "Waste in a b-tree, estimated.", _each("wasted_bytes", "index")),),
     "cache": (
         _Metric(

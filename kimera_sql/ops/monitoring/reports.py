@@ -32,6 +32,7 @@ from .rows import (
     QueryUse,
     Replica,
     Rows,
+    SampledSearches,
     ServerState,
     Size,
     Slot,
@@ -266,6 +267,11 @@ def recalls(conn: Connection) -> list[IndexRecall]:
     return _all(conn, IndexRecall, _queries.recalls)
 
 
+def sampled(conn: Connection) -> list[SampledSearches]:
+    """Return what was sampled of each table's searches, with their recall as it was last measured, by table."""
+    return _all(conn, SampledSearches, _queries.sampled)
+
+
 def backups(folder: Path) -> Rows | Unavailable:
     """Return the backups in *folder*, the newest first; it is Unavailable if they cannot be read."""
     try:
@@ -304,6 +310,7 @@ REPORTS: Final[Mapping[str, Callable[[Connection], Rows]]] = {
     "indexes": index_use,
     "vectors": vectors,
     "recall": recalls,
+    "sampled": sampled,
     "bloat": bloat,
     "cache": cache,
     "statements": statements,

@@ -363,6 +363,25 @@ class IndexRecall:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledSearches:
+    """What was sampled of a table's searches. sampled_at: when the last one was.
+
+    The rest is what recall.check or recall.tune last measured of their recall: for k rows each, with its 95 %
+    confidence interval. It is None where nothing was measured since the index was built.
+    """
+
+    table: str
+    searches: int
+    sampled_at: datetime
+    k: int | None
+    queries: int | None
+    recall: float | None
+    low: float | None
+    high: float | None
+    measured_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class PoolUse:
     """A connection pool of this process (psycopg_pool's get_stats). size: its connections, of which idle are free.
 
