@@ -262,27 +262,27 @@ ORDER BY distance, id
 LIMIT :k;
 
 -- name: similar_exact(vector, k, with_vectors, source, since, until, metadata)
--- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve.
+-- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
+-- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
 -- returns: EmbeddingSummary, similarity float, embedding Vector | None
 -- not null: similarity
 -- plan: custom
 SELECT
     id, text_content, timestamp, source, metadata,
-    1 - distance AS similarity, embedding
+    1 - nearest.distance AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
 FROM (
-    SELECT
-        id, text_content, timestamp, source, metadata,
-        embedding <=> :vector AS distance,
-        CASE WHEN :with_vectors THEN embedding END AS embedding
+    SELECT id, (embedding <=> :vector) + 0 AS distance
     FROM semantic_embeddings
     WHERE (:source::text IS NULL OR source = :source)
         AND (:since::timestamptz IS NULL OR timestamp >= :since)
         AND (:until::timestamptz IS NULL OR timestamp < :until)
         AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
-    ORDER BY (semantic_embeddings.embedding <=> :vector) + 0, id
+    ORDER BY distance, id
     LIMIT :k
 ) AS nearest
-ORDER BY distance, id;
+JOIN semantic_embeddings USING (id)
+ORDER BY nearest.distance, id;
 
 -- name: matching_plan(source, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
