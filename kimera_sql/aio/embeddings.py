@@ -20,13 +20,14 @@ from ..model.embeddings import (
     where,
 )
 from ..search.plan import Explanation, Options
+from ..sql.rows import mapper
 from ..tables import VECTOR_TABLES
 from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import sql
 from .entity import Entity
 from .search import run
-from .sql import Connection
+from .sql import Connection, postgres
 
 __all__ = [
     "Embedding",
@@ -150,13 +151,16 @@ async def hybrid(
     """
     server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
     wanted, parameters = depth(k), where(**filters)
-    by_words = await _queries.matching_words.fetchall(
-        server, EmbeddingSummary, words=search_words(text), limit=wanted, **parameters
+    words = postgres.Call(
+        _queries.matching_words.statement(server),
+        {"words": search_words(text), "limit": wanted, **parameters},
+        generic_plan=not any(value is not None for value in parameters.values()),
     )
-    (by_vector,) = await run.nearest(
-        server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options()
+    by_vector, by_words = await run.rows(
+        server, _table, [as_vector(vector)], wanted, parameters, Options(), along=[words]
     )
-    return fuse(by_words, [embedding for embedding, _, _ in by_vector])[:k]
+    make = mapper("postgres", EmbeddingSummary)
+    return fuse([make(row) for row in by_words], [make(row[:-2]) for row in by_vector], k)
 
 
 async def get_or_create(

@@ -69,9 +69,11 @@ def rows(
     besides: Mapping[str, Any] | None = None,
     with_vectors: bool = False,
     complete: bool = True,
+    along: Sequence[postgres.Call] = (),
 ) -> list[list[Row]]:
     """Return the *k* rows nearest to each of *vectors* that pass *where*, nearest first, in one pipeline on PostgreSQL.
 
+    The rows of *along*, other statements that go in the same pipeline, come behind them.
     The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
     filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
     rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false.
@@ -79,14 +81,16 @@ def rows(
     chosen = plan(conn, table, k, where, options, besides=besides)
     wanted = max(k, chosen.least) if complete else k
     several = [_given(chosen, vector, wanted, with_vectors, where, besides) for vector in vectors]
-    found = _run(conn, table, chosen, several)
+    found = _run(conn, table, chosen, several, along)
     if complete and chosen.index is not None:
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
             if len(found[place]) < k or _look_identical(found[place], chosen.least):
                 parameters = _given(_COMPLETED, vector, k, with_vectors, where, besides)
                 (found[place],) = _run(conn, table, _COMPLETED, [parameters])
-    return [rows[:k] for rows in found] if wanted > k else found
+    if wanted > k:
+        found[: len(vectors)] = [rows[:k] for rows in found[: len(vectors)]]
+    return found
 
 
 def _look_identical(rows: Sequence[Row], least: int) -> bool:
@@ -110,27 +114,33 @@ def _given(
     return {"vector": vector, "k": k, "with_vectors": with_vectors, **excluding, **chosen.parameters}
 
 
-def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
-    """Run *chosen* once for each of *several* sets of parameters, with its settings in force for these runs only."""
+def _run(
+    conn: Connection,
+    table: Table,
+    chosen: Plan,
+    several: Sequence[Mapping[str, Any]],
+    along: Sequence[postgres.Call] = (),
+) -> list[list[Row]]:
+    """Run *chosen* for each of *several* sets of parameters, and *along*, with its settings for these runs only."""
     query = getattr(Queries(table.entity), chosen.query)
     if not sql.is_postgres(conn):
         return [query.fetchall(conn, **parameters) for parameters in several]
     generic = "plan_cache_mode" in chosen.settings
     searches = [postgres.Call(query.statement(conn), parameters, generic) for parameters in several]
     if chosen.alone:
-        found = postgres.fetchall_of(conn, searches)
-        if not all(found) and not postgres.outside_transaction(conn):
+        found = postgres.fetchall_of(conn, [*searches, *along])
+        if not all(found[: len(searches)]) and not postgres.outside_transaction(conn):
             # The setting is put back with the rows.
             _queries.put_back.fetchall(conn, names=list(chosen.settings))
-        return [[row[:-1] for row in rows] for rows in found]
+        return [[row[:-1] for row in rows] for rows in found[: len(searches)]] + found[len(searches) :]
     if not chosen.settings:
-        return postgres.fetchall_of(conn, searches)
+        return postgres.fetchall_of(conn, [*searches, *along])
     names, values = list(chosen.settings), list(chosen.settings.values())
     change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
     undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
-    return postgres.fetchall_of(conn, searches, before=[change], after=[undo] if restore else [])
+    return postgres.fetchall_of(conn, [*searches, *along], before=[change], after=[undo] if restore else [])
 
 
 def nearest(
