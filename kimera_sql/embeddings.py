@@ -23,6 +23,7 @@ from .model.embeddings import (
 )
 from .search import run
 from .search.plan import Explanation, Options
+from .search.run import Source
 from .sql import Connection, postgres
 from .sql.rows import mapper
 from .tables import VECTOR_TABLES
@@ -103,7 +104,7 @@ def similar(
 
 
 def similar_many(
-    conn: Connection,
+    conn: Source,
     vectors: Iterable[VectorLike],
     k: int = 10,
     *,
@@ -113,10 +114,13 @@ def similar_many(
     recall: float | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
-    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
+
+    *conn* may also be a pool: the searches are then shared among those of its connections that are idle, at least one.
+    """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = run.nearest(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    found = run.nearest_to_many(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
     return [[Hit(*hit) for hit in hits] for hits in found]
 
 

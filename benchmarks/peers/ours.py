@@ -116,6 +116,13 @@ class OursOneByOne(_Ours):
         return [self.search(self.conn, query) for query in self.setting.some_queries(number)]
 
 
+class OursByPool(_Ours):
+    name = "kimera_sql, a pool"
+
+    def many(self, number: int) -> list[Any]:
+        return geoids.similar_many(self.pool, self.setting.some_queries(number), K)
+
+
 class OursAsynchronous(Peer):
     name = "kimera_sql.aio, tasks and a pool"
 

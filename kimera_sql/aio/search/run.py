@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import psycopg
@@ -15,12 +16,18 @@ from ...search import diversity as varied
 from ...search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ...sql.rows import decode, mapper
 from ...tables import Table
+from ...twins import at_once
 from ...vectors import Vector
 from .. import sql
+from ..connect import AsyncPool
 from ..sql import Connection, Queries, Row, postgres
+from ..sqlite import SqlitePool
 from . import catalogue
 
 S = TypeVar("S")
+
+Source: TypeAlias = Connection | AsyncPool | SqlitePool
+"""Where several searches can run: on one connection, or on those of a pool."""
 
 _queries = Queries("search")
 
@@ -178,6 +185,33 @@ async def nearest(
         for found in several
     ]
     return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
+
+
+async def nearest_to_many(
+    conn: Source,
+    table: Table,
+    summary: type[S],
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> list[list[tuple[S, float, Vector | None]]]:
+    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections."""
+
+    async def search(conn: Connection, share: Sequence[Vector]) -> list[list[tuple[S, float, Vector | None]]]:
+        return await nearest(conn, table, summary, share, k, where, options, besides=besides)
+
+    if isinstance(conn, SqlitePool):
+        async with conn.connection() as file:
+            return await search(file, vectors)
+    if not isinstance(conn, AsyncPool):
+        return await search(conn, vectors)
+    async with conn.connections(len(vectors)) as lent:
+        shares = {one: vectors[number :: len(lent)] for number, one in enumerate(lent)}
+        found = await at_once({one: partial(search, one, share) for one, share in shares.items()})
+        return [found[number % len(lent)][number // len(lent)] for number in range(len(vectors))]
 
 
 def _unlike(
