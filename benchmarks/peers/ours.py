@@ -65,6 +65,9 @@ class Ours(_Ours):
     def similar(self, number: int) -> list[geoids.Hit]:
         return self.search(self.conn, self.setting.query(number))
 
+    def exact(self, number: int) -> list[geoids.Hit]:
+        return geoids.similar(self.conn, self.setting.query(number), K, exact=True)
+
     def pooled_similar(self, number: int) -> list[geoids.Hit]:
         with self.pool.connection() as conn:
             return self.search(conn, self.setting.query(number))
