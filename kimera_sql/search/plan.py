@@ -60,10 +60,10 @@ _SCAN: Final[Mapping[str, str]] = {
     # page after the other: with nothing in memory, comparing 5,000 rows took 560 ms, and 145 ms so.
     "effective_io_concurrency": "200",
 }
-"""The settings of an exact search."""
+"""The settings of an exact search, unless few rows pass its filters."""
 
 _FEW: Final = 1000
-"""Up to so many rows an exact search goes without its settings: sending them would take longer than they save."""
+"""Up to so many rows, settings would take longer to send than they save, and k rows to read again."""
 
 _ALMOST_ALL: Final = 0.8
 """While no smaller share of an index's rows is left, searches need not look wider for them."""
@@ -229,8 +229,9 @@ def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
 
 def exactly(reason: str, rows: int | None = None) -> Plan:
     """Return the plan that compares every row that passes the filters: some *rows*, where that is known."""
-    settings = _SCAN if rows is None or rows > _FEW else {}
-    return Plan("similar_exact", None, {}, settings, f"exactly: {reason}")
+    if rows is not None and rows <= _FEW:
+        return Plan("similar_few", None, {}, {}, f"exactly: {reason}")
+    return Plan("similar_exact", None, {}, _SCAN, f"exactly: {reason}")
 
 
 def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Options, matching: int | None) -> Plan:

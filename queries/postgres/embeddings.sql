@@ -284,6 +284,31 @@ FROM (
 JOIN semantic_embeddings USING (id)
 ORDER BY nearest.distance, id;
 
+-- name: similar_few(vector, k, with_vectors, source, since, until, metadata)
+-- The same where few embeddings pass the filters: sorting them whole is quicker than reading k of them again.
+-- like: similar_exact
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        (embedding <=> :vector) + 0 AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY distance, id
+    LIMIT :k
+) AS nearest
+ORDER BY distance, id;
+
 -- name: matching_plan(source, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
 -- like: similar_exact, -vector, -k, -with_vectors

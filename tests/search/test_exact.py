@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimera_sql import add_adapters, embeddings, geoids, sql
+from kimera_sql import add_adapters, embeddings, geoids, model, sql
 from kimera_sql.search.plan import exactly
 from kimera_sql.vectors import DIMENSIONS, Vector
 
@@ -175,5 +175,25 @@ def test_what_is_switched_off_stays_off(pg_conn: psycopg.Connection) -> None:
 
 def test_few_rows_are_compared_without_settings() -> None:
     """Sending them would take longer than they save."""
-    assert not exactly("", 1000).settings
-    assert exactly("", 1001).settings == exactly("").settings != {}
+    few, more, unknown = exactly("", 1000), exactly("", 1001), exactly("")
+    assert (few.query, few.settings) == ("similar_few", {})
+    assert more == unknown
+    assert (more.query, set(more.settings)) == ("similar_exact", {"jit", "effective_io_concurrency"})
+
+
+FILTERS: Final[dict[str, dict[str, Any]]] = {
+    "geoids": {**model.geoids.where(tags_any=["some"]), "other_than": None},
+    "embeddings": model.embeddings.where(source="some"),
+}
+
+
+@given(rows=st.lists(st.tuples(CORNERS, st.sampled_from([0.5, 1, 2]), st.booleans()), max_size=40), corner=CORNERS)
+def test_few_rows_are_found_as_many_are(pg_conn: psycopg.Connection, rows: Any, corner: Any) -> None:
+    with pg_conn.transaction(force_rollback=True):
+        insert(pg_conn, rows)
+        for entity, filters in FILTERS.items():
+            queries = sql.Queries(entity)
+            asked = {"vector": vector(corner, 4), "k": 15, "with_vectors": True, **filters}
+            few, many = (query.fetchall(pg_conn, **asked) for query in (queries.similar_few, queries.similar_exact))
+            assert [row[:-1] for row in few] == [row[:-1] for row in many]
+            np.testing.assert_array_equal([row[-1] for row in few], [row[-1] for row in many])
