@@ -61,6 +61,7 @@ WRITES = (
 )
 READS = (
     Work("similar", f"similar, k = {K}", 1.08, K),
+    Work("exact", f"similar, exact, k = {K}", None, K),
     Work("pooled_similar", "similar by a pool or session", 1.25, K),
     Work("get", "get with vector", 1.08),
     Work("pooled_get", "get by a pool or session"),

@@ -23,7 +23,9 @@ from .model.embeddings import (
 )
 from .search import run
 from .search.plan import Explanation, Options
-from .sql import Connection
+from .search.run import Source
+from .sql import Connection, postgres
+from .sql.rows import mapper
 from .tables import VECTOR_TABLES
 from .twins import value
 from .vectors import VectorLike, as_vector
@@ -102,7 +104,7 @@ def similar(
 
 
 def similar_many(
-    conn: Connection,
+    conn: Source,
     vectors: Iterable[VectorLike],
     k: int = 10,
     *,
@@ -112,10 +114,13 @@ def similar_many(
     recall: float | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
-    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
+
+    *conn* may also be a pool: the searches are then shared among those of its connections that are idle, at least one.
+    """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = run.nearest(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    found = run.nearest_to_many(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
     return [[Hit(*hit) for hit in hits] for hits in found]
 
 
@@ -148,11 +153,14 @@ def hybrid(conn: Connection, text: str, vector: VectorLike, k: int = 10, **filte
     """
     server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
     wanted, parameters = depth(k), where(**filters)
-    by_words = _queries.matching_words.fetchall(
-        server, EmbeddingSummary, words=search_words(text), limit=wanted, **parameters
+    words = postgres.Call(
+        _queries.matching_words.statement(server),
+        {"words": search_words(text), "limit": wanted, **parameters},
+        generic_plan=not any(value is not None for value in parameters.values()),
     )
-    (by_vector,) = run.nearest(server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options())
-    return fuse(by_words, [embedding for embedding, _, _ in by_vector])[:k]
+    by_vector, by_words = run.rows(server, _table, [as_vector(vector)], wanted, parameters, Options(), along=[words])
+    make = mapper("postgres", EmbeddingSummary)
+    return fuse([make(row) for row in by_words], [make(row[:-2]) for row in by_vector], k)
 
 
 def get_or_create(

@@ -15,6 +15,7 @@ from .errors import NotFound
 from .model.geoids import Filters, Geoid, GeoidSummary, Hit, NewGeoid, values, where
 from .search import run
 from .search.plan import Explanation, Options
+from .search.run import Source
 from .sql import Connection
 from .tables import VECTOR_TABLES
 from .vectors import Vector, VectorLike, as_vector
@@ -120,7 +121,7 @@ def similar_to(
 
 
 def similar_many(
-    conn: Connection,
+    conn: Source,
     vectors: Iterable[VectorLike],
     k: int = 10,
     *,
@@ -130,10 +131,14 @@ def similar_many(
     recall: float | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
-    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
+
+    *conn* may also be a pool: the searches are then shared among those of its connections that are idle, at least one.
+    """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    return _nearest(conn, asked, k, filters, options, _ALL, False, 0.0)
+    found = run.nearest_to_many(conn, _table, GeoidSummary, asked, k, where(**filters), options, besides=_ALL)
+    return [[Hit(*hit) for hit in hits] for hits in found]
 
 
 def explain(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import select
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
+import psycopg
 from psycopg_pool import PoolClosed
 
 T = TypeVar("T")
+C = TypeVar("C", bound=psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 
 
 def each(items: Iterable[T]) -> Iterator[T]:
@@ -67,6 +72,40 @@ def is_readable(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def at_once(calls: Mapping[C, Callable[[], Any]]) -> Any:
+    """Make all *calls* at once, each of which uses a connection of its own, and return what they give, in their order.
+
+    Functions run in threads, and coroutine functions in tasks, which the caller awaits. The first error cancels the
+    other calls, and is raised once they have ended.
+    """
+    asynchronous = inspect.iscoroutinefunction(next(iter(calls.values())))
+    return (_in_tasks if asynchronous else _in_threads)(cast(Any, calls))
+
+
+def _in_threads(calls: Mapping[psycopg.Connection[Any], Callable[[], T]]) -> list[T]:
+    with ThreadPoolExecutor(len(calls)) as threads:
+        running = {threads.submit(function): conn for conn, function in calls.items()}
+        try:
+            for ended in as_completed(running):
+                ended.result()
+        except BaseException:
+            for future, conn in running.items():
+                if not future.done():
+                    with suppress(psycopg.Error):
+                        conn.cancel_safe()
+            raise
+    return [future.result() for future in running]
+
+
+async def _in_tasks(calls: Mapping[psycopg.AsyncConnection[Any], Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(function()) for function in calls.values()]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 Lock = threading.Lock

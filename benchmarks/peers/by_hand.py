@@ -29,6 +29,7 @@ from .setting import (
     CONNECTIONS,
     COPY_IN,
     COPY_OUT,
+    EXACT,
     GET,
     GET_MANY,
     HYBRID,
@@ -156,6 +157,10 @@ class ByHand(_Psycopg):
 
     def similar(self, number: int) -> list[Any]:
         return self.search(self.conn, self.setting.query(number))
+
+    def exact(self, number: int) -> list[Any]:
+        """As one writes it: the rows, sorted by their distance."""
+        return self.conn.execute(EXACT, (self.setting.query(number),), prepare=True, binary=True).fetchall()
 
     def pooled_similar(self, number: int) -> list[Any]:
         with self.pool.connection() as conn:

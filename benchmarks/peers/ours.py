@@ -65,6 +65,9 @@ class Ours(_Ours):
     def similar(self, number: int) -> list[geoids.Hit]:
         return self.search(self.conn, self.setting.query(number))
 
+    def exact(self, number: int) -> list[geoids.Hit]:
+        return geoids.similar(self.conn, self.setting.query(number), K, exact=True)
+
     def pooled_similar(self, number: int) -> list[geoids.Hit]:
         with self.pool.connection() as conn:
             return self.search(conn, self.setting.query(number))
@@ -114,6 +117,13 @@ class OursOneByOne(_Ours):
 
     def many(self, number: int) -> list[Any]:
         return [self.search(self.conn, query) for query in self.setting.some_queries(number)]
+
+
+class OursByPool(_Ours):
+    name = "kimera_sql, a pool"
+
+    def many(self, number: int) -> list[Any]:
+        return geoids.similar_many(self.pool, self.setting.some_queries(number), K)
 
 
 class OursAsynchronous(Peer):

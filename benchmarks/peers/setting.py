@@ -49,6 +49,16 @@ SIMILAR = f"""
     ORDER BY distance, id
     LIMIT {K}
 """  # noqa: S608 - constants
+EXACT = f"""
+    SELECT {COLUMNS}, 1 - distance AS similarity
+    FROM (
+        SELECT {COLUMNS}, state_vector <=> $1 AS distance
+        FROM geoid_states
+        ORDER BY (state_vector <=> $1) + 0, id
+        LIMIT {K}
+    ) AS nearest
+    ORDER BY distance, id
+"""  # noqa: S608
 GET = f"SELECT {COLUMNS}, state_vector FROM geoid_states WHERE id = $1"  # noqa: S608
 GET_MANY = f"SELECT {COLUMNS}, state_vector FROM geoid_states WHERE id = ANY($1)"  # noqa: S608
 INSERT = """

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, Final, overload
 
@@ -34,6 +35,9 @@ from .sqlite import SqlitePool, add_functions
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("connect")
+
+_AT_ONCE: Final = 0.01
+"""Seconds to wait for a connection that is idle; psycopg's pool gives none without any."""
 
 _JUST_USED: Final = 1.0
 """Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
@@ -220,6 +224,21 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         finally:
             conn.used_at = monotonic()
             await super().putconn(conn)
+
+    @asynccontextmanager
+    async def connections(self, most: int) -> AsyncIterator[list[AsyncPooledConnection]]:
+        """Lend one connection, for which it waits, and up to *most* with those that are idle now; all in autocommit."""
+        lent = [await self.getconn()]
+        try:
+            with suppress(PoolTimeout):  # somebody else was quicker
+                while len(lent) < most and self.get_stats()["pool_available"]:
+                    lent.append(await self.getconn(_AT_ONCE))
+            for connection in lent:
+                await connection.set_autocommit(True)
+            yield lent
+        finally:
+            for connection in lent:
+                await self.putconn(connection)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""

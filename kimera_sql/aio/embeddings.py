@@ -20,13 +20,15 @@ from ..model.embeddings import (
     where,
 )
 from ..search.plan import Explanation, Options
+from ..sql.rows import mapper
 from ..tables import VECTOR_TABLES
 from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import sql
 from .entity import Entity
 from .search import run
-from .sql import Connection
+from .search.run import Source
+from .sql import Connection, postgres
 
 __all__ = [
     "Embedding",
@@ -102,7 +104,7 @@ async def similar(
 
 
 async def similar_many(
-    conn: Connection,
+    conn: Source,
     vectors: Iterable[VectorLike],
     k: int = 10,
     *,
@@ -112,10 +114,13 @@ async def similar_many(
     recall: float | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
-    """Return what similar gives for each of *vectors*, asked all at once in one pipeline."""
+    """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
+
+    *conn* may also be a pool: the searches are then shared among those of its connections that are idle, at least one.
+    """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = await run.nearest(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    found = await run.nearest_to_many(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
     return [[Hit(*hit) for hit in hits] for hits in found]
 
 
@@ -150,13 +155,16 @@ async def hybrid(
     """
     server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
     wanted, parameters = depth(k), where(**filters)
-    by_words = await _queries.matching_words.fetchall(
-        server, EmbeddingSummary, words=search_words(text), limit=wanted, **parameters
+    words = postgres.Call(
+        _queries.matching_words.statement(server),
+        {"words": search_words(text), "limit": wanted, **parameters},
+        generic_plan=not any(value is not None for value in parameters.values()),
     )
-    (by_vector,) = await run.nearest(
-        server, _table, EmbeddingSummary, [as_vector(vector)], wanted, parameters, Options()
+    by_vector, by_words = await run.rows(
+        server, _table, [as_vector(vector)], wanted, parameters, Options(), along=[words]
     )
-    return fuse(by_words, [embedding for embedding, _, _ in by_vector])[:k]
+    make = mapper("postgres", EmbeddingSummary)
+    return fuse([make(row) for row in by_words], [make(row[:-2]) for row in by_vector], k)
 
 
 async def get_or_create(

@@ -140,17 +140,13 @@ def depth(k: int) -> int:
     return _DEPTH * checks.integer("k", k, least=1, most=(2**31 - 1) // _DEPTH)
 
 
-def fuse(by_words: Sequence[EmbeddingSummary], by_vector: Sequence[EmbeddingSummary]) -> list[Fused]:
-    """Return both rankings as one, the best first; see embeddings.hybrid."""
-    words = {embedding.id: rank for rank, embedding in enumerate(by_words, start=1)}
-    vectors = {embedding.id: rank for rank, embedding in enumerate(by_vector, start=1)}
-    fused = [
-        Fused(
-            embedding,
-            sum(1 / (_RRF + ranks[id]) for ranks in (words, vectors) if id in ranks),
-            words.get(id),
-            vectors.get(id),
-        )
-        for id, embedding in {found.id: found for found in (*by_words, *by_vector)}.items()
-    ]
-    return sorted(fused, key=lambda found: (-found.score, found.embedding.id))
+def fuse(by_words: Sequence[EmbeddingSummary], by_vector: Sequence[EmbeddingSummary], k: int) -> list[Fused]:
+    """Return the *k* best of both rankings, the best first; see embeddings.hybrid."""
+    found: dict[UUID, tuple[EmbeddingSummary, int | None, int | None]] = {
+        embedding.id: (embedding, rank, None) for rank, embedding in enumerate(by_words, start=1)
+    }
+    for rank, embedding in enumerate(by_vector, start=1):
+        _, words, _ = found.get(embedding.id, (embedding, None, None))
+        found[embedding.id] = (embedding, words, rank)
+    scored = sorted((-sum(1 / (_RRF + rank) for rank in ranks if rank), id) for id, (_, *ranks) in found.items())
+    return [Fused(found[id][0], -score, *found[id][1:]) for score, id in scored[:k]]

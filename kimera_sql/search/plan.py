@@ -52,6 +52,19 @@ Rows with one vector are linked to each other alone in the graph of such an inde
 of them does not find its way out to rows that are nearer.
 """
 
+_SCAN: Final[Mapping[str, str]] = {
+    # A server compiles a plan that reads more than some 100,000 rows, whose vectors fill a page each, and each of its
+    # parallel workers compiles it again.
+    "jit": "off",
+    # Rows that pass a filter are scattered over the table. Up to version 17 a server by default asks the disk for one
+    # page after the other: with nothing in memory, comparing 5,000 rows took 560 ms, and 145 ms so.
+    "effective_io_concurrency": "200",
+}
+"""The settings of an exact search, unless few rows pass its filters."""
+
+_FEW: Final = 1000
+"""Up to so many rows, settings would take longer to send than they save, and k rows to read again."""
+
 _ALMOST_ALL: Final = 0.8
 """While no smaller share of an index's rows is left, searches need not look wider for them."""
 
@@ -214,9 +227,11 @@ def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
     )
 
 
-def exactly(reason: str) -> Plan:
-    """Return the plan that compares every row that passes the filters."""
-    return Plan("similar_exact", None, {}, {}, f"exactly: {reason}")
+def exactly(reason: str, rows: int | None = None) -> Plan:
+    """Return the plan that compares every row that passes the filters: some *rows*, where that is known."""
+    if rows is not None and rows <= _FEW:
+        return Plan("similar_few", None, {}, {}, f"exactly: {reason}")
+    return Plan("similar_exact", None, {}, _SCAN, f"exactly: {reason}")
 
 
 def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Options, matching: int | None) -> Plan:
@@ -245,7 +260,7 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
             # The k nearest of the rows that are left are as far away as this many nearest of all.
             setting = _setting(index, math.ceil(k * rows / left), options) or index.lists or setting
         if _exact_is_cheaper(index, left, rows, setting):
-            return exactly(f"some {left:,} of {rows:,} rows are left to search")
+            return exactly(f"some {left:,} of {rows:,} rows are left to search", left)
         if index.method == "hnsw":
             # Scan enough rows that as many are left as the setting asks for.
             setting = min(MAX_EF_SEARCH, math.ceil(setting * rows / left))

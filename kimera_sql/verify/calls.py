@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,7 @@ class _Checker:
                     yield _fault(scope, node, pattern, message)
             if isinstance(node, ast.Call):
                 yield from self._check_call(scope, node)
+                yield from self._check_pipelined(scope, node)
                 yield from self._check_copy(scope, node)
                 handed = (*node.args, *(keyword.value for keyword in node.keywords))
                 if any(self._queries(scope, one) for one in handed) and (entered := self._code.enter(scope, node)):
@@ -63,15 +64,22 @@ class _Checker:
             if statement.suffix == "#":
                 yield _fault(*place, statement.name, "a COPY is run by its method copy")
                 continue
-            unknown, missing = set(passed) - statement.declared, statement.declared - set(passed)
-            if unknown or (whole and missing):
-                message = "the call does not pass the parameters that the file declares"
-                declared, given = (", ".join(names) or "none" for names in (statement.parameters, passed))
-                yield _fault(*place, statement.name, message, declared, given)
+            yield from _check_parameters(place, statement, passed, whole=whole)
             if len(call.args) > 1 and "returns" in statement.notes:
                 wrong = self._check_type(scope, method, call.args[1], statement.notes["returns"])
                 if wrong is not None:
                     yield _fault(*place, statement.name, *wrong)
+
+    def _check_pipelined(self, scope: Scope, call: ast.Call) -> Iterator[Fault]:
+        """Check the parameters of `Call(query.statement(conn), parameters)`, which a pipeline is given."""
+        match call:
+            case ast.Call(
+                func=ast.Attribute(attr="Call"),
+                args=[ast.Call(func=ast.Attribute(attr="statement", value=query)), parameters, *_],
+            ):
+                keys, whole = self._code.keys(scope, parameters)
+                for statement in self._queries(scope, query):
+                    yield from _check_parameters((scope, call), statement, keys, whole=whole)
 
     def _check_copy(self, scope: Scope, call: ast.Call) -> Iterator[Fault]:
         """Compare the keys of the rows that a COPY is sent, whose order counts, with its columns."""
@@ -145,6 +153,17 @@ class _Checker:
         _, entity = self._code.resolve(scope, made.args[0])
         pattern = f"{_known(entity)}.{name}"
         return None if pattern == "*.*" else pattern
+
+
+def _check_parameters(
+    place: tuple[Scope, ast.expr], statement: Statement, passed: Sequence[str], *, whole: bool
+) -> Iterator[Fault]:
+    """Compare the names that are *passed*, all there are if *whole*, with those that *statement* declares."""
+    unknown, missing = set(passed) - statement.declared, statement.declared - set(passed)
+    if unknown or (whole and missing):
+        message = "the call does not pass the parameters that the file declares"
+        declared, given = (", ".join(names) or "none" for names in (statement.parameters, passed))
+        yield _fault(*place, statement.name, message, declared, given)
 
 
 def _known(node: ast.AST) -> str:

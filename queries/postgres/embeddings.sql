@@ -262,24 +262,49 @@ ORDER BY distance, id
 LIMIT :k;
 
 -- name: similar_exact(vector, k, with_vectors, source, since, until, metadata)
--- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve.
+-- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
+-- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
 -- returns: EmbeddingSummary, similarity float, embedding Vector | None
 -- not null: similarity
 -- plan: custom
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - nearest.distance AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM (
+    SELECT id, (embedding <=> :vector) + 0 AS distance
+    FROM semantic_embeddings
+    WHERE (:source::text IS NULL OR source = :source)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY distance, id
+    LIMIT :k
+) AS nearest
+JOIN semantic_embeddings USING (id)
+ORDER BY nearest.distance, id;
+
+-- name: similar_few(vector, k, with_vectors, source, since, until, metadata)
+-- The same where few embeddings pass the filters: sorting them whole is quicker than reading k of them again.
+-- like: similar_exact
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
 SELECT
     id, text_content, timestamp, source, metadata,
     1 - distance AS similarity, embedding
 FROM (
     SELECT
         id, text_content, timestamp, source, metadata,
-        embedding <=> :vector AS distance,
+        (embedding <=> :vector) + 0 AS distance,
         CASE WHEN :with_vectors THEN embedding END AS embedding
     FROM semantic_embeddings
     WHERE (:source::text IS NULL OR source = :source)
         AND (:since::timestamptz IS NULL OR timestamp >= :since)
         AND (:until::timestamptz IS NULL OR timestamp < :until)
         AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
-    ORDER BY (semantic_embeddings.embedding <=> :vector) + 0, id
+    ORDER BY distance, id
     LIMIT :k
 ) AS nearest
 ORDER BY distance, id;

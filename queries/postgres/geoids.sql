@@ -291,17 +291,46 @@ ORDER BY distance, id
 LIMIT :k;
 
 -- name: similar_exact(vector, k, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
--- The same by comparing all states that pass the filters. The "+ 0" is what no vector index can serve.
+-- The same by comparing all states that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
+-- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
 -- returns: GeoidSummary, similarity float, state_vector Vector | None
 -- not null: similarity
 -- plan: custom
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - nearest.distance AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM (
+    SELECT id, (state_vector <=> :vector) + 0 AS distance
+    FROM geoid_states
+    WHERE (:other_than::uuid IS NULL OR id <> :other_than)
+        AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    ORDER BY distance, id
+    LIMIT :k
+) AS nearest
+JOIN geoid_states USING (id)
+ORDER BY nearest.distance, id;
+
+-- name: similar_few(vector, k, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same where few states pass the filters: sorting them whole is quicker than reading k of them again.
+-- like: similar_exact
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
 SELECT
     id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
     1 - distance AS similarity, state_vector
 FROM (
     SELECT
         id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
-        state_vector <=> :vector AS distance,
+        (state_vector <=> :vector) + 0 AS distance,
         CASE WHEN :with_vectors THEN state_vector END AS state_vector
     FROM geoid_states
     WHERE (:other_than::uuid IS NULL OR id <> :other_than)
@@ -312,7 +341,7 @@ FROM (
         AND (:since::timestamptz IS NULL OR timestamp >= :since)
         AND (:until::timestamptz IS NULL OR timestamp < :until)
         AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
-    ORDER BY (geoid_states.state_vector <=> :vector) + 0, id
+    ORDER BY distance, id
     LIMIT :k
 ) AS nearest
 ORDER BY distance, id;

@@ -63,13 +63,14 @@ ORDER BY index_class.relname;
 
 -- name: set_local(names, values)
 -- Change settings until the transaction ends, and keep what they were under a name of ours. Without pgvector's library,
--- which vector_dims loads into the session, its settings are unknown.
+-- which vector_dims loads into the session, its settings are unknown. What is 0 stays 0: it was switched off, or the
+-- server's system has no such thing, and a server up to 17 then refuses any effective_io_concurrency but 0.
 -- returns: loaded int, before str, now str
 -- not null: before, now
 SELECT
     vector_dims('[1]'::vector) AS loaded,
     set_config('kimera.' || replace(name, '.', '_'), current_setting(name), true) AS before,
-    set_config(name, value, true) AS now
+    set_config(name, CASE current_setting(name) WHEN '0' THEN '0' ELSE value END, true) AS now
 FROM unnest(:names::text[], :values::text[]) AS setting (name, value)
 ORDER BY name;
 

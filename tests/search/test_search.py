@@ -572,6 +572,19 @@ def test_hybrid_refuses_what_is_no_text(texts: Connection, text: Any) -> None:
         embeddings.hybrid(texts, text, QUERIES[0])
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_hybrid_is_one_round_trip(texts: Connection, tmp_path: Path, indexed: bool) -> None:
+    if indexed:
+        indexes.build(texts, "semantic_embeddings")
+    for source in (None, "high"):
+        expected = embeddings.hybrid(texts, "running", QUERIES[0], 1, source=source)  # the catalogue is known now
+        with (tmp_path / "trace").open("w") as trace:
+            texts.pgconn.trace(trace.fileno())
+            assert embeddings.hybrid(texts, "running", QUERIES[0], 1, source=source) == expected
+            texts.pgconn.untrace()
+        assert (tmp_path / "trace").read_text().count("\tSync") == 1
+
+
 def test_words_are_found_by_their_index(texts: Connection) -> None:
     statement = sql.statements("postgres", "embeddings")["matching_words"].explained()
     parameters = {**dict.fromkeys(statement.parameters), "words": "running", "limit": 5}

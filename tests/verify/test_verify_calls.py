@@ -180,6 +180,10 @@ ENTITIES: Final = {
         ("model/embeddings.py", 'Filters)\n    return {\n        "source"', 'Filters)\n    return {\n        "sauce"'),
         ["embeddings.py: embeddings.matching_words: the call does not pass the parameters"],
     ),
+    "parameter of a pipelined query renamed": (
+        ("embeddings.py", '{"words": search_words(text), "limit"', '{"words": search_words(text), "most"'),
+        ["embeddings.py: embeddings.matching_words: the call does not pass the parameters"],
+    ),
     "parameter of every entity renamed": (
         ("entity.py", "existing_ids.fetchall(conn, ids=", "existing_ids.fetchall(conn, id="),
         [f"entity.py: {entity}.existing_ids: the call" for entity in EACH],

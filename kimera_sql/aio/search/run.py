@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import psycopg
@@ -15,12 +16,18 @@ from ...search import diversity as varied
 from ...search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ...sql.rows import decode, mapper
 from ...tables import Table
+from ...twins import at_once
 from ...vectors import Vector
 from .. import sql
+from ..connect import AsyncPool
 from ..sql import Connection, Queries, Row, postgres
+from ..sqlite import SqlitePool
 from . import catalogue, samples
 
 S = TypeVar("S")
+
+Source: TypeAlias = Connection | AsyncPool | SqlitePool
+"""Where several searches can run: on one connection, or on those of a pool."""
 
 _queries = Queries("search")
 
@@ -70,9 +77,11 @@ async def rows(
     with_vectors: bool = False,
     complete: bool = True,
     sampled: bool = False,
+    along: Sequence[postgres.Call] = (),
 ) -> list[list[Row]]:
     """Return the *k* rows nearest to each of *vectors* that pass *where*, nearest first, in one pipeline on PostgreSQL.
 
+    The rows of *along*, other statements that go in the same pipeline, come behind them.
     The last two columns of a row are its similarity and, *with_vectors*, its vector (else NULL). *where* holds the
     filters' parameters; *besides*, further parameters that exclude almost no rows. If the index finds fewer than *k*
     rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false. *sampled*:
@@ -81,7 +90,7 @@ async def rows(
     chosen = await plan(conn, table, k, where, options, besides=besides)
     wanted = max(k, chosen.least) if complete else k
     several = [_given(chosen, vector, wanted, with_vectors, where, besides) for vector in vectors]
-    found = await _run(conn, table, chosen, several)
+    found = await _run(conn, table, chosen, several, along)
     if complete and chosen.index is not None:
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
@@ -90,7 +99,9 @@ async def rows(
                 (found[place],) = await _run(conn, table, _COMPLETED, [parameters])
     if sampled:
         samples.offer(conn, table, vectors, k, chosen, [where, besides or {}])
-    return [rows[:k] for rows in found] if wanted > k else found
+    if wanted > k:
+        found[: len(vectors)] = [rows[:k] for rows in found[: len(vectors)]]
+    return found
 
 
 def _look_identical(rows: Sequence[Row], least: int) -> bool:
@@ -114,27 +125,33 @@ def _given(
     return {"vector": vector, "k": k, "with_vectors": with_vectors, **excluding, **chosen.parameters}
 
 
-async def _run(conn: Connection, table: Table, chosen: Plan, several: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
-    """Run *chosen* once for each of *several* sets of parameters, with its settings in force for these runs only."""
+async def _run(
+    conn: Connection,
+    table: Table,
+    chosen: Plan,
+    several: Sequence[Mapping[str, Any]],
+    along: Sequence[postgres.Call] = (),
+) -> list[list[Row]]:
+    """Run *chosen* for each of *several* sets of parameters, and *along*, with its settings for these runs only."""
     query = getattr(Queries(table.entity), chosen.query)
     if not sql.is_postgres(conn):
         return [await query.fetchall(conn, **parameters) for parameters in several]
     generic = "plan_cache_mode" in chosen.settings
     searches = [postgres.Call(query.statement(conn), parameters, generic) for parameters in several]
     if chosen.alone:
-        found = await postgres.fetchall_of(conn, searches)
-        if not all(found) and not postgres.outside_transaction(conn):
+        found = await postgres.fetchall_of(conn, [*searches, *along])
+        if not all(found[: len(searches)]) and not postgres.outside_transaction(conn):
             # The setting is put back with the rows.
             await _queries.put_back.fetchall(conn, names=list(chosen.settings))
-        return [[row[:-1] for row in rows] for rows in found]
+        return [[row[:-1] for row in rows] for rows in found[: len(searches)]] + found[len(searches) :]
     if not chosen.settings:
-        return await postgres.fetchall_of(conn, searches)
+        return await postgres.fetchall_of(conn, [*searches, *along])
     names, values = list(chosen.settings), list(chosen.settings.values())
     change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
     undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
-    return await postgres.fetchall_of(conn, searches, before=[change], after=[undo] if restore else [])
+    return await postgres.fetchall_of(conn, [*searches, *along], before=[change], after=[undo] if restore else [])
 
 
 async def nearest(
@@ -180,6 +197,33 @@ async def nearest(
         for found in several
     ]
     return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
+
+
+async def nearest_to_many(
+    conn: Source,
+    table: Table,
+    summary: type[S],
+    vectors: Sequence[Vector],
+    k: int,
+    where: Mapping[str, Any],
+    options: Options,
+    *,
+    besides: Mapping[str, Any] | None = None,
+) -> list[list[tuple[S, float, Vector | None]]]:
+    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections."""
+
+    async def search(conn: Connection, share: Sequence[Vector]) -> list[list[tuple[S, float, Vector | None]]]:
+        return await nearest(conn, table, summary, share, k, where, options, besides=besides)
+
+    if isinstance(conn, SqlitePool):
+        async with conn.connection() as file:
+            return await search(file, vectors)
+    if not isinstance(conn, AsyncPool):
+        return await search(conn, vectors)
+    async with conn.connections(len(vectors)) as lent:
+        shares = {one: vectors[number :: len(lent)] for number, one in enumerate(lent)}
+        found = await at_once({one: partial(search, one, share) for one, share in shares.items()})
+        return [found[number % len(lent)][number // len(lent)] for number in range(len(vectors))]
 
 
 def _unlike(
