@@ -530,7 +530,7 @@ SELECT current_setting(:name);
     monkeypatch.setattr("kimera_sql.sql.files.shipped", lambda _: tmp_path)
     given = {"hnsw.ef_search": "10", "ivfflat.probes": "3", "enable_sort": "off"}
     chosen = Plan("seen", None, {}, given, "")
-    found = run._run(conn, Table("spy", "spy"), chosen, [{"name": name} for name in given])
+    found, _ = run._run(conn, Table("spy", "spy"), chosen, [{"name": name} for name in given])
     assert found == [[(value,)] for value in given.values()]
     assert settings(conn) == before
 

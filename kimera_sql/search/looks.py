@@ -1,7 +1,8 @@
 """A cache of the catalogue, shared by the connections of a pool, so that a search need not query the catalogue.
 
-A look (one table's entry) is valid for two seconds, or until this process builds, drops or tunes an index. Changes that
-a transaction has not committed yet are visible to its own connection only.
+A look (one table's entry) is valid for two seconds, or until this process builds, drops or tunes an index, or a search
+finds that its index was dropped or rebuilt. Changes that a transaction has not committed yet are visible to its own
+connection only.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ V = TypeVar("V")
 
 _FRESH: Final = 2.0
 """Seconds for which a look is valid."""
+
+_FRESH_WITHOUT: Final = 0.1
+"""Seconds for which it is where it shows no index: a search then compares every row, and takes longer than a look."""
 
 _MOST_REMEMBERED: Final = 1000
 """The most filters whose estimates a look keeps, and the most plans."""
@@ -114,9 +118,10 @@ def last(conn: AnyConnection, table: str) -> Look | None:
     """Return the valid look at *table*, None if there is none."""
     changes, private = _changes.seen_by(conn)
     look = _looks(conn, private=private).get(table)
-    if look is None or look.changes != changes or monotonic() - look.at >= _FRESH:
+    if look is None or look.changes != changes:
         return None
-    return look
+    usable = any(index.usable for index in look.indexes)
+    return look if monotonic() - look.at < (_FRESH if usable else _FRESH_WITHOUT) else None
 
 
 def keep(conn: AnyConnection, table: str, indexes: tuple[VectorIndex, ...]) -> Look:

@@ -22,11 +22,12 @@ MAX_EF_SEARCH: Final = 1000
 """pgvector's upper limit for hnsw.ef_search."""
 
 _UNTUNED_EF_SEARCH: Final = 200
-_UNTUNED_PROBES: Final = 2 / 3
+_UNTUNED_PROBES: Final = 3 / 4
 """The settings of an index that recall.tune has not measured: ef_search, and probes as a share of the lists.
 
 On hard generated data, half of the lists found 0.957 to 0.978 of the neighbours, depending on the training, and once
-0.9475. Two thirds found 0.983 or more in 30 trainings.
+0.9475. Two thirds found 0.983 or more in 30 trainings, but once 0.944 where the table had been emptied: then there was
+nothing to train on.
 """
 
 _MOST_BY_INDEX: Final = MAX_EF_SEARCH // 2
@@ -99,7 +100,8 @@ class VectorIndex:
     and rows that were deleted or replaced and not vacuumed away yet, by the server's statistics. guarded: whether
     row-level security may hide rows of the table. rows_at_build, size_at_build, built_at: None for an index that
     kimera_sql did not build. usable: valid and complete. tuned: maps (k, target recall) to the probes or ef_search that
-    reach it, None if none does. pgvector: the extension's version.
+    reach it, None if none does. oid, filenode: of the index, and of the file that it is in. pgvector: the extension's
+    version.
     """
 
     name: str
@@ -120,6 +122,8 @@ class VectorIndex:
     size_at_build: int | None
     built_at: datetime | None
     tuned: Mapping[tuple[int, float], int | None]
+    oid: int
+    filenode: int
     pgvector: tuple[int, ...]
 
     @property
@@ -193,7 +197,7 @@ def used_by(lines: Sequence[str], index: str) -> bool:
 
 def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
     """Return the index that *row*, of the query vector_indexes, describes, or None if our queries cannot use it."""
-    name, method, opclass, expression, usable, options, size, scans, *counts, tuned, pgvector = row
+    name, method, opclass, expression, usable, options, size, scans, *counts, tuned, oid, filenode, pgvector = row
     rows, live, dead, guarded, rows_at_build, size_at_build, built_at = counts
     if opclass not in _PRECISIONS:
         return None
@@ -223,6 +227,8 @@ def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
         size_at_build=size_at_build,
         built_at=built_at,
         tuned={(k, target): setting for k, target, setting in tuned},
+        oid=oid,
+        filenode=filenode,
         pgvector=pgvector,
     )
 
@@ -286,7 +292,12 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
     alone = replace(
         chosen,
         query=f"nearest_{index.precision}",
-        parameters={"candidates": candidates, "ef_search": str(setting)},
+        parameters={
+            "candidates": candidates,
+            "ef_search": str(setting),
+            "index": index.oid,
+            "filenode": index.filenode,
+        },
         settings={"hnsw.ef_search": str(setting)},
         alone=True,
     )

@@ -87,16 +87,20 @@ def rows(
     rows, or nothing but rows that look identical, the search runs again exactly, unless *complete* is false. *sampled*:
     the search is a caller's, and can be picked for the sample.
     """
-    chosen = plan(conn, table, k, where, options, besides=besides)
-    wanted = max(k, chosen.least) if complete else k
-    several = [_given(chosen, vector, wanted, with_vectors, where, besides) for vector in vectors]
-    found = _run(conn, table, chosen, several, along)
+    for _ in range(2):
+        chosen = plan(conn, table, k, where, options, besides=besides)
+        wanted = max(k, chosen.least) if complete else k
+        several = [_given(chosen, vector, wanted, with_vectors, where, besides) for vector in vectors]
+        found, planned = _run(conn, table, chosen, several, along)
+        if planned or not sql.is_postgres(conn):
+            break
+        catalogue.look(conn, table, fresh=True)
     if complete and chosen.index is not None:
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
             if len(found[place]) < k or _look_identical(found[place], chosen.least):
                 parameters = _given(_COMPLETED, vector, k, with_vectors, where, besides)
-                (found[place],) = _run(conn, table, _COMPLETED, [parameters])
+                (found[place],), _ = _run(conn, table, _COMPLETED, [parameters])
     if sampled:
         samples.offer(conn, table, vectors, k, chosen, [where, besides or {}])
     if wanted > k:
@@ -131,27 +135,36 @@ def _run(
     chosen: Plan,
     several: Sequence[Mapping[str, Any]],
     along: Sequence[postgres.Call] = (),
-) -> list[list[Row]]:
-    """Run *chosen* for each of *several* sets of parameters, and *along*, with its settings for these runs only."""
+) -> tuple[list[list[Row]], bool]:
+    """Run *chosen* for each of *several* sets of parameters, and *along*, with its settings for these runs only.
+
+    Return the rows of each, and whether the index was still the one that was planned with.
+    """
     query = getattr(Queries(table.entity), chosen.query)
     if not sql.is_postgres(conn):
-        return [query.fetchall(conn, **parameters) for parameters in several]
+        return [query.fetchall(conn, **parameters) for parameters in several], True
     generic = "plan_cache_mode" in chosen.settings
     searches = [postgres.Call(query.statement(conn), parameters, generic) for parameters in several]
     if chosen.alone:
         found = postgres.fetchall_of(conn, [*searches, *along])
-        if not all(found[: len(searches)]) and not postgres.outside_transaction(conn):
+        any_missing = not all(found[: len(searches)])
+        if any_missing and not postgres.outside_transaction(conn):
             # The setting is put back with the rows.
             _queries.put_back.fetchall(conn, names=list(chosen.settings))
-        return [[row[:-1] for row in rows] for rows in found[: len(searches)]] + found[len(searches) :]
+        hits = [[row[:-1] for row in rows] for rows in found[: len(searches)]]
+        return hits + found[len(searches) :], not any_missing
     if not chosen.settings:
-        return postgres.fetchall_of(conn, [*searches, *along])
+        return postgres.fetchall_of(conn, [*searches, *along]), True
     names, values = list(chosen.settings), list(chosen.settings.values())
-    change = postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values})
+    index = chosen.index
+    change = postgres.Call(
+        _queries.set_local.statement(conn), {"names": names, "values": values, "index": index and index.oid}
+    )
     undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
-    return postgres.fetchall_of(conn, [*searches, *along], before=[change], after=[undo] if restore else [])
+    changed, *found = postgres.fetchall_of(conn, [change, *searches, *along], after=[undo] if restore else [])
+    return found, index is None or changed[0][-1] == index.filenode
 
 
 def nearest(
@@ -253,7 +266,7 @@ def explain(
     settings = {} if chosen.alone else chosen.settings
     with sql.atomic(server), server.transaction() as undone:
         if settings:
-            _queries.set_local.fetchall(server, names=list(settings), values=list(settings.values()))
+            _queries.set_local.fetchall(server, names=list(settings), values=list(settings.values()), index=None)
         lines = [line for (line,) in postgres.fetchall(server, statement, parameters)]
         # Nothing was written. Rolling back undoes the settings, which releasing the savepoint would keep.
         raise psycopg.Rollback(undone)

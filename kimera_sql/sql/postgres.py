@@ -125,12 +125,10 @@ def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, An
     return _rows(conn, cursor)
 
 
-def fetchall_of(
-    conn: Connection, calls: Sequence[Call], *, before: Sequence[Call] = (), after: Sequence[Call] = ()
-) -> list[list[Row]]:
-    """Run *before*, *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
-    cursors = _run(conn, [*before, *calls, *after])
-    return [_rows(conn, cursor) for cursor in cursors[len(before) : len(before) + len(calls)]]
+def fetchall_of(conn: Connection, calls: Sequence[Call], *, after: Sequence[Call] = ()) -> list[list[Row]]:
+    """Run *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
+    cursors = _run(conn, [*calls, *after])
+    return [_rows(conn, cursor) for cursor in cursors[: len(calls)]]
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:

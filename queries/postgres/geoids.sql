@@ -97,11 +97,12 @@ SELECT state_vector
 FROM geoid_states
 WHERE id = :id;
 
--- name: nearest_full(vector, k, candidates, ef_search, with_vectors)
+-- name: nearest_full(vector, k, candidates, ef_search, index, filenode, with_vectors)
 -- The k states nearest by cosine where nothing filters them, by an hnsw index on the vectors as they are: a search in one
 -- statement, and one plan for every vector. The inner limit sets hnsw.ef_search before the index is read. The outermost
 -- SELECT, computed when all is read and sorted, gives it its value back. LIMIT 200 is for the planner: it can't know the
--- other limit, and would expect a tenth of the table.
+-- other limit, and would expect a tenth of the table. Nothing is read, and no row found, where the index is not in the
+-- file any more that it was in when the catalogue was read: it was dropped or rebuilt since.
 -- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
 -- not null: similarity, ef_search
 -- uses: idx_geoid_vector
@@ -122,16 +123,18 @@ FROM (
         LIMIT 200
     ) AS scanned
     LIMIT (
-        SELECT :candidates::integer + 0 * length(
-            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
-            || set_config('hnsw.ef_search', :ef_search, true)
-        )
+        SELECT
+            CASE WHEN pg_relation_filenode(:index::oid::regclass) = :filenode::oid THEN :candidates::integer ELSE 0 END
+            + 0 * length(
+                set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+                || set_config('hnsw.ef_search', :ef_search, true)
+            )
     )
 ) AS nearest
 ORDER BY distance, id
 LIMIT :k;
 
--- name: nearest_half(vector, k, candidates, ef_search, with_vectors)
+-- name: nearest_half(vector, k, candidates, ef_search, index, filenode, with_vectors)
 -- The same by an index in half precision: more candidates than k, of which the exact distance decides.
 -- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
 -- not null: similarity, ef_search
@@ -154,16 +157,18 @@ FROM (
         LIMIT 200
     ) AS scanned
     LIMIT (
-        SELECT :candidates::integer + 0 * length(
-            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
-            || set_config('hnsw.ef_search', :ef_search, true)
-        )
+        SELECT
+            CASE WHEN pg_relation_filenode(:index::oid::regclass) = :filenode::oid THEN :candidates::integer ELSE 0 END
+            + 0 * length(
+                set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+                || set_config('hnsw.ef_search', :ef_search, true)
+            )
     )
 ) AS nearest
 ORDER BY distance, id
 LIMIT :k;
 
--- name: nearest_binary(vector, k, candidates, ef_search, with_vectors)
+-- name: nearest_binary(vector, k, candidates, ef_search, index, filenode, with_vectors)
 -- The same by an index on the signs of the components: many candidates, of which the exact distance decides.
 -- returns: GeoidSummary, similarity float, state_vector Vector | None, ef_search str
 -- not null: similarity, ef_search
@@ -186,10 +191,12 @@ FROM (
         LIMIT 200
     ) AS scanned
     LIMIT (
-        SELECT :candidates::integer + 0 * length(
-            set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
-            || set_config('hnsw.ef_search', :ef_search, true)
-        )
+        SELECT
+            CASE WHEN pg_relation_filenode(:index::oid::regclass) = :filenode::oid THEN :candidates::integer ELSE 0 END
+            + 0 * length(
+                set_config('kimera.hnsw_ef_search', current_setting('hnsw.ef_search'), true)
+                || set_config('hnsw.ef_search', :ef_search, true)
+            )
     )
 ) AS nearest
 ORDER BY distance, id

@@ -6,8 +6,8 @@
 -- returns: name str, method str, opclass str, expression str, usable bool, options list[str], size int
 -- returns: scans int, rows int, live int, dead int, guarded bool
 -- returns: rows_at_build int | None, size_at_build int | None, built_at datetime | None
--- returns: tuned list, pgvector str
--- not null: expression, size, live
+-- returns: tuned list, oid int, filenode int, pgvector str
+-- not null: expression, size, live, filenode
 SELECT
     index_class.relname AS name,
     am.amname AS method,
@@ -34,6 +34,8 @@ SELECT
         WHERE tuned.index_name = index_class.relname
             AND tuned.filenode = pg_relation_filenode(index.indexrelid)::bigint
     ) AS tuned,
+    index.indexrelid AS oid,
+    pg_relation_filenode(index.indexrelid) AS filenode,
     extension.extversion AS pgvector
 FROM pg_index AS index
 JOIN pg_class AS index_class ON index_class.oid = index.indexrelid
@@ -61,16 +63,18 @@ WHERE index.indrelid = to_regclass(:table)
     AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY index_class.relname;
 
--- name: set_local(names, values)
+-- name: set_local(names, values, index)
 -- Change settings until the transaction ends, and keep what they were under a name of ours. Without pgvector's library,
 -- which vector_dims loads into the session, its settings are unknown. What is 0 stays 0: it was switched off, or the
--- server's system has no such thing, and a server up to 17 then refuses any effective_io_concurrency but 0.
--- returns: loaded int, before str, now str
+-- server's system has no such thing, and a server up to 17 then refuses any effective_io_concurrency but 0. filenode: the
+-- file that the index is in now, NULL where it is gone.
+-- returns: loaded int, before str, now str, filenode int | None
 -- not null: before, now
 SELECT
     vector_dims('[1]'::vector) AS loaded,
     set_config('kimera.' || replace(name, '.', '_'), current_setting(name), true) AS before,
-    set_config(name, CASE current_setting(name) WHEN '0' THEN '0' ELSE value END, true) AS now
+    set_config(name, CASE current_setting(name) WHEN '0' THEN '0' ELSE value END, true) AS now,
+    pg_relation_filenode(:index::oid::regclass) AS filenode
 FROM unnest(:names::text[], :values::text[]) AS setting (name, value)
 ORDER BY name;
 

@@ -112,7 +112,9 @@ def test_it_is_as_it_was_after_a_search_that_finds_nothing_or_fails(conn: psycop
 def test_the_setting_is_in_force_when_the_index_is_read(conn: psycopg.Connection, precision: Precision) -> None:
     """With ef_search = 1 an index scan of pgvector gives one row, so the search is completed exactly."""
     statement = getattr(sql.Queries("geoids"), f"nearest_{precision}")
+    (index,) = (index for index in indexes.existing(conn) if index.table == "geoid_states")
     given = {"vector": VECTORS[0], "k": 10, "candidates": 10, "with_vectors": False}
+    given |= {"index": index.oid, "filenode": index.filenode}
     for _ in range(8):
         assert len(statement.fetchall(conn, **given, ef_search="1")) < 10
         assert len(statement.fetchall(conn, **given, ef_search="40")) == 10

@@ -166,11 +166,15 @@ def test_what_is_switched_off_stays_off(pg_conn: psycopg.Connection) -> None:
     """A server without the means to read ahead refuses any effective_io_concurrency but 0."""
     settings = exactly("").settings
     pg_conn.execute("SET LOCAL effective_io_concurrency = 0")
-    changed = sql.Queries("search").set_local.fetchall(pg_conn, names=list(settings), values=list(settings.values()))
-    assert {now for _, _, now in changed} == {"0", "off"}
+    changed = sql.Queries("search").set_local.fetchall(
+        pg_conn, names=list(settings), values=list(settings.values()), index=None
+    )
+    assert {now for _, _, now, _ in changed} == {"0", "off"}
     pg_conn.execute("SET LOCAL effective_io_concurrency = 3")
-    changed = sql.Queries("search").set_local.fetchall(pg_conn, names=list(settings), values=list(settings.values()))
-    assert {now for _, _, now in changed} == {"200", "off"}
+    changed = sql.Queries("search").set_local.fetchall(
+        pg_conn, names=list(settings), values=list(settings.values()), index=None
+    )
+    assert {now for _, _, now, _ in changed} == {"200", "off"}
 
 
 def test_few_rows_are_compared_without_settings() -> None:

@@ -391,13 +391,51 @@ def test_filters_work_with_both_methods_indexes_there(database: str) -> None:
 
 def test_the_look_at_the_catalogue_holds_for_a_while(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with connected(database) as conn, connected(database) as other:
+        monkeypatch.setattr(looks, "_FRESH_WITHOUT", 60)
         geoids.insert_many(conn, map(new_geoid, range(50), VECTORS))
         assert geoids.explain(conn, QUERIES[0]).index is None
         # As another process would
         other.execute("CREATE INDEX another ON geoid_states USING hnsw (state_vector vector_cosine_ops)")
         assert geoids.explain(conn, QUERIES[0]).index is None
-        monkeypatch.setattr(looks, "_FRESH", 0)
+        monkeypatch.setattr(looks, "_FRESH_WITHOUT", 0)
         assert geoids.explain(conn, QUERIES[0]).index == "another"
+        other.execute("DROP INDEX another")
+        assert geoids.explain(conn, QUERIES[0]).index == "another"
+        monkeypatch.setattr(looks, "_FRESH", 0)
+        assert geoids.explain(conn, QUERIES[0]).index is None
+
+
+@pytest.mark.parametrize("filters", [{}, {"entropy": (0, None)}])
+@pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
+def test_a_search_finds_that_its_index_was_dropped_or_rebuilt(
+    database: str, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any], method: Method
+) -> None:
+    """By another process; in a transaction too, whose settings stay as they are."""
+    monkeypatch.setattr(looks, "_FRESH", 60)
+    monkeypatch.setattr("kimera_sql.search.plan._exact_is_cheaper", lambda *_: False)
+    with connected(database) as conn, connected(database) as other:
+        geoids.insert_many(conn, map(new_geoid, range(500), VECTORS))
+        name = indexes.build(conn, "geoid_states", method=method, precision="full").name
+        conn.execute("SET random_page_cost = 0.1")
+        conn.execute("SET hnsw.ef_search = 77")
+        expected = geoids.similar(conn, QUERIES[0], exact=True)
+
+        def filenode() -> int:
+            (index,) = looks.last(conn, "geoid_states").indexes  # type: ignore[union-attr]
+            return index.filenode
+
+        assert len(geoids.similar(conn, QUERIES[0], **filters)) == 10
+        before = filenode()
+        assert len(geoids.similar(conn, QUERIES[0], **filters)) == 10
+        assert filenode() == before
+        other.execute(f"REINDEX INDEX {name}")
+        assert len(geoids.similar(conn, QUERIES[0], **filters)) == 10
+        assert filenode() != before
+        other.execute(f"DROP INDEX {name}")
+        with conn.transaction():
+            assert geoids.similar(conn, QUERIES[0], **filters) == expected
+            assert conn.execute("SELECT current_setting('hnsw.ef_search')").fetchone() == ("77",)
+        assert geoids.explain(conn, QUERIES[0]).index is None
 
 
 def test_an_index_of_this_process_is_seen_by_all_its_connections_at_once(database: str) -> None:

@@ -124,12 +124,10 @@ async def fetchall(conn: Connection, statement: Statement, parameters: Mapping[s
     return await _rows(conn, cursor)
 
 
-async def fetchall_of(
-    conn: Connection, calls: Sequence[Call], *, before: Sequence[Call] = (), after: Sequence[Call] = ()
-) -> list[list[Row]]:
-    """Run *before*, *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
-    cursors = await _run(conn, [*before, *calls, *after])
-    return [await _rows(conn, cursor) for cursor in cursors[len(before) : len(before) + len(calls)]]
+async def fetchall_of(conn: Connection, calls: Sequence[Call], *, after: Sequence[Call] = ()) -> list[list[Row]]:
+    """Run *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
+    cursors = await _run(conn, [*calls, *after])
+    return [await _rows(conn, cursor) for cursor in cursors[: len(calls)]]
 
 
 async def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
