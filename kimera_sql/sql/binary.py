@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg.postgres import types
 from psycopg.types.json import Json, Jsonb
 
+from ..checks import JsonObject
 from ..errors import InvalidValue
 from ..vectors import sent
 
@@ -28,8 +29,7 @@ END: Final = b"\xff\xff"
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """The moment from which the server counts the microseconds of a timestamp."""
 
-dumps: Final = json.JSONEncoder(allow_nan=False).encode
-"""What makes JSON of a value."""
+_dumps: Final = json.JSONEncoder(allow_nan=False).encode
 
 _NULL: Final = b"\xff\xff\xff\xff"
 
@@ -40,6 +40,11 @@ _int8: Final = struct.Struct(">iq").pack
 _float8: Final = struct.Struct(">id").pack
 _array: Final = struct.Struct(">iiIii").pack
 _empty_array: Final = struct.Struct(">iiI").pack
+
+
+def json_text(value: Any) -> str:
+    """Return *value* as JSON, in ASCII."""
+    return value.text if isinstance(value, JsonObject) else _dumps(value)
 
 
 def codec(encoding: str) -> str:
@@ -118,7 +123,7 @@ def _timestamptz(value: datetime) -> bytes:
 
 
 def _jsonb(value: Any) -> bytes:
-    encoded = dumps(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
+    encoded = json_text(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
     return _length(1 + len(encoded)) + b"\x01" + encoded  # 1 is the version of the format
 
 

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
 from . import shapes
-from .binary import array, codec, dumps, uuid
+from .binary import array, codec, json_text, uuid
 from .files import Dialect, query_file, statements
 
 Row: TypeAlias = tuple[Any, ...]
@@ -50,9 +50,11 @@ psycopg.adapters.register_dumper(_Ids, _IdsDumper)
 
 def to_postgres(value: Any) -> Any:
     """Return *value* in the form that psycopg sends."""
+    if not isinstance(value, (dict, list)):
+        return value
     if isinstance(value, dict):
-        return Jsonb(value, dumps=dumps)
-    if isinstance(value, list) and value and all(isinstance(item, UUID) for item in value):
+        return Jsonb(value, dumps=json_text)
+    if value and all(isinstance(item, UUID) for item in value):
         return _Ids(value)
     return value
 
@@ -84,9 +86,9 @@ def to_sqlite(value: Any) -> Any:
         case timedelta():
             return value // timedelta(microseconds=1)
         case dict():
-            return dumps(value)
+            return json_text(value)
         case list():
-            return dumps([to_sqlite(item) for item in value])
+            return json_text([to_sqlite(item) for item in value])
         case np.ndarray():
             return value.astype("<f4", copy=False).tobytes()
         case _:
