@@ -281,6 +281,21 @@ def test_a_stream_that_was_closed_leaves_nothing_to_do(database: str) -> None:
     asyncio.run(main())
 
 
+def test_an_unordered_stream_keeps_the_connection_busy_until_it_is_closed(database: str) -> None:
+    async def main() -> None:
+        async with kimera.open_pool(database) as pool, pool.connection() as conn:
+            await filled(conn, 30)
+            async with aclosing(kimera.geoids.stream(conn, ordered=False)) as states:  # type: ignore[type-var]
+                async for _ in states:
+                    with pytest.raises(InvalidValue, match=r"^conn: it is streaming rows"):
+                        await kimera.geoids.count(conn)
+                    break
+            assert await kimera.geoids.count(conn) == 30
+            assert len([state async for state in kimera.geoids.stream(conn, ordered=False)]) == 30
+
+    asyncio.run(main())
+
+
 def test_loaded_queries_are_awaited(database: str, tmp_path: Path) -> None:
     (tmp_path / "states.sql").write_text(
         "-- name: calm(most)\n-- States.\n-- returns: Loaded\n"

@@ -11,7 +11,7 @@ from typing import Final
 
 from .by_hand import Asynchronous, Autocommit, ByHand, Ordered, PgvectorClient, Pinging, Pipelined, Unread
 from .in_memory import Faiss, Hnswlib, Numpy
-from .ours import Ours, OursAsynchronous, OursInTransaction, OursOneByOne, state
+from .ours import Ours, OursAsynchronous, OursInTransaction, OursOneByOne, OursUnordered, state
 from .setting import AT_ONCE, DEPTH, MANY, METADATA, K, Peer, Setting, loop
 from .stores import LangchainPostgres, Vecs
 from .with_asyncpg import Asyncpg
@@ -39,6 +39,7 @@ PEERS: Final[Sequence[type[Peer]]] = (
     ByHand,
     Ours,
     OursInTransaction,
+    OursUnordered,
     OursOneByOne,
     OursAsynchronous,
     Autocommit,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
@@ -32,6 +32,7 @@ EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _dumps: Final = json.JSONEncoder(allow_nan=False).encode
 
 _NULL: Final = b"\xff\xff\xff\xff"
+_TEXT: Final = types["text"].oid
 
 _length: Final = struct.Struct(">i").pack
 _columns: Final = struct.Struct(">h").pack
@@ -62,7 +63,7 @@ def uuid(value: UUID) -> bytes:
     return b"\0\0\0\x10" + value.bytes
 
 
-def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any]], bytes] | None:
+def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Collection[Any]], bytes] | None:
     """Return the function that encodes a row of *columns*, types of the server, None where one of them is not known.
 
     encoding: the session's, by Python's name. The function raises InvalidValue for a value of another type.
@@ -73,7 +74,7 @@ def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any
     chosen = [encoders[column] for column in columns]
     head = _columns(len(columns))
 
-    def encode(row: Sequence[Any]) -> bytes:
+    def encode(row: Collection[Any]) -> bytes:
         try:
             return head + b"".join(
                 [_NULL if value is None else encode(value) for encode, value in zip(chosen, row, strict=True)]
@@ -84,7 +85,7 @@ def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any
     return encode
 
 
-def _fault(columns: Sequence[str], chosen: Sequence[Encoder], row: Sequence[Any]) -> str:
+def _fault(columns: Sequence[str], chosen: Sequence[Encoder], row: Collection[Any]) -> str:
     """Return which value of *row* cannot be encoded."""
     for number, (column, encode, value) in enumerate(zip(columns, chosen, row, strict=False), start=1):
         try:
@@ -101,7 +102,7 @@ def _encoders(encoding: str) -> Mapping[str, Encoder]:
         return _length(len(encoded)) + encoded
 
     def texts(value: Sequence[str]) -> bytes:
-        encoded = array(types["text"].oid, [text(item) for item in value])
+        encoded = array(_TEXT, [text(item) for item in value])
         return _length(len(encoded)) + encoded
 
     return {

@@ -66,6 +66,10 @@ class Statement:
         """Return this statement with EXPLAIN in front; its parameters stay the same."""
         return replace(self, text=f"EXPLAIN {self.text}")
 
+    def copied(self) -> Statement:
+        """Return a COPY of this statement's rows, which must take no parameters."""
+        return replace(self, text=f"COPY ({self.text}) TO STDOUT (FORMAT BINARY)")
+
     def listed(self, note: str) -> tuple[str, ...]:
         """Return the items of the note *note*, () if the statement does not have it."""
         return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())

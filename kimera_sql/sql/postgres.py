@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
@@ -32,17 +33,22 @@ _INSERTED_AT_ONCE: Final = 100
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
 
-_copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
-"""The connections, by id, whose COPY the code that runs now is giving rows to."""
+_SENDING: Final = (
+    "it is sending items and can run {what} only once they are sent; take what the items are made from through another "
+    "connection"
+)
+_STREAMING: Final = (
+    "it is streaming rows and can run {what} only after the last one; stream them ordered, or use another connection"
+)
+
+_busy: ContextVar[Mapping[int, str]] = ContextVar("_busy", default=MappingProxyType({}))
+"""The connections, by id, whose COPY the code that runs now sends rows through or gets them from, and what to say."""
 
 
 def _check_free(conn: Connection, what: str) -> None:
     """Raise InvalidValue where *what* would wait for ever: for the end of a COPY that waits for it."""
-    if id(conn) in _copying.get():
-        raise InvalidValue(
-            f"conn: it is sending items and can run {what} only once they are sent; take what the items are made from "
-            "through another connection"
-        )
+    if (instead := _busy.get().get(id(conn))) is not None:
+        raise InvalidValue(f"conn: {instead.format(what=what)}")
 
 
 class Call(NamedTuple):
@@ -152,12 +158,16 @@ def script(conn: Connection, text: str) -> None:
     conn.execute(literal(text))
 
 
+def _check_no_pipeline(conn: Connection) -> None:
+    if conn.info.pipeline_status != PipelineStatus.OFF:
+        raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
+
+
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
     _check_free(conn, statement.name)
     given = _bind(statement, parameters, conn.info.encoding)
-    if conn.info.pipeline_status != PipelineStatus.OFF:
-        raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
+    _check_no_pipeline(conn)
     types.known(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
@@ -189,6 +199,28 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
             psycopg.Cursor.close(cursor)
 
 
+def stream_unordered(conn: Connection, statement: Statement, chunk: int) -> Iterator[Row]:
+    """Yield the rows of *statement*, which has no parameters, as a COPY sends them: one by one, whatever *chunk* is."""
+    _check_free(conn, statement.name)
+    _check_no_pipeline(conn)
+    types.known(conn)
+    # A savepoint, because closing the iterator early cancels the COPY and would fail the caller's transaction.
+    with atomic(conn), new_cursor(conn) as cursor:
+        # A COPY does not tell the types of its columns.
+        cursor.execute(f"{statement.text} LIMIT 0", prepare=False, binary=True)
+        types.recognize(conn, cursor)
+        oids = [column.type_code for column in cursor.description or ()]
+        with cursor.copy(statement.copied().text) as copy:
+            copy.set_types(oids)
+            _busy.set({**_busy.get(), id(conn): _STREAMING})
+            try:
+                for row in copy.rows():
+                    yield row
+            finally:
+                # Not reset, because an iterator can be closed in another context than it began in.
+                _busy.set({at: why for at, why in _busy.get().items() if at != id(conn)})
+
+
 class CopyRefused(UnsupportedByServer):
     """The server takes no COPY into a table that row-level security guards. No row was taken from the caller."""
 
@@ -208,11 +240,11 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
         with atomic(conn), psycopg.Cursor(conn) as cursor:
             with cursor.copy(statement.text) as copy:
                 begun = True
-                before = _copying.set(_copying.get() | {id(conn)})
+                before = _busy.set({**_busy.get(), id(conn): _SENDING})
                 try:
                     _write(copy, statement, rows, conn.info.encoding)
                 finally:
-                    _copying.reset(before)
+                    _busy.reset(before)
             return cursor.rowcount
     except psycopg.Error as error:
         if not begun and isinstance(error, psycopg.errors.FeatureNotSupported):
@@ -238,7 +270,7 @@ def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str,
             copy.write_row([to_postgres(value) for value in row.values()])
             continue
         try:
-            chunk += encode(list(row.values()))
+            chunk += encode(row.values())
         except InvalidValue as error:
             raise type(error)(f"item {item}: {error}") from error
         if len(chunk) > _SENT_AT_ONCE:

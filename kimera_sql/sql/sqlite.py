@@ -76,6 +76,11 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
         cursor.close()
 
 
+def stream_unordered(conn: sqlite3.Connection, statement: Statement, chunk: int) -> Iterator[Row]:
+    """Yield the rows of *statement*, which has no parameters, *chunk* of them fetched at a time."""
+    return stream(conn, statement, {}, chunk)
+
+
 def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 

@@ -29,6 +29,7 @@ class Driver(Protocol):
     def stream(
         self, conn: Any, statement: Statement, parameters: Mapping[str, Any], chunk: int
     ) -> AsyncIterator[Row]: ...
+    def stream_unordered(self, conn: Any, statement: Statement, chunk: int) -> AsyncIterator[Row]: ...
     async def copy(self, conn: Any, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int: ...
     async def script(self, conn: Any, text: str) -> None: ...
     def atomic(self, conn: Any) -> AbstractAsyncContextManager[None]: ...
@@ -158,6 +159,14 @@ class Query:
         Raises InvalidValue if the transaction is committed or rolled back before the last row.
         """
         return _driver(conn).stream(conn, self.statement(conn), parameters, chunk)
+
+    def stream_unordered(self, conn: Connection, *, chunk: int = 1000) -> AsyncIterator[Row]:
+        """Yield the rows of a query that has no parameters and no order. PostgreSQL sends them by COPY.
+
+        Nothing else can run on *conn* before the iterator ends or is closed: what tries to, from the same thread, waits
+        for ever. kimera_sql's own functions raise InvalidValue instead.
+        """
+        return _driver(conn).stream_unordered(conn, self.statement(conn), chunk)
 
     async def copy(self, conn: Connection, rows: AsyncIterable[Mapping[str, Any]]) -> int:
         """Write *rows*, all or none, with a COPY or an INSERT of one row, and return how many there were.

@@ -79,6 +79,11 @@ async def stream(
         await cursor.close()
 
 
+def stream_unordered(conn: aiosqlite.Connection, statement: Statement, chunk: int) -> AsyncIterator[Row]:
+    """Yield the rows of *statement*, which has no parameters, *chunk* of them fetched at a time."""
+    return stream(conn, statement, {}, chunk)
+
+
 async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 
