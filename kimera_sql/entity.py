@@ -78,7 +78,7 @@ class Entity(Generic[New, Record, Id]):
     def insert_many(self, conn: Connection, items: Iterable[New]) -> int:
         """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
 
-        *items* is read as it is sent, never held in memory. An item that is refused here raises InvalidValue with
+        *items* is read as it is sent, a few dozen at a time. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
         number where the server tells it.
         """

@@ -158,6 +158,20 @@ def sent(array: NDArray[Any] | pgvector.Vector) -> bytes:
     return b"".join((_HEAD.pack(array.size, 0), array.astype(_SENT).data))
 
 
+def sent_alike(arrays: Sequence[Any]) -> list[memoryview] | None:
+    """Return each of *arrays* as a VECTOR is sent behind its length; None unless all are float32 and of one size."""
+    shape = np.shape(arrays[0])
+    if len(shape) != 1 or shape[0] > MAX_DIMENSIONS:
+        return None
+    if not all(type(array) is np.ndarray and array.dtype == _SINGLE and array.shape == shape for array in arrays):
+        return None
+    sent = np.empty((len(arrays), 2 + shape[0]), _SENT)
+    sent[:, 2:] = np.array(arrays)
+    sent[:, :2].view(">u4")[:] = (4 + 4 * shape[0], shape[0] << 16)
+    width, data = sent.strides[0], sent.data.cast("B")
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
 def _text(array: NDArray[Any]) -> bytes:
     _check_sent(array)
     # repr of a Python float is exact, and exact decimals survive the server's rounding to float32.

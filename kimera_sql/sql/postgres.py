@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -29,6 +29,9 @@ _cursor_numbers = itertools.count(1)
 
 _INSERTED_AT_ONCE: Final = 100
 """Rows that are held in memory and sent together where they can't be sent by COPY."""
+
+_ENCODED_AT_ONCE: Final = 32
+"""Rows of a COPY that are encoded together."""
 
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
@@ -258,26 +261,40 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str, Any]], encoding: str) -> None:
     """Send *rows* through *copy*, encoded here if all their types are known here, else by psycopg."""
-    encode = binary.row_encoder(statement.types, encoding)
+    encode = binary.rows_encoder(statement.types, encoding)
     if encode is None:
         copy.set_types(statement.types)
-    chunk = bytearray(binary.BEGIN)
-    item = -1
+    # What a caller's own rows consist of may change once the next one is asked for.
+    at_once = _ENCODED_AT_ONCE if statement.shipped else 1
+    chunk, taken, item = bytearray(binary.BEGIN), list[list[Any]](), -1
     for row in rows:
         item += 1
         check_encoding(encoding, row, f"item {item}: ")
         if encode is None:
             copy.write_row([to_postgres(value) for value in row.values()])
             continue
-        try:
-            chunk += encode(row.values())
-        except InvalidValue as error:
-            raise type(error)(f"item {item}: {error}") from error
-        if len(chunk) > _SENT_AT_ONCE:
-            copy.write(chunk)
-            chunk = bytearray()
+        taken.append(list(row.values()))
+        if len(taken) == at_once:
+            chunk += _encoded(encode, taken, item)
+            taken.clear()
+            if len(chunk) > _SENT_AT_ONCE:
+                copy.write(chunk)
+                chunk = bytearray()
     if encode is not None:
-        copy.write(chunk + binary.END)
+        copy.write(chunk + _encoded(encode, taken, item) + binary.END)
+
+
+def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[Sequence[Any]], last: int) -> bytes:
+    """Return *rows* encoded. Raises InvalidValue with the number of the row, of which the last one's is *last*."""
+    try:
+        return encode(rows)
+    except InvalidValue:
+        for item, row in enumerate(rows, start=last + 1 - len(rows)):
+            try:
+                encode([row])
+            except InvalidValue as error:
+                raise type(error)(f"item {item}: {error}") from error
+        raise
 
 
 def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
