@@ -19,7 +19,6 @@ T = TypeVar("T")
 _LONGEST_LABEL: Final = 2000
 """Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
 
-_encode: Final = json.JSONEncoder(allow_nan=False).encode
 _encode_as_it_is: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
@@ -104,6 +103,25 @@ def _sequence(field: str, values: Iterable[str]) -> Iterable[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidValue(f"{field}: expected a sequence of str, got {type(values).__name__}")
     return values
+
+
+def _encoder() -> Callable[[Any], str]:
+    """Return JSONEncoder.encode without what it does anew for each object, which takes longer than a small object does.
+
+    It makes its C encoder each time, and gives no other way to one.
+    """
+    encoder = json.JSONEncoder(allow_nan=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # not CPython
+        return encoder.encode
+    escape = json.encoder.encode_basestring_ascii
+    encode = make(
+        None, encoder.default, escape, None, encoder.key_separator, encoder.item_separator, False, False, False
+    )
+    return lambda value: "".join(encode(value, 0))
+
+
+_encode: Final = _encoder()
 
 
 class JsonObject(dict[str, Any]):
