@@ -19,7 +19,7 @@ T = TypeVar("T")
 _LONGEST_LABEL: Final = 2000
 """Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
 
-_encoder: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+_encode_as_it_is: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -71,6 +71,8 @@ def text(field: str, value: str) -> str:
         raise InvalidValue(f"{field}: expected a str, got {type(value).__name__}")
     if "\0" in value:
         raise InvalidValue(f"{field}: PostgreSQL text cannot hold the NUL character (at {value.index(chr(0))})")
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -81,7 +83,8 @@ def text(field: str, value: str) -> str:
 def label(field: str, value: str) -> str:
     """A TEXT that an index can hold whole."""
     result = text(field, value)
-    if (size := len(result.encode())) > _LONGEST_LABEL:
+    size = len(result) if result.isascii() else len(result.encode())
+    if size > _LONGEST_LABEL:
         raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {_LONGEST_LABEL}")
     return result
 
@@ -102,38 +105,62 @@ def _sequence(field: str, values: Iterable[str]) -> Iterable[str]:
     return values
 
 
-def json_object(field: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def _encoder() -> Callable[[Any], str]:
+    """Return JSONEncoder.encode without what it does anew for each object, which takes longer than a small object does.
+
+    It makes its C encoder each time, and gives no other way to one.
+    """
+    encoder = json.JSONEncoder(allow_nan=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # not CPython
+        return encoder.encode
+    escape = json.encoder.encode_basestring_ascii
+    encode = make(
+        None, encoder.default, escape, None, encoder.key_separator, encoder.item_separator, False, False, False
+    )
+    return lambda value: "".join(encode(value, 0))
+
+
+_encode: Final = _encoder()
+
+
+class JsonObject(dict[str, Any]):
+    """A JSON object that has been checked. text: it in ASCII, made once for the check and for the database."""
+
+    __slots__ = ("text",)
+    text: str
+
+
+def json_object(field: str, value: Mapping[str, Any]) -> JsonObject:
     """A JSONB object."""
     if not isinstance(value, Mapping):
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
-    result = dict(value)
-    if not result:
-        return result
+    result = JsonObject(value)
     try:
         _check_keys(field, result)
     except RecursionError:
         raise InvalidValue(f"{field}: not JSON: nested too deeply, or within itself") from None
     try:
-        dumped = _encoder.encode(result)
-        dumped.encode()  # a lone surrogate is no text
+        result.text = _encode(result)
+        if "\\u" in result.text:
+            _encode_as_it_is(result).encode()  # a lone surrogate is no text
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{field}: not JSON: {error}") from None
-    if "\\u0000" in dumped and _JSON_NUL.search(dumped):
+    if "\\u0000" in result.text and _JSON_NUL.search(result.text):
         raise InvalidValue(f"{field}: JSONB cannot hold the NUL character")
     return result
 
 
-def _check_keys(field: str, value: Any) -> None:
+def _check_keys(field: str, value: Mapping[Any, Any] | Iterable[Any]) -> None:
     """Refuse keys that are not str: json would make 1 and "1" the same, and keep one of the two."""
-    match value:
-        case dict():
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise InvalidValue(f"{field}: a key of a JSON object is a str, got {key!r}")
-                _check_keys(field, item)
-        case list() | tuple():
-            for item in value:
-                _check_keys(field, item)
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidValue(f"{field}: a key of a JSON object is a str, got {key!r}")
+        value = value.values()
+    for item in value:
+        if isinstance(item, (dict, list, tuple)):
+            _check_keys(field, item)
 
 
 def moment(field: str, value: datetime) -> datetime:

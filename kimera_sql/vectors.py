@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import pgvector
@@ -40,9 +40,12 @@ pgvector adds up squares in float32: beyond some 1e19 they overflow and below so
 distance is NaN (seen with 0.5.1 and 0.8.5), which would hide the row from every search.
 """
 
+_LEAST_SQUARE, _GREATEST_SQUARE = MIN_NORM**2, MAX_NORM**2
+
 _HEAD: Final = struct.Struct(">HH")
 _SENT: Final = np.dtype(">f4")
 _SENT_HALF: Final = np.dtype(">f2")
+_SINGLE: Final = np.dtype(np.float32)
 
 Vector: TypeAlias = NDArray[np.float32]
 """A vector as it comes back: float32, shape (1024,), read-only."""
@@ -60,47 +63,52 @@ def as_vector(value: VectorLike, *, field: str = "vector", dimensions: int = DIM
     Raises VectorError, whose message begins with *field*, for a wrong type or shape, NaN, infinity, a number
     beyond float32, the zero vector, or a norm outside [MIN_NORM, MAX_NORM].
     """
-    if isinstance(value, np.ma.MaskedArray):
-        raise VectorError(f"{field}: a masked array may lack components; fill or drop what is masked")
-    array: NDArray[Any]
-    if isinstance(value, np.ndarray):
-        array = value
-    elif isinstance(value, (pgvector.Vector, pgvector.HalfVector)):
-        array = value.to_numpy()
-    elif isinstance(value, (list, tuple)):
-        try:
-            array = np.asarray(value)
-        except ValueError:
-            raise VectorError(f"{field}: its items are not all numbers") from None
-    else:
-        raise VectorError(f"{field}: expected a numpy array, list or tuple, got {type(value).__name__}")
+    array = value if type(value) is np.ndarray else _as_array(value, field)
     if array.shape != (dimensions,):
         raise VectorError(f"{field}: expected shape ({dimensions},), got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise VectorError(f"{field}: expected real numbers, got dtype {array.dtype}")
-    if _is_settled(array):
-        checked: Vector = cast(Vector, array)
-    else:
-        checked = _to_single(array)
-        checked.flags.writeable = False
+    checked = array if _is_settled(array) else _readonly(_to_single(array))
     # One product finds NaN, infinity, zero and extreme norms alike. dot would warn of what overflows, vdot does not.
-    if not MIN_NORM**2 <= float(np.vdot(checked, checked)) <= MAX_NORM**2:
+    if not _LEAST_SQUARE <= float(np.vdot(checked, checked)) <= _GREATEST_SQUARE:
         _refuse(array, field)
     return checked
 
 
+def _as_array(value: VectorLike, field: str) -> NDArray[Any]:
+    if isinstance(value, np.ma.MaskedArray):
+        raise VectorError(f"{field}: a masked array may lack components; fill or drop what is masked")
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (pgvector.Vector, pgvector.HalfVector)):
+        return value.to_numpy()
+    if not isinstance(value, (list, tuple)):
+        raise VectorError(f"{field}: expected a numpy array, list or tuple, got {type(value).__name__}")
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise VectorError(f"{field}: its items are not all numbers") from None
+
+
 def _to_single(array: NDArray[Any]) -> Vector:
     """Return a copy of *array* in single precision, with an infinity for what overflows."""
-    if array.dtype == np.float32:
+    if array.dtype == _SINGLE:
         return array.copy()
     with np.errstate(over="ignore"):
-        return array.astype(np.float32)
+        return array.astype(_SINGLE)
+
+
+def _readonly(array: Vector) -> Vector:
+    array.setflags(write=False)
+    return array
 
 
 def _is_settled(array: NDArray[Any]) -> bool:
     """Return whether *array* is a float32 array in one piece that nobody can change: it, or the bytes that it views."""
-    owned = array.base is None or isinstance(array.base, bytes)
-    return array.dtype == np.float32 and not array.flags.writeable and array.flags.c_contiguous and owned
+    flags = array.flags
+    if flags.writeable or array.dtype != _SINGLE or not flags.c_contiguous:
+        return False
+    return array.base is None or isinstance(array.base, bytes)
 
 
 def _refuse(array: NDArray[Any], field: str) -> None:
@@ -147,18 +155,27 @@ def sent(array: NDArray[Any] | pgvector.Vector) -> bytes:
     if isinstance(array, pgvector.Vector):
         array = array.to_numpy()
     _check_sent(array)
-    return _HEAD.pack(array.size, 0) + array.astype(_SENT).tobytes()
+    return b"".join((_HEAD.pack(array.size, 0), array.astype(_SENT).data))
+
+
+def sent_alike(arrays: Sequence[Any]) -> list[memoryview] | None:
+    """Return each of *arrays* as a VECTOR is sent behind its length; None unless all are float32 and of one size."""
+    shape = np.shape(arrays[0])
+    if len(shape) != 1 or shape[0] > MAX_DIMENSIONS:
+        return None
+    if not all(type(array) is np.ndarray and array.dtype == _SINGLE and array.shape == shape for array in arrays):
+        return None
+    sent = np.empty((len(arrays), 2 + shape[0]), _SENT)
+    sent[:, 2:] = np.array(arrays)
+    sent[:, :2].view(">u4")[:] = (4 + 4 * shape[0], shape[0] << 16)
+    width, data = sent.strides[0], sent.data.cast("B")
+    return [data[start : start + width] for start in range(0, len(data), width)]
 
 
 def _text(array: NDArray[Any]) -> bytes:
     _check_sent(array)
     # repr of a Python float is exact, and exact decimals survive the server's rounding to float32.
     return str(array.tolist()).encode()
-
-
-def _readonly(array: Vector) -> Vector:
-    array.flags.writeable = False
-    return array
 
 
 class _VectorTextDumper(Dumper):
@@ -188,14 +205,14 @@ class _VectorBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, _SENT, offset=4).astype(np.float32))
+        return _readonly(np.frombuffer(data, _SENT, -1, 4).astype(_SINGLE))
 
 
 class _HalfBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, _SENT_HALF, offset=4).astype(np.float32))
+        return _readonly(np.frombuffer(data, _SENT_HALF, -1, 4).astype(_SINGLE))
 
 
 @functools.cache

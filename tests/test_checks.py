@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import given
 from numpy.lib.stride_tricks import as_strided
-from strategies import unit
+from strategies import json_objects, unit
 
 from kimera_sql import InvalidValue, VectorError, checks, geoids
 from kimera_sql.model.embeddings import depth
@@ -22,6 +24,21 @@ from kimera_sql.vectors import as_vector
 )
 def test_a_key_of_json_that_is_no_str_is_refused(value: Any) -> None:
     with pytest.raises(InvalidValue, match=r"^metadata: a key of a JSON object is a str, got "):
+        checks.json_object("metadata", value)
+
+
+@given(json_objects)
+def test_the_text_of_a_json_object_is_what_the_standard_library_makes_of_it(value: dict[str, Any]) -> None:
+    checked = checks.json_object("metadata", value)
+    assert checked == value
+    assert checked.text == json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": float("nan")}, {"a": [float("inf")]}, {"a": {1}}, {"a": "\ud800"}, {"\udfff": 1}]
+)
+def test_what_json_lacks_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^metadata: not JSON: "):
         checks.json_object("metadata", value)
 
 

@@ -86,6 +86,14 @@ def test_rows_go_in_under_row_level_security(guarded: Connection, table: str) ->
     assert entity.insert_many(guarded, []) == 0
 
 
+def test_an_unordered_stream_yields_what_the_policy_lets_see(guarded: Connection) -> None:
+    guarded.execute("SET LOCAL ROLE NONE")
+    geoids.insert(guarded, state(1, -1))
+    assert len(list(geoids.stream(guarded, ordered=False))) == 2
+    guarded.commit()
+    assert [found.id for found in geoids.stream(guarded, ordered=False)] == [UUID(int=0)]
+
+
 def test_one_that_the_policy_refuses_leaves_nothing_written(guarded: Connection) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"):
         geoids.insert_many(guarded, [*map(state, range(1, 200)), state(999, -1)])

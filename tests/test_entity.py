@@ -358,6 +358,25 @@ def test_stream_yields_all_rows_whatever_the_chunk(conn: Connection, kind: Kind,
     assert [getattr(row, kind.clock) for row in rows] == [seconds(n) for n in range(7)]
 
 
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_an_unordered_stream_yields_the_same_rows(conn: Connection, kind: Kind, chunk: int) -> None:
+    assert list(kind.module.stream(conn, ordered=False)) == []
+    kind.module.insert_many(conn, [kind.make(n) for n in (6, 2, 4, 0, 5, 1, 3)])
+    rows = list(kind.module.stream(conn, chunk=chunk, ordered=False))
+    assert sorted(rows, key=lambda row: (getattr(row, kind.clock), row.id)) == list(kind.module.stream(conn))
+
+
+def test_an_unordered_stream_that_is_closed_early_leaves_the_transaction_as_it_was(
+    conn: Connection, kind: Kind
+) -> None:
+    kind.module.insert_many(conn, [kind.make(n) for n in range(5)])
+    rows = kind.module.stream(conn, ordered=False)
+    next(rows)
+    rows.close()
+    kind.module.insert(conn, kind.make(5))
+    assert kind.module.count(conn) == 6
+
+
 @pytest.mark.parametrize("bad", BAD_LIMITS)
 def test_stream_refuses_a_bad_chunk(conn: Connection, kind: Kind, bad: Any) -> None:
     kind.module.insert(conn, kind.make(0))

@@ -67,6 +67,7 @@ READS: dict[str, Callable[[Connection], object]] = {
     "geoids.get_many": lambda conn: geoids.get_many(conn, [STATE]),
     "geoids.count": lambda conn: geoids.count(conn),
     "geoids.stream": lambda conn: list(geoids.stream(conn)),
+    "geoids.stream unordered": lambda conn: list(geoids.stream(conn, ordered=False)),
     "geoids.find": lambda conn: geoids.find(conn),
     "geoids.similar": lambda conn: geoids.similar(conn, VECTOR, 1),
     "geoids.similar exactly": lambda conn: geoids.similar(conn, VECTOR, exact=True),
@@ -248,6 +249,16 @@ def test_on_an_autocommit_connection_a_stream_that_is_closed_early_keeps_what_wa
     del rows
     assert status(autocommit) == TransactionStatus.IDLE
     assert metrics.count(autocommit) == 7
+
+
+def test_on_an_autocommit_connection_an_unordered_stream_leaves_no_transaction(autocommit: Connection) -> None:
+    metrics.insert_many(autocommit, [METRIC] * 5)
+    rows = metrics.stream(autocommit, ordered=False)
+    next(rows)
+    del rows
+    assert status(autocommit) == TransactionStatus.IDLE
+    assert len(list(metrics.stream(autocommit, ordered=False))) == 6
+    assert status(autocommit) == TransactionStatus.IDLE
 
 
 def test_a_stream_left_by_an_exception_leaves_the_transaction_to_the_caller(conn: Connection) -> None:
@@ -546,6 +557,8 @@ def test_a_broken_connection_raises_the_drivers_error(database: str) -> None:
 def test_no_rows_are_streamed_in_pipeline_mode(pg_conn: psycopg.Connection) -> None:
     with pg_conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
         next(geoids.stream(pg_conn))
+    with pg_conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
+        next(geoids.stream(pg_conn, ordered=False))
 
 
 def test_a_row_that_a_trigger_passes_over_is_an_error(pg_conn: psycopg.Connection) -> None:

@@ -272,6 +272,11 @@ SELECT count(*) FROM dreams;
 -- Every dream, the oldest first.
 -- returns: Dream
 SELECT id, timestamp, what FROM dreams ORDER BY timestamp, id;
+
+-- name: stream_unordered()
+-- Every dream, in no order.
+-- returns: Dream
+SELECT id, timestamp, what FROM dreams;
 """
 
 MODEL: Final = '''\

@@ -11,7 +11,15 @@ from typing import Final
 
 from .by_hand import Asynchronous, Autocommit, ByHand, Ordered, PgvectorClient, Pinging, Pipelined, Unread
 from .in_memory import Faiss, Hnswlib, Numpy
-from .ours import Ours, OursAsynchronous, OursByPool, OursInTransaction, OursOneByOne, state
+from .ours import (
+    Ours,
+    OursAsynchronous,
+    OursByPool,
+    OursInTransaction,
+    OursOneByOne,
+    OursUnordered,
+    state,
+)
 from .setting import AT_ONCE, DEPTH, MANY, METADATA, K, Peer, Setting, loop
 from .stores import LangchainPostgres, Vecs
 from .with_asyncpg import Asyncpg
@@ -39,6 +47,7 @@ PEERS: Final[Sequence[type[Peer]]] = (
     ByHand,
     Ours,
     OursInTransaction,
+    OursUnordered,
     OursOneByOne,
     OursByPool,
     OursAsynchronous,

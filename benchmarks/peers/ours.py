@@ -112,6 +112,13 @@ class OursInTransaction(_Ours):
         return geoids.get(self.conn, self.setting.id(number))
 
 
+class OursUnordered(_Ours):
+    name = "kimera_sql, unordered"
+
+    def stream(self, count: int) -> int:
+        return sum(1 for _ in geoids.stream(self.conn, ordered=False))
+
+
 class OursOneByOne(_Ours):
     name = "kimera_sql, a loop"
 

@@ -11,14 +11,16 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from psycopg.postgres import types
 from psycopg.types.json import Json, Jsonb
 
+from ..checks import JsonObject
 from ..errors import InvalidValue
-from ..vectors import sent
+from ..vectors import sent, sent_alike
 
 Encoder: TypeAlias = Callable[[Any], bytes]
 
@@ -28,10 +30,10 @@ END: Final = b"\xff\xff"
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """The moment from which the server counts the microseconds of a timestamp."""
 
-dumps: Final = json.JSONEncoder(allow_nan=False).encode
-"""What makes JSON of a value."""
+_dumps: Final = json.JSONEncoder(allow_nan=False).encode
 
 _NULL: Final = b"\xff\xff\xff\xff"
+_TEXT: Final = types["text"].oid
 
 _length: Final = struct.Struct(">i").pack
 _columns: Final = struct.Struct(">h").pack
@@ -40,6 +42,11 @@ _int8: Final = struct.Struct(">iq").pack
 _float8: Final = struct.Struct(">id").pack
 _array: Final = struct.Struct(">iiIii").pack
 _empty_array: Final = struct.Struct(">iiI").pack
+
+
+def json_text(value: Any) -> str:
+    """Return *value* as JSON, in ASCII."""
+    return value.text if isinstance(value, JsonObject) else _dumps(value)
 
 
 def codec(encoding: str) -> str:
@@ -57,8 +64,8 @@ def uuid(value: UUID) -> bytes:
     return b"\0\0\0\x10" + value.bytes
 
 
-def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any]], bytes] | None:
-    """Return the function that encodes a row of *columns*, types of the server, None where one of them is not known.
+def rows_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Sequence[Any]]], bytes] | None:
+    """Return the function that encodes rows of *columns*, types of the server, None where one of them is not known.
 
     encoding: the session's, by Python's name. The function raises InvalidValue for a value of another type.
     """
@@ -68,26 +75,36 @@ def row_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Any
     chosen = [encoders[column] for column in columns]
     head = _columns(len(columns))
 
-    def encode(row: Sequence[Any]) -> bytes:
+    def encode(rows: Sequence[Sequence[Any]]) -> bytes:
+        if not rows:
+            return b""
+        # By columns, which takes half the time of row by row.
         try:
-            return head + b"".join(
-                [_NULL if value is None else encode(value) for encode, value in zip(chosen, row, strict=True)]
-            )
+            encoded = [_column(encode, values) for encode, values in zip(chosen, zip(*rows, strict=True), strict=True)]
         except (AttributeError, TypeError, ValueError, struct.error) as error:
-            raise InvalidValue(f"{_fault(columns, chosen, row)}: {error}") from error
+            raise InvalidValue(f"{_fault(columns, chosen, rows)}: {error}") from error
+        return b"".join(chain.from_iterable(zip(repeat(head), *encoded)))
 
     return encode
 
 
-def _fault(columns: Sequence[str], chosen: Sequence[Encoder], row: Sequence[Any]) -> str:
-    """Return which value of *row* cannot be encoded."""
-    for number, (column, encode, value) in enumerate(zip(columns, chosen, row, strict=False), start=1):
-        try:
-            if value is not None:
-                encode(value)
-        except (AttributeError, TypeError, ValueError, struct.error):
-            return f"value {number}, a {type(value).__name__}, cannot be sent as {column}"
-    return f"{len(row)} values for {len(columns)} columns"
+def _column(encode: Encoder, values: Sequence[Any]) -> Sequence[bytes | memoryview]:
+    if encode is _vector and len(values) > 1 and (alike := sent_alike(values)):
+        return alike
+    return [_NULL if value is None else encode(value) for value in values]
+
+
+def _fault(columns: Sequence[str], chosen: Sequence[Encoder], rows: Sequence[Sequence[Any]]) -> str:
+    """Return which value of *rows* cannot be encoded, or which row has too few or too many."""
+    for row in rows:
+        for number, (column, encode, value) in enumerate(zip(columns, chosen, row, strict=False), start=1):
+            try:
+                if value is not None:
+                    encode(value)
+            except (AttributeError, TypeError, ValueError, struct.error):
+                return f"value {number}, a {type(value).__name__}, cannot be sent as {column}"
+    wrong = next(row for row in rows if len(row) != len(columns))
+    return f"{len(wrong)} values for {len(columns)} columns"
 
 
 def _encoders(encoding: str) -> Mapping[str, Encoder]:
@@ -96,7 +113,7 @@ def _encoders(encoding: str) -> Mapping[str, Encoder]:
         return _length(len(encoded)) + encoded
 
     def texts(value: Sequence[str]) -> bytes:
-        encoded = array(types["text"].oid, [text(item) for item in value])
+        encoded = array(_TEXT, [text(item) for item in value])
         return _length(len(encoded)) + encoded
 
     return {
@@ -118,7 +135,7 @@ def _timestamptz(value: datetime) -> bytes:
 
 
 def _jsonb(value: Any) -> bytes:
-    encoded = dumps(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
+    encoded = json_text(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
     return _length(1 + len(encoded)) + b"\x01" + encoded  # 1 is the version of the format
 
 

@@ -41,7 +41,10 @@ _SUFFIXES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One named statement of a .sql file, as the driver gets it. suffix: its name's suffix. doc: without the notes."""
+    """One named statement of a .sql file, as the driver gets it.
+
+    suffix: its name's suffix. doc: without the notes. shipped: whether it is one of kimera_sql's own.
+    """
 
     name: str
     text: LiteralString
@@ -52,6 +55,7 @@ class Statement:
     custom_plan: bool
     types: tuple[str, ...]
     declared: frozenset[str]
+    shipped: bool = False
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Raise QueryError unless *parameters* are exactly those that the statement declares."""
@@ -150,6 +154,7 @@ def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dic
             custom_plan=notes.get("plan") == "custom",
             types=(),
             declared=frozenset(parameters),
+            shipped=folder is None,
         )
         read[name] = replace(statement, types=statement.listed("types"))
     return read

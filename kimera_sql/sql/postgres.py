@@ -4,23 +4,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types import TypeInfo
 
 from ..errors import InvalidValue, UnsupportedByServer
 from ..sql import binary
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ..twins import Lock
 from . import types
+from .sessions import new_cursor, session
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
@@ -29,14 +29,14 @@ _cursor_numbers = itertools.count(1)
 _INSERTED_AT_ONCE: Final = 100
 """Rows that are held in memory and sent together where they can't be sent by COPY."""
 
+_ENCODED_AT_ONCE: Final = 32
+"""Rows of a COPY that are encoded together."""
+
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
-
-_turns: WeakKeyDictionary[Connection, Lock] = WeakKeyDictionary()
-"""For each connection the lock of those who share it: while it leaves pipeline mode psycopg lets others in."""
 
 
 def _check_free(conn: Connection, what: str) -> None:
@@ -60,17 +60,20 @@ class Call(NamedTuple):
     generic_plan: bool = False
 
 
-def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+class Result(NamedTuple):
+    """What a statement gave. number: of the rows that it returned or changed."""
+
+    rows: list[Row]
+    number: int
+
+
+def _bind(statement: Statement, parameters: Mapping[str, Any], encoding: str) -> dict[str, Any]:
     statement.check(parameters)
-    _check_free(conn, statement.name)
-    check_encoding(conn.info.encoding, parameters)
+    check_encoding(encoding, parameters)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
-def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.Cursor[Row]:
-    # Not conn.execute: the caller's connection may have another row or cursor factory.
-    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-    use_own(cursor)
+def _send(cursor: psycopg.Cursor[Row], call: Call, bound: Mapping[str, Any]) -> psycopg.Cursor[Row]:
     return cursor.execute(
         call.statement.text,
         bound,
@@ -79,39 +82,46 @@ def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.Cur
     )
 
 
-def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
+def _send_all(conn: Connection, calls: Sequence[Call], vector: TypeInfo | None) -> list[Result]:
+    encoding = conn.info.encoding
+    for call in calls:
+        _check_free(conn, call.statement.name)
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
-    bound = [_bind(conn, call.statement, call.parameters) for call in calls]
-    turn = _turns.get(conn) or _turns.setdefault(conn, Lock())
-    with turn:
-        if len(calls) == 1:
-            return [_send(conn, calls[0], bound[0])]
+    bound = [_bind(call.statement, call.parameters, encoding) for call in calls]
+    kept = session(conn)
+    with kept.turn:
+        if len(calls) == 1 and not conn.pgconn.pipeline_status:
+            cursor = kept.cursor(calls[0].statement, encoding, vector)
+            result = _result(conn, _send(cursor, calls[0], bound[0]))
+            kept.free(cursor, calls[0].statement)
+            return [result]
         with _pipeline(conn):
-            # Fetched after the pipeline's end, because fetching inside it costs another round trip.
-            return [_send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+            cursors = [_send(new_cursor(conn), call, values) for call, values in zip(calls, bound, strict=True)]
+        # Outside the pipeline, because fetching inside it costs another round trip.
+        return [_result(conn, cursor) for cursor in cursors]
 
 
-def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.Cursor[Row]]:
-    """Run *calls*, several in one pipeline, and return their cursors.
+def _result(conn: Connection, cursor: psycopg.Cursor[Row]) -> Result:
+    types.recognize(conn, cursor)
+    rows = cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+    return Result(rows, cursor.rowcount)
+
+
+def _run(conn: Connection, calls: Sequence[Call]) -> list[Result]:
+    """Run *calls*, several in one pipeline, and return their results.
 
     If types or tables were dropped and created since *conn* first used them, *calls* are run again. In a transaction of
     the caller they are not, because it has failed with them.
     """
-    alone = conn.info.transaction_status == TransactionStatus.IDLE
-    types.know(conn)
+    alone = conn.pgconn.transaction_status == TransactionStatus.IDLE
+    vector = types.known(conn)
     try:
-        return _send_all(conn, calls)
+        return _send_all(conn, calls, vector)
     except psycopg.Error as error:
         if not (types.doubt(conn, error) and alone and conn.info.pipeline_status == PipelineStatus.OFF):
             raise
     conn.rollback()
-    types.know(conn)
-    return _send_all(conn, calls)
-
-
-def _rows(conn: Connection, cursor: psycopg.Cursor[Row]) -> list[Row]:
-    types.recognize(conn, cursor)
-    return cursor.fetchall()
+    return _send_all(conn, calls, types.known(conn))
 
 
 def outside_transaction(conn: Connection) -> bool:
@@ -121,20 +131,20 @@ def outside_transaction(conn: Connection) -> bool:
 
 def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    (cursor,) = _run(conn, [Call(statement, parameters)])
-    return _rows(conn, cursor)
+    (result,) = _run(conn, [Call(statement, parameters)])
+    return result.rows
 
 
 def fetchall_of(conn: Connection, calls: Sequence[Call], *, after: Sequence[Call] = ()) -> list[list[Row]]:
     """Run *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
-    cursors = _run(conn, [*calls, *after])
-    return [_rows(conn, cursor) for cursor in cursors[: len(calls)]]
+    results = _run(conn, [*calls, *after])
+    return [result.rows for result in results[: len(calls)]]
 
 
 def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    (cursor,) = _run(conn, [Call(statement, parameters)])
-    return cursor.rowcount
+    (result,) = _run(conn, [Call(statement, parameters)])
+    return result.number
 
 
 def script(conn: Connection, text: str) -> None:
@@ -145,10 +155,11 @@ def script(conn: Connection, text: str) -> None:
 
 def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
-    given = _bind(conn, statement, parameters)
+    _check_free(conn, statement.name)
+    given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
         raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
-    types.know(conn)
+    types.known(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
     cursor = psycopg.ServerCursor(conn, name, row_factory=tuple_row)
@@ -190,7 +201,7 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
     INSERT of one row. A server error of a COPY has a note with the row's number, counted from 0, if the server reports
     it (not for foreign keys, which it checks after the last row). Raises CopyRefused.
     """
-    types.know(conn)
+    types.known(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, rows)
     begun = False
@@ -216,26 +227,40 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
 
 def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str, Any]], encoding: str) -> None:
     """Send *rows* through *copy*, encoded here if all their types are known here, else by psycopg."""
-    encode = binary.row_encoder(statement.types, encoding)
+    encode = binary.rows_encoder(statement.types, encoding)
     if encode is None:
         copy.set_types(statement.types)
-    chunk = bytearray(binary.BEGIN)
-    item = -1
+    # What a caller's own rows consist of may change once the next one is asked for.
+    at_once = _ENCODED_AT_ONCE if statement.shipped else 1
+    chunk, taken, item = bytearray(binary.BEGIN), list[list[Any]](), -1
     for row in rows:
         item += 1
         check_encoding(encoding, row, f"item {item}: ")
         if encode is None:
             copy.write_row([to_postgres(value) for value in row.values()])
             continue
-        try:
-            chunk += encode(list(row.values()))
-        except InvalidValue as error:
-            raise type(error)(f"item {item}: {error}") from error
-        if len(chunk) > _SENT_AT_ONCE:
-            copy.write(chunk)
-            chunk = bytearray()
+        taken.append(list(row.values()))
+        if len(taken) == at_once:
+            chunk += _encoded(encode, taken, item)
+            taken.clear()
+            if len(chunk) > _SENT_AT_ONCE:
+                copy.write(chunk)
+                chunk = bytearray()
     if encode is not None:
-        copy.write(chunk + binary.END)
+        copy.write(chunk + _encoded(encode, taken, item) + binary.END)
+
+
+def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[Sequence[Any]], last: int) -> bytes:
+    """Return *rows* encoded. Raises InvalidValue with the number of the row, of which the last one's is *last*."""
+    try:
+        return encode(rows)
+    except InvalidValue:
+        for item, row in enumerate(rows, start=last + 1 - len(rows)):
+            try:
+                encode([row])
+            except InvalidValue as error:
+                raise type(error)(f"item {item}: {error}") from error
+        raise
 
 
 def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -243,7 +268,8 @@ def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, 
     chunk: list[dict[str, Any]] = []
     with atomic(conn), psycopg.Cursor(conn) as cursor:
         for row in rows:
-            chunk.append(_bind(conn, statement, row))
+            _check_free(conn, statement.name)
+            chunk.append(_bind(statement, row, conn.info.encoding))
             if len(chunk) == _INSERTED_AT_ONCE:
                 cursor.executemany(statement.text, chunk)
                 count += len(chunk)

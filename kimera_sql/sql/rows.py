@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import Any, Final, TypeAlias, TypeVar, cast
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
 from . import shapes
-from .binary import array, codec, dumps, uuid
+from .binary import array, codec, json_text, uuid
 from .files import Dialect, query_file, statements
 
 Row: TypeAlias = tuple[Any, ...]
@@ -50,9 +50,11 @@ psycopg.adapters.register_dumper(_Ids, _IdsDumper)
 
 def to_postgres(value: Any) -> Any:
     """Return *value* in the form that psycopg sends."""
+    if not isinstance(value, (dict, list)):
+        return value
     if isinstance(value, dict):
-        return Jsonb(value, dumps=dumps)
-    if isinstance(value, list) and value and all(isinstance(item, UUID) for item in value):
+        return Jsonb(value, dumps=json_text)
+    if value and all(isinstance(item, UUID) for item in value):
         return _Ids(value)
     return value
 
@@ -84,9 +86,9 @@ def to_sqlite(value: Any) -> Any:
         case timedelta():
             return value // timedelta(microseconds=1)
         case dict():
-            return dumps(value)
+            return json_text(value)
         case list():
-            return dumps([to_sqlite(item) for item in value])
+            return json_text([to_sqlite(item) for item in value])
         case np.ndarray():
             return value.astype("<f4", copy=False).tobytes()
         case _:
@@ -132,20 +134,34 @@ def mapper(dialect: Dialect, record: type[R]) -> Callable[[Row], R]:
 
 @functools.cache
 def _mapper(dialect: Dialect, record: Any) -> Callable[[Row], Any]:
-    kinds = [kind.kind for _, kind in shapes.record_kinds(record)]
-    decoders = _DECODERS[dialect]
-    decoded = [(index, kind, decoders[kind]) for index, kind in enumerate(kinds) if kind in decoders]
+    """Write and compile the function for *record*, as dataclasses does its __init__."""
+    fields = shapes.record_kinds(record)
+    known: dict[str, Any] = {"record": record, "new": object.__new__}
+    values = []
+    for place, (_, kind) in enumerate(fields):
+        value, known[f"decode{place}"] = f"value{place}", _DECODERS[dialect].get(kind.kind)
+        null = "()" if kind.kind is tuple else "None"
+        values.append(f"{null} if {value} is None else decode{place}({value})" if known[f"decode{place}"] else value)
+    if _has_only_slots(record, [name for name, _ in fields]):
+        # The __init__ of a frozen dataclass takes twice as long: it goes by object.__setattr__.
+        known |= {f"set{place}": getattr(record, name).__set__ for place, (name, _) in enumerate(fields)}
+        filled = [f"set{place}(made, {value})" for place, value in enumerate(values)]
+        body = ["made = new(record)", *filled, "return made"]
+    else:
+        body = [f"return record({', '.join(values)})"]
+    taken = "".join(f"value{place}, " for place in range(len(fields)))
+    exec("\n    ".join(["def make(row):", f"{taken} = row", *body]), known)  # noqa: S102 - names and numbers alone
+    return cast("Callable[[Row], Any]", known["make"])
 
-    def make(row: Row) -> Any:
-        values = list(row)
-        for index, kind, decoder in decoded:
-            if values[index] is not None:
-                values[index] = decoder(values[index])
-            elif kind is tuple:
-                values[index] = ()
-        return record(*values)
 
-    return make if decoded else lambda row: record(*row)
+def _has_only_slots(record: Any, names: Sequence[str]) -> bool:
+    """Return whether the fields *names* are all that making a *record* fills, and nothing is done besides."""
+    return (
+        all(isinstance(getattr(record, name, None), MemberDescriptorType) for name in names)
+        and record.__new__ is object.__new__
+        and record.__init__.__code__.co_filename == "<string>"  # written by dataclasses, not by hand
+        and not hasattr(record, "__post_init__")
+    )
 
 
 @functools.cache

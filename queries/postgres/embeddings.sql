@@ -65,6 +65,12 @@ SELECT id, text_content, timestamp, source, metadata, embedding
 FROM semantic_embeddings
 ORDER BY timestamp, id;
 
+-- name: stream_unordered()
+-- Every embedding, in no order.
+-- returns: Embedding
+SELECT id, text_content, timestamp, source, metadata, embedding
+FROM semantic_embeddings;
+
 -- name: find_by_text(text_content, source)^
 -- The oldest embedding of a text from a source, NULL being a source of its own.
 -- returns: Embedding

@@ -74,6 +74,12 @@ SELECT id, timestamp, metric_name, metric_value, component, context
 FROM system_metrics
 ORDER BY timestamp, id;
 
+-- name: stream_unordered()
+-- Every measurement, in no order.
+-- returns: Metric
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics;
+
 -- name: latest(metric_name, component, limit)
 -- The newest measurements of a metric, of one component or of all.
 -- returns: Metric

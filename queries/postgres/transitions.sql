@@ -71,6 +71,12 @@ SELECT id, source_id, target_id, transition_energy, conservation_error, transiti
 FROM cognitive_transitions
 ORDER BY timestamp, id;
 
+-- name: stream_unordered()
+-- Every transition, in no order.
+-- returns: Transition
+SELECT id, source_id, target_id, transition_energy, conservation_error, transition_type, timestamp, metadata
+FROM cognitive_transitions;
+
 -- name: outgoing(state_id, limit)
 -- Transitions that lead away from a state, the newest first.
 -- returns: Transition

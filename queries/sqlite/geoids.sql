@@ -65,6 +65,12 @@ SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creatio
 FROM geoid_states
 ORDER BY +timestamp, id;
 
+-- name: stream_unordered()
+-- Every state, in no order.
+SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+FROM geoid_states
+ORDER BY +rowid;
+
 -- name: find(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
 -- States that pass every filter given (NULL is none), the newest first, without their vectors.
 -- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit

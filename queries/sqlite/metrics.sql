@@ -60,6 +60,12 @@ SELECT id, timestamp, metric_name, metric_value, component, context
 FROM system_metrics
 ORDER BY +timestamp, id;
 
+-- name: stream_unordered()
+-- Every measurement, in no order.
+SELECT id, timestamp, metric_name, metric_value, component, context
+FROM system_metrics
+ORDER BY +rowid;
+
 -- name: latest(metric_name, component, limit)
 -- The newest measurements of a metric, of one component or of all.
 SELECT id, timestamp, metric_name, metric_value, component, context

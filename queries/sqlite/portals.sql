@@ -77,6 +77,14 @@ SELECT
 FROM portal_configurations
 ORDER BY +creation_timestamp, id;
 
+-- name: stream_unordered()
+-- Every portal, in no order.
+SELECT
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status
+FROM portal_configurations
+ORDER BY +rowid;
+
 -- name: between(source_dimension, target_dimension, limit)
 -- Portals from one dimension to another, the cheapest first.
 SELECT

@@ -77,6 +77,37 @@ def test_rows_arrive_as_they_were_sent(conn: psycopg.Connection, queries: Any, r
                 assert sent == found or (sent != sent and found != found)
 
 
+@given(st.lists(ROWS | st.tuples(*[st.none()] * len(TYPES)), max_size=4))
+def test_rows_that_are_encoded_together_are_what_each_is_alone(rows: list[tuple[Any, ...]]) -> None:
+    encode = binary.rows_encoder(TYPES, "utf-8")
+    assert encode is not None
+    assert encode(rows) == b"".join(encode([row]) for row in rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_vectors_of_any_precision_are_encoded_together(dtype: Any) -> None:
+    encode = binary.rows_encoder(("vector",), "utf-8")
+    assert encode is not None
+    vectors = np.arange(12, dtype=dtype).reshape(3, 4)
+    together = encode([[vector] for vector in vectors])
+    assert together == b"".join(encode([[vector.astype(np.float32)]]) for vector in vectors)
+
+
+def test_a_row_whose_values_are_used_again_for_the_next_is_sent_as_it_was(
+    conn: psycopg.Connection, queries: Any
+) -> None:
+    def reused() -> Iterator[dict[str, Any]]:
+        row: dict[str, Any] = dict.fromkeys("abcdefghi")
+        row["h"], row["i"] = [], np.zeros(3, dtype=np.float32)
+        for number in range(40):
+            row["h"][:] = [str(number)]
+            row["i"][:] = number
+            yield row
+
+    assert queries.copy_in.copy(conn, reused()) == 40
+    assert [(row[7], row[8].tolist()) for row in arrived(conn)] == [([str(n)], [n] * 3) for n in range(40)]
+
+
 def test_more_than_is_sent_at_once(conn: psycopg.Connection, queries: Any) -> None:
     vector = np.arange(1024, dtype=np.float32)
     rows: list[tuple[Any, ...]] = [
@@ -117,13 +148,20 @@ def test_a_value_of_another_type_is_named_and_nothing_is_written(
     assert arrived(conn) == []
 
 
+def test_of_rows_encoded_together_the_one_at_fault_is_named() -> None:
+    encode = binary.rows_encoder(("int4", "text"), "utf-8")
+    assert encode is not None
+    with pytest.raises(InvalidValue, match=r"^value 2, a int, cannot be sent as text: "):
+        encode([[1, "x"], [2, 3], [4, "y"]])
+
+
 def test_too_few_values_are_told(conn: psycopg.Connection, queries: Any) -> None:
     with pytest.raises(InvalidValue, match="item 0: 2 values for 9 columns"):
         queries.copy_in.copy(conn, [{"a": UUID(int=1), "b": None}])
 
 
 def test_what_is_not_known_here_is_sent_by_psycopg(conn: psycopg.Connection, queries: Any) -> None:
-    assert binary.row_encoder(("date", "text"), "utf-8") is None
+    assert binary.rows_encoder(("date", "text"), "utf-8") is None
     conn.execute("CREATE TEMP TABLE dates (day DATE, name TEXT)")
     day = datetime(2026, 11, 27, tzinfo=UTC).date()
     assert queries.copy_dates.copy(conn, [{"day": day, "name": "x"}]) == 1

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types import TypeInfo
 
 from ...errors import InvalidValue, UnsupportedByServer
 from ...sql import binary
 from ...sql.files import Statement, literal
 from ...sql.loaders import use_own
 from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ...twins import ALock
 from . import types
+from .sessions import new_cursor, session
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
@@ -28,14 +28,14 @@ _cursor_numbers = itertools.count(1)
 _INSERTED_AT_ONCE: Final = 100
 """Rows that are held in memory and sent together where they can't be sent by COPY."""
 
+_ENCODED_AT_ONCE: Final = 32
+"""Rows of a COPY that are encoded together."""
+
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
-
-_turns: WeakKeyDictionary[Connection, ALock] = WeakKeyDictionary()
-"""For each connection the lock of those who share it: while it leaves pipeline mode psycopg lets others in."""
 
 
 def _check_free(conn: Connection, what: str) -> None:
@@ -59,17 +59,20 @@ class Call(NamedTuple):
     generic_plan: bool = False
 
 
-def _bind(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+class Result(NamedTuple):
+    """What a statement gave. number: of the rows that it returned or changed."""
+
+    rows: list[Row]
+    number: int
+
+
+def _bind(statement: Statement, parameters: Mapping[str, Any], encoding: str) -> dict[str, Any]:
     statement.check(parameters)
-    _check_free(conn, statement.name)
-    check_encoding(conn.info.encoding, parameters)
+    check_encoding(encoding, parameters)
     return {name: to_postgres(value) for name, value in parameters.items()}
 
 
-async def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psycopg.AsyncCursor[Row]:
-    # Not conn.execute: the caller's connection may have another row or cursor factory.
-    cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    use_own(cursor)
+async def _send(cursor: psycopg.AsyncCursor[Row], call: Call, bound: Mapping[str, Any]) -> psycopg.AsyncCursor[Row]:
     return await cursor.execute(
         call.statement.text,
         bound,
@@ -78,39 +81,46 @@ async def _send(conn: Connection, call: Call, bound: Mapping[str, Any]) -> psyco
     )
 
 
-async def _send_all(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
+async def _send_all(conn: Connection, calls: Sequence[Call], vector: TypeInfo | None) -> list[Result]:
+    encoding = conn.info.encoding
+    for call in calls:
+        _check_free(conn, call.statement.name)
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
-    bound = [_bind(conn, call.statement, call.parameters) for call in calls]
-    turn = _turns.get(conn) or _turns.setdefault(conn, ALock())
-    async with turn:
-        if len(calls) == 1:
-            return [await _send(conn, calls[0], bound[0])]
+    bound = [_bind(call.statement, call.parameters, encoding) for call in calls]
+    kept = session(conn)
+    async with kept.turn:
+        if len(calls) == 1 and not conn.pgconn.pipeline_status:
+            cursor = kept.cursor(calls[0].statement, encoding, vector)
+            result = await _result(conn, await _send(cursor, calls[0], bound[0]))
+            kept.free(cursor, calls[0].statement)
+            return [result]
         async with _pipeline(conn):
-            # Fetched after the pipeline's end, because fetching inside it costs another round trip.
-            return [await _send(conn, call, values) for call, values in zip(calls, bound, strict=True)]
+            cursors = [await _send(new_cursor(conn), call, values) for call, values in zip(calls, bound, strict=True)]
+        # Outside the pipeline, because fetching inside it costs another round trip.
+        return [await _result(conn, cursor) for cursor in cursors]
 
 
-async def _run(conn: Connection, calls: Sequence[Call]) -> list[psycopg.AsyncCursor[Row]]:
-    """Run *calls*, several in one pipeline, and return their cursors.
+async def _result(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> Result:
+    await types.recognize(conn, cursor)
+    rows = await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+    return Result(rows, cursor.rowcount)
+
+
+async def _run(conn: Connection, calls: Sequence[Call]) -> list[Result]:
+    """Run *calls*, several in one pipeline, and return their results.
 
     If types or tables were dropped and created since *conn* first used them, *calls* are run again. In a transaction of
     the caller they are not, because it has failed with them.
     """
-    alone = conn.info.transaction_status == TransactionStatus.IDLE
-    await types.know(conn)
+    alone = conn.pgconn.transaction_status == TransactionStatus.IDLE
+    vector = await types.known(conn)
     try:
-        return await _send_all(conn, calls)
+        return await _send_all(conn, calls, vector)
     except psycopg.Error as error:
         if not (types.doubt(conn, error) and alone and conn.info.pipeline_status == PipelineStatus.OFF):
             raise
     await conn.rollback()
-    await types.know(conn)
-    return await _send_all(conn, calls)
-
-
-async def _rows(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
-    await types.recognize(conn, cursor)
-    return await cursor.fetchall()
+    return await _send_all(conn, calls, await types.known(conn))
 
 
 def outside_transaction(conn: Connection) -> bool:
@@ -120,20 +130,20 @@ def outside_transaction(conn: Connection) -> bool:
 
 async def fetchall(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> list[Row]:
     """Run *statement* and return its rows."""
-    (cursor,) = await _run(conn, [Call(statement, parameters)])
-    return await _rows(conn, cursor)
+    (result,) = await _run(conn, [Call(statement, parameters)])
+    return result.rows
 
 
 async def fetchall_of(conn: Connection, calls: Sequence[Call], *, after: Sequence[Call] = ()) -> list[list[Row]]:
     """Run *calls* and *after* in one pipeline, and return the rows of each of *calls*."""
-    cursors = await _run(conn, [*calls, *after])
-    return [await _rows(conn, cursor) for cursor in cursors[: len(calls)]]
+    results = await _run(conn, [*calls, *after])
+    return [result.rows for result in results[: len(calls)]]
 
 
 async def execute(conn: Connection, statement: Statement, parameters: Mapping[str, Any]) -> int:
     """Run *statement* and return the number of rows it changed."""
-    (cursor,) = await _run(conn, [Call(statement, parameters)])
-    return cursor.rowcount
+    (result,) = await _run(conn, [Call(statement, parameters)])
+    return result.number
 
 
 async def script(conn: Connection, text: str) -> None:
@@ -146,10 +156,11 @@ async def stream(
     conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int
 ) -> AsyncIterator[Row]:
     """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
-    given = _bind(conn, statement, parameters)
+    _check_free(conn, statement.name)
+    given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
         raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
-    await types.know(conn)
+    await types.known(conn)
     name = f"kimera_{next(_cursor_numbers)}"
     outside = outside_transaction(conn)
     cursor = psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row)
@@ -191,7 +202,7 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
     INSERT of one row. A server error of a COPY has a note with the row's number, counted from 0, if the server reports
     it (not for foreign keys, which it checks after the last row). Raises CopyRefused.
     """
-    await types.know(conn)
+    await types.known(conn)
     if statement.suffix != "#":
         return await _insert(conn, statement, rows)
     begun = False
@@ -219,26 +230,40 @@ async def _write(
     copy: psycopg.AsyncCopy, statement: Statement, rows: AsyncIterable[Mapping[str, Any]], encoding: str
 ) -> None:
     """Send *rows* through *copy*, encoded here if all their types are known here, else by psycopg."""
-    encode = binary.row_encoder(statement.types, encoding)
+    encode = binary.rows_encoder(statement.types, encoding)
     if encode is None:
         copy.set_types(statement.types)
-    chunk = bytearray(binary.BEGIN)
-    item = -1
+    # What a caller's own rows consist of may change once the next one is asked for.
+    at_once = _ENCODED_AT_ONCE if statement.shipped else 1
+    chunk, taken, item = bytearray(binary.BEGIN), list[list[Any]](), -1
     async for row in rows:
         item += 1
         check_encoding(encoding, row, f"item {item}: ")
         if encode is None:
             await copy.write_row([to_postgres(value) for value in row.values()])
             continue
-        try:
-            chunk += encode(list(row.values()))
-        except InvalidValue as error:
-            raise type(error)(f"item {item}: {error}") from error
-        if len(chunk) > _SENT_AT_ONCE:
-            await copy.write(chunk)
-            chunk = bytearray()
+        taken.append(list(row.values()))
+        if len(taken) == at_once:
+            chunk += _encoded(encode, taken, item)
+            taken.clear()
+            if len(chunk) > _SENT_AT_ONCE:
+                await copy.write(chunk)
+                chunk = bytearray()
     if encode is not None:
-        await copy.write(chunk + binary.END)
+        await copy.write(chunk + _encoded(encode, taken, item) + binary.END)
+
+
+def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[Sequence[Any]], last: int) -> bytes:
+    """Return *rows* encoded. Raises InvalidValue with the number of the row, of which the last one's is *last*."""
+    try:
+        return encode(rows)
+    except InvalidValue:
+        for item, row in enumerate(rows, start=last + 1 - len(rows)):
+            try:
+                encode([row])
+            except InvalidValue as error:
+                raise type(error)(f"item {item}: {error}") from error
+        raise
 
 
 async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
@@ -246,7 +271,8 @@ async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Ma
     chunk: list[dict[str, Any]] = []
     async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
         async for row in rows:
-            chunk.append(_bind(conn, statement, row))
+            _check_free(conn, statement.name)
+            chunk.append(_bind(statement, row, conn.info.encoding))
             if len(chunk) == _INSERTED_AT_ONCE:
                 await cursor.executemany(statement.text, chunk)
                 count += len(chunk)

@@ -81,7 +81,8 @@ class Queries:
         self._records = records
 
     def __getattr__(self, name: str) -> Query:
-        return Query(self.entity, name, self._folder, self._records)
+        query = self.__dict__[name] = Query(self.entity, name, self._folder, self._records)
+        return query
 
 
 @dataclass(frozen=True, slots=True)

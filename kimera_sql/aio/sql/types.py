@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.abc import AdaptContext
-from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 
 from ...sql.files import statements
-from ...sql.loaders import strangers, use_own
+from ...sql.loaders import strangers
 from ...sql.rows import Row
 from ...vectors import TYPES, register
+from .sessions import new_cursor, session
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
-
-_doubted: WeakSet[Connection] = WeakSet()
-"""Connections that are to learn anew which types there are."""
-
-_strangers: WeakKeyDictionary[Connection, set[int]] = WeakKeyDictionary()
-"""For each connection the types, by oid, that results have had and that are not pgvector's."""
 
 
 async def learn(conn: Connection, *contexts: AdaptContext) -> bool:
     """Register pgvector's types on *conn* and *contexts* as the database has them now; return whether it has them."""
     named = statements("postgres", "types")
-    cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    use_own(cursor)
-    if conn in _doubted:
+    cursor = new_cursor(conn)
+    if session(conn).doubted:
         # psycopg goes on with a prepared statement that has failed.
         await cursor.execute(named["forget_prepared"].text)
-        _doubted.discard(conn)
+        session(conn).doubted = False
     await cursor.execute(named["find"].text, {"names": list(TYPES)}, binary=True)
     found = [
         TypeInfo(name, oid, array_oid, regtype=regtype, delimiter=delimiter)
@@ -45,10 +37,13 @@ async def learn(conn: Connection, *contexts: AdaptContext) -> bool:
     return True
 
 
-async def know(conn: Connection) -> None:
-    """Learn the types if nobody has registered them on *conn*, or if a statement has failed for them."""
-    if conn.adapters.types.get("vector") is None or conn in _doubted:
+async def known(conn: Connection) -> TypeInfo | None:
+    """Return pgvector's type. Learn all if nobody has registered them on *conn*, or if a statement failed for them."""
+    info = conn.adapters.types.get("vector")
+    if info is None or session(conn).doubted:
         await learn(conn)
+        info = conn.adapters.types.get("vector")
+    return info
 
 
 async def recognize(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> bool:
@@ -57,10 +52,10 @@ async def recognize(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> bool:
     ALTER EXTENSION UPDATE adds types; after DROP and CREATE EXTENSION they have other oids.
     """
     strange = strangers(cursor)
-    if not strange or _strangers.get(conn, set()).issuperset(strange):
+    if not strange or session(conn).strangers.issuperset(strange):
         return False
     await learn(conn, cursor)
-    _strangers.setdefault(conn, set()).update(strangers(cursor))
+    session(conn).strangers.update(strangers(cursor))
     return True
 
 
@@ -79,6 +74,6 @@ def doubt(conn: Connection, error: psycopg.Error) -> bool:
     else:
         outdated = False
     if outdated:
-        _doubted.add(conn)
+        session(conn).doubted = True
         error.add_note("the next transaction will know the types that were created since this connection began")
     return outdated
