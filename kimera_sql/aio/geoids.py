@@ -236,7 +236,7 @@ async def delete_where(
     """Delete the states that pass all *filters*, the oldest first, and return how many there were.
 
     *transitions* that lead from or to them: with "refuse", InUse is raised if there are any, and nothing is deleted;
-    with "delete", they go along. *dry_run* only counts both, whatever *transitions* is.
+    with "delete", they go along. *dry_run* only counts what would go, and raises what a real run would at its start.
     States go *batch* at a time, with their transitions: on an autocommit connection each batch is a transaction of its
     own, otherwise all are the caller's transaction. If a batch fails, a note of the error says what had gone before.
     Raises InvalidValue if no filter is given.
@@ -247,13 +247,13 @@ async def delete_where(
     checks.narrow(parameters, Filters)
     if dry_run or transitions == "refuse":
         found = await _queries.count_matching.fetchone(conn, Gone, **parameters) or Gone(0, 0)
-        if dry_run:
-            return found
-        if found.transitions:
+        if transitions == "refuse" and found.transitions:
             raise InUse(
                 f"{found.transitions:,} transitions lead from or to the {found.states:,} states; "
                 "transitions='delete' deletes them too"
             )
+        if dry_run:
+            return found
     along = _transitions.delete_of_states if transitions == "delete" else None
     return Gone(
         *await batches.delete_found(

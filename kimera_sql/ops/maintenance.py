@@ -195,7 +195,7 @@ def prune(
         if "system_metrics" in wanted:
             pruned.append(Pruned("system_metrics", metrics.prune(conn, moment, dry_run=dry_run)))
     except Exception as error:
-        for one in pruned:
+        for one in () if dry_run else pruned:
             error.add_note(f"{one.table}: {one.rows:,} rows had been deleted before")
         raise
     return pruned

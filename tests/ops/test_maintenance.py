@@ -530,11 +530,13 @@ def test_prune_deletes_old_rows_of_every_kind(conn: Connection) -> None:
             ("system_metrics", 1),
         )
     ]
-    assert maintenance.prune(conn, timedelta(days=30), dry_run=True) == expected
+    assert maintenance.prune(conn, timedelta(days=30), transitions="delete", dry_run=True) == expected
     assert counts(conn) == before
-    with pytest.raises(InUse, match=r"^1 transitions lead from or to the 2 states; transitions='delete' deletes them"):
-        maintenance.prune(conn, timedelta(days=30))
-    assert counts(conn) == before
+    refusal = r"^1 transitions lead from or to the 2 states; transitions='delete' deletes them"
+    for dry_run in (True, False):
+        with pytest.raises(InUse, match=refusal):
+            maintenance.prune(conn, timedelta(days=30), dry_run=dry_run)
+        assert counts(conn) == before
     assert maintenance.prune(conn, timedelta(days=30), transitions="delete") == expected
     assert counts(conn) == [count - one.rows for count, one in zip(before, expected, strict=True)]
 
@@ -645,7 +647,7 @@ def test_each_command(database: str) -> None:
         pruned = json.loads(maintain("prune", "system_metrics", "--older-than", "0.5d", "--json"))
         assert pruned == [{"table": "system_metrics", "rows": 1}]
         old_rows(conn)
-        assert maintain("prune", "--older-than", "90d", "--dry-run") == (
+        assert maintain("prune", "--older-than", "90d", "--transitions", "delete", "--dry-run") == (
             "geoid_states: 2 rows would be deleted\ncognitive_transitions: 1 rows would be deleted\n"
             "semantic_embeddings: 1 rows would be deleted\nsystem_metrics: 1 rows would be deleted\n"
         )
