@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import ConnectionFailed as ConnectionFailed
     from .errors import CopyError as CopyError
     from .errors import FallbackWarning as FallbackWarning
+    from .errors import InUse as InUse
     from .errors import InvalidValue as InvalidValue
     from .errors import KimeraError as KimeraError
     from .errors import MaintenanceError as MaintenanceError
@@ -50,6 +51,7 @@ _PLACES: Final = {
     "ConnectionFailed": "errors",
     "CopyError": "errors",
     "FallbackWarning": "errors",
+    "InUse": "errors",
     "InvalidValue": "errors",
     "KimeraError": "errors",
     "MaintenanceError": "errors",

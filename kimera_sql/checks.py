@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from numbers import Integral, Real
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 _LONGEST_LABEL: Final = 2000
 """Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
+
+_LONGEST_SPAN: Final = timedelta(days=36525)
+"""A century, because far longer ago there are no datetimes."""
 
 _encode_as_it_is: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
@@ -34,6 +37,15 @@ def keywords(given: Mapping[str, Any], known: type) -> None:
     """Raise TypeError for a keyword that the TypedDict *known* does not have, as a function does."""
     if unknown := [name for name in given if name not in known.__annotations__]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; there are {', '.join(known.__annotations__)}")
+
+
+def narrow(parameters: Mapping[str, Any], known: type) -> None:
+    """Refuse *parameters*, those of the filters of the TypedDict *known*, if every row passes them."""
+    # An empty list or object narrows nothing either, and comes from a mistake more often than from a decision.
+    if all(value is None or value == [] or value == {} for value in parameters.values()):
+        raise InvalidValue(
+            f"filters: none is given, so every row would go; give at least one of {', '.join(known.__annotations__)}"
+        )
 
 
 def number(field: str, value: float) -> float:
@@ -175,6 +187,15 @@ def moment(field: str, value: datetime) -> datetime:
         return value.astimezone(UTC)
     except OverflowError:
         raise InvalidValue(f"{field}: {value.isoformat()} is outside the years 1 to 9999 in UTC") from None
+
+
+def span(field: str, value: timedelta) -> timedelta:
+    """A length of time: above zero, up to a century."""
+    if not isinstance(value, timedelta):
+        raise InvalidValue(f"{field}: expected a timedelta, got {type(value).__name__}")
+    if not timedelta(0) < value <= _LONGEST_SPAN:
+        raise InvalidValue(f"{field}: {value} is not above zero and up to a century")
+    return value
 
 
 def identifier(field: str, value: UUID) -> UUID:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Unpack
 
-from . import checks, sql
+from . import batches, checks, sql
 from .entity import Entity
 from .model.embeddings import (
     Embedding,
@@ -39,6 +40,7 @@ __all__ = [
     "NewEmbedding",
     "count",
     "delete",
+    "delete_where",
     "entity",
     "explain",
     "get",
@@ -47,6 +49,7 @@ __all__ = [
     "hybrid",
     "insert",
     "insert_many",
+    "prune",
     "similar",
     "similar_many",
     "stream",
@@ -188,3 +191,26 @@ def get_or_create(
                 new = NewEmbedding(text_content=text, embedding=value(embed(text)), source=source, metadata=described)
                 return insert(conn, new)
     return found
+
+
+def prune(conn: Connection, older_than: datetime, *, batch: int = 1000, dry_run: bool = False) -> int:
+    """Delete the embeddings from before *older_than* (aware), the oldest first, and return how many there were.
+
+    Batches and *dry_run* are as in delete_where.
+    """
+    return delete_where(conn, until=checks.moment("older_than", older_than), batch=batch, dry_run=dry_run)
+
+
+def delete_where(conn: Connection, *, batch: int = 1000, dry_run: bool = False, **filters: Unpack[Filters]) -> int:
+    """Delete the embeddings that pass all *filters*, the oldest first, and return how many there were.
+
+    They go *batch* at a time: on an autocommit connection each batch is a transaction of its own, otherwise all are the
+    caller's transaction. If a batch fails, a note of the error says how many had gone before. *dry_run* only counts.
+    Raises InvalidValue if no filter is given.
+    """
+    parameters, size = where(**filters), checks.limit(batch, "batch")
+    checks.narrow(parameters, Filters)
+    if dry_run:
+        return _queries.count_matching.fetchval(conn, int, **parameters) or 0
+    rows, _ = batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters)
+    return rows

@@ -29,6 +29,10 @@ class NotFound(KimeraError, LookupError):
     """No row has the id that was asked for."""
 
 
+class InUse(KimeraError):
+    """Rows cannot be deleted, because other rows refer to them."""
+
+
 class SchemaError(KimeraError):
     """The database's schema is not the one that this version of kimera_sql needs."""
 

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Unpack
+from datetime import datetime, timedelta
+from typing import Any, Literal, Unpack
 from uuid import UUID
 
 import numpy as np
 
-from . import checks, sql
+from . import batches, checks, sql
 from .entity import Entity
-from .errors import NotFound
-from .model.geoids import Filters, Geoid, GeoidSummary, Hit, NewGeoid, values, where
+from .errors import InUse, InvalidValue, NotFound
+from .model.geoids import Bucket, Filters, Geoid, GeoidSummary, Gone, Hit, NewGeoid, values, where
 from .search import run
 from .search.plan import Explanation, Options
 from .search.run import Source
@@ -21,14 +22,18 @@ from .tables import VECTOR_TABLES
 from .vectors import Vector, VectorLike, as_vector
 
 __all__ = [
+    "Bucket",
     "Filters",
     "Geoid",
     "GeoidSummary",
+    "Gone",
     "Hit",
     "NewGeoid",
     "add_tags",
+    "centroid",
     "count",
     "delete",
+    "delete_where",
     "entity",
     "explain",
     "find",
@@ -37,7 +42,9 @@ __all__ = [
     "insert",
     "insert_many",
     "latest",
+    "prune",
     "remove_tags",
+    "series",
     "similar",
     "similar_many",
     "similar_to",
@@ -46,6 +53,7 @@ __all__ = [
 ]
 
 _queries = sql.Queries("geoids")
+_transitions = sql.Queries("transitions")
 _table = VECTOR_TABLES["geoid_states"]
 
 _ALL: Mapping[str, Any] = {"other_than": None}
@@ -183,6 +191,73 @@ def _nearest(
         diversity=diversity,
     )
     return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+def series(conn: Connection, bucket: timedelta, **filters: Unpack[Filters]) -> list[Bucket]:
+    """Return the states that pass all *filters*, summed up in buckets of time, the oldest first.
+
+    Buckets are counted from 1970-01-01 UTC, and those without a state are left out.
+    """
+    return _queries.series.fetchall(conn, Bucket, bucket=checks.span("bucket", bucket), **where(**filters))
+
+
+def centroid(conn: Connection, **filters: Unpack[Filters]) -> Vector | None:
+    """Return the mean of the vectors of the states that pass all *filters*; None if there is no such state.
+
+    It has shape (1024,) and is not scaled to any length. It can be zero, which no search takes.
+    """
+    return _queries.centroid.fetchval(conn, np.ndarray, **where(**filters))
+
+
+def prune(
+    conn: Connection,
+    older_than: datetime,
+    *,
+    transitions: Literal["refuse", "delete"] = "refuse",
+    batch: int = 1000,
+    dry_run: bool = False,
+) -> Gone:
+    """Delete the states from before *older_than* (aware), the oldest first, and return how many there were.
+
+    The options are those of delete_where.
+    """
+    moment = checks.moment("older_than", older_than)
+    return delete_where(conn, until=moment, transitions=transitions, batch=batch, dry_run=dry_run)
+
+
+def delete_where(
+    conn: Connection,
+    *,
+    transitions: Literal["refuse", "delete"] = "refuse",
+    batch: int = 1000,
+    dry_run: bool = False,
+    **filters: Unpack[Filters],
+) -> Gone:
+    """Delete the states that pass all *filters*, the oldest first, and return how many there were.
+
+    *transitions* that lead from or to them: with "refuse", InUse is raised if there are any, and nothing is deleted;
+    with "delete", they go along. *dry_run* only counts what would go, and raises what a real run would at its start.
+    States go *batch* at a time, with their transitions: on an autocommit connection each batch is a transaction of its
+    own, otherwise all are the caller's transaction. If a batch fails, a note of the error says what had gone before.
+    Raises InvalidValue if no filter is given.
+    """
+    if transitions not in ("refuse", "delete"):
+        raise InvalidValue(f"transitions: expected 'refuse' or 'delete', got {transitions!r}")
+    parameters, size = where(**filters), checks.limit(batch, "batch")
+    checks.narrow(parameters, Filters)
+    if dry_run or transitions == "refuse":
+        found = _queries.count_matching.fetchone(conn, Gone, **parameters) or Gone(0, 0)
+        if transitions == "refuse" and found.transitions:
+            raise InUse(
+                f"{found.transitions:,} transitions lead from or to the {found.states:,} states; "
+                "transitions='delete' deletes them too"
+            )
+        if dry_run:
+            return found
+    along = _transitions.delete_of_states if transitions == "delete" else None
+    return Gone(
+        *batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters, along=along)
+    )
 
 
 def update_metadata(conn: Connection, id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,15 @@ BAD_MOMENTS: Final[tuple[Any, ...]] = (
     START.isoformat(),
     0,
 )
+BAD_SPANS: Final[tuple[Any, ...]] = (
+    timedelta(0),
+    timedelta(-1),
+    timedelta.max,
+    1,
+    float("nan"),
+    "1 day",
+    None,
+)
 BAD_OBJECTS: Final[tuple[Any, ...]] = (
     [],
     "{}",

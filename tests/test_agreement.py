@@ -115,6 +115,9 @@ class Together(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 20), filters=FILTERS)
     def find(self, limit: int, filters: Any) -> None:
         self.everywhere(geoids.find, limit=limit, **filters)
+        self.everywhere(geoids.series, timedelta(seconds=2), **filters)
+        self.everywhere(geoids.centroid, **filters)
+        self.everywhere(geoids.delete_where, dry_run=True, **filters)
 
     @rule(data=st.data(), tags=TAGS, changes=JSON)
     def change(self, data: st.DataObject, tags: list[str], changes: Any) -> None:
@@ -130,6 +133,10 @@ class Together(RuleBasedStateMachine):
         id = data.draw(st.sampled_from(self.ids))
         if not transitions.outgoing(self.one, id) and not transitions.incoming(self.one, id):
             self.everywhere(geoids.delete, id)
+
+    @rule(filters=FILTERS, batch=st.integers(1, 3), transitions=st.sampled_from(["refuse", "delete"]))
+    def delete_where(self, filters: Any, batch: int, transitions: Any) -> None:
+        self.everywhere(geoids.delete_where, batch=batch, transitions=transitions, **filters)
 
     @precondition(lambda self: geoids.count(self.one) > 0)
     @rule(data=st.data(), energy=SMALL, at=TIMES, kind=st.sampled_from(["drift", "Jump", "ähnlich"]))
@@ -158,6 +165,7 @@ class Together(RuleBasedStateMachine):
         self.everywhere(transitions.by_type, "Jump", limit=most)
         self.everywhere(transitions.between, seconds(1), seconds(most))
         self.everywhere(transitions.energy_balance, since=seconds(1))
+        self.everywhere(transitions.summary, timedelta(seconds=most), since=seconds(1))
         self.everywhere(transitions.unbalanced, tolerance)
 
     @rule(ends=st.tuples(st.integers(0, 3), st.integers(0, 3)), energy=st.integers(0, 3), at=TIMES, open=st.booleans())
@@ -216,7 +224,9 @@ def same(one: Any, other: Any) -> bool:
         return bool(np.isclose(one, other, rtol=1e-6, atol=1e-6))
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, (geoids.Hit, metrics.Bucket, transitions.EnergyBalance)):
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return bool(np.allclose(one, other, rtol=1e-6, atol=1e-6))
+    if isinstance(one, (geoids.Hit, geoids.Bucket, metrics.Bucket, transitions.Bucket, transitions.EnergyBalance)):
         return all(same(getattr(one, name), getattr(other, name)) for name in type(one).__slots__)
     return bool(np.array_equal(one, other))
 

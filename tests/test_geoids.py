@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,10 +19,12 @@ from reference import (
     BAD_LIMITS,
     BAD_MOMENTS,
     BAD_OBJECTS,
+    BAD_SPANS,
     BAD_VECTORS,
     assert_nearest,
     contains,
     cosine,
+    near,
     same_json,
     seconds,
 )
@@ -28,7 +32,7 @@ from strategies import json_objects, texts, unit
 
 from kimera_sql import geoids
 from kimera_sql.errors import InvalidValue, NotFound, VectorError
-from kimera_sql.geoids import Geoid, NewGeoid
+from kimera_sql.geoids import Bucket, Geoid, NewGeoid
 from kimera_sql.sql import Connection
 
 VECTORS = [unit(seed) for seed in range(40)]
@@ -356,6 +360,93 @@ def test_a_bad_limit_is_refused(conn: Connection, bad: Any) -> None:
     assert geoids.count(conn) == 1
 
 
+@given(
+    news=states,
+    filters=filters,
+    bucket=st.sampled_from([1e-6, 0.7, 2, 3600, 1e7]).map(lambda length: timedelta(seconds=length)),
+)
+def test_series_sums_up_what_passes_all_filters_in_buckets(
+    conn: Connection, news: list[NewGeoid], filters: dict[str, Any], bucket: timedelta
+) -> None:
+    conn.rollback()
+    news = [
+        replace(new, coherence_factor=number / 4, energy_level=-(number**2)) for number, new in enumerate(news, start=1)
+    ]
+    geoids.insert_many(conn, news)
+    buckets = defaultdict(list)
+    for new in news:
+        assert new.timestamp is not None
+        if passes(new, **filters):
+            buckets[new.timestamp - (new.timestamp - datetime(1970, 1, 1, tzinfo=UTC)) % bucket].append(new)
+    expected = []
+    for start, group in sorted(buckets.items()):
+        numbers = []
+        for name in ("entropy", "coherence_factor", "energy_level"):
+            values = [getattr(new, name) for new in group]
+            p95 = near(float(np.percentile(values, 95)))
+            numbers += [near(sum(values) / len(values)), min(values), max(values), p95]
+        expected.append(Bucket(start, len(group), *numbers))
+    assert geoids.series(conn, bucket, **filters) == expected
+
+
+def test_series_begins_buckets_before_1970_too(conn: Connection) -> None:
+    geoids.insert(conn, state(0, timestamp=datetime(1969, 12, 31, 23, tzinfo=UTC)))
+    assert [found.bucket for found in geoids.series(conn, timedelta(days=1))] == [datetime(1969, 12, 31, tzinfo=UTC)]
+
+
+def test_series_has_the_means_of_numbers_of_any_size(conn: Connection) -> None:
+    geoids.insert_many(
+        conn,
+        [state(0, energy_level=1.7e308, entropy=entropy, coherence_factor=1e200 * entropy) for entropy in (0, 1e-9, 1)],
+    )
+    (found,) = geoids.series(conn, timedelta(days=1))
+    assert found.mean_energy_level == pytest.approx(1.7e308)
+    assert found.p95_energy_level == found.max_energy_level == 1.7e308
+    assert found.mean_coherence_factor == pytest.approx(1e200 / 3)
+
+
+@given(news=states, filters=filters)
+def test_centroid_is_the_mean_of_what_passes_all_filters(
+    conn: Connection, news: list[NewGeoid], filters: dict[str, Any]
+) -> None:
+    conn.rollback()
+    geoids.insert_many(conn, news)
+    vectors = [np.asarray(new.state_vector, np.float64) for new in news if passes(new, **filters)]
+    found = geoids.centroid(conn, **filters)
+    if not vectors:
+        assert found is None
+        return
+    assert found is not None
+    assert found.dtype == np.float32
+    assert found.shape == (1024,)
+    assert not found.flags.writeable
+    np.testing.assert_allclose(found, np.mean(vectors, axis=0), rtol=1e-6, atol=1e-8)
+
+
+def test_centroid_of_opposites_is_zero_and_of_one_is_itself(conn: Connection) -> None:
+    geoids.insert_many(conn, [state(0), state(1, state_vector=-VECTORS[0])])
+    assert not np.any(geoids.centroid(conn))
+    np.testing.assert_array_equal(geoids.centroid(conn, until=seconds(1)), VECTORS[0])
+
+
+def test_centroid_of_the_longest_vectors_does_not_overflow(conn: Connection) -> None:
+    longest = np.zeros(1024, np.float32)
+    longest[0] = 9e17
+    geoids.insert_many(conn, [state(0, state_vector=longest)] * 5)
+    np.testing.assert_array_equal(geoids.centroid(conn), longest)
+
+
+def test_an_empty_table_has_no_summaries(conn: Connection) -> None:
+    assert geoids.series(conn, timedelta(days=1)) == []
+    assert geoids.centroid(conn) is None
+
+
+@pytest.mark.parametrize("bad", BAD_SPANS)
+def test_a_bad_bucket_is_refused(conn: Connection, bad: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^bucket: "):
+        geoids.series(conn, bad)
+
+
 @pytest.mark.parametrize("bad", BAD_VECTORS)
 def test_a_bad_vector_is_refused(conn: Connection, bad: Any) -> None:
     add(conn, 1)
@@ -384,6 +475,12 @@ def test_a_bad_filter_is_refused(conn: Connection, field: str, bad: Any) -> None
         geoids.similar(conn, VECTORS[0], **filters)
     with pytest.raises(InvalidValue, match=rf"^{field}: "):
         geoids.similar_to(conn, stored.id, **filters)
+    with pytest.raises(InvalidValue, match=rf"^{field}: "):
+        geoids.series(conn, timedelta(days=1), **filters)
+    with pytest.raises(InvalidValue, match=rf"^{field}: "):
+        geoids.centroid(conn, **filters)
+    with pytest.raises(InvalidValue, match=rf"^{field}: "):
+        geoids.delete_where(conn, **filters)
     assert geoids.count(conn) == 1
 
 

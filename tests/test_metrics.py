@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import BAD_LIMITS, BAD_MOMENTS, BAD_NUMBERS, BAD_OBJECTS, BAD_TEXTS, near, seconds
+from reference import BAD_LIMITS, BAD_MOMENTS, BAD_NUMBERS, BAD_OBJECTS, BAD_SPANS, BAD_TEXTS, near, seconds
 
 from kimera_sql import metrics
 from kimera_sql.errors import InvalidValue
@@ -105,6 +105,23 @@ def test_series_counts_days_from_midnight_in_utc(conn: Connection) -> None:
     assert found == Bucket(day, 2, 2, 1, 3, near(2.9))
 
 
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([1.7e308] * 3, 1.7e308),
+        ([1.7e308, -1.7e308, 3], 1),
+        ([1e200, 0], 5e199),
+        ([1e290, 9e289, 1], 1.9e290 / 3),
+        ([5e-324, 5e-324], 5e-324),
+    ],
+)
+def test_series_has_the_mean_of_numbers_of_any_size(conn: Connection, values: list[float], mean: float) -> None:
+    fill(conn, [metric(value) for value in values])
+    (found,) = metrics.series(conn, "load", bucket=timedelta(days=1), since=seconds(-1))
+    assert found.mean == pytest.approx(mean, rel=1e-9)
+    assert (found.min, found.max) == (min(values), max(values))
+
+
 def test_series_goes_up_to_now_unless_told(conn: Connection) -> None:
     now = datetime.now(UTC)
     fill(conn, [metric(days, timestamp=now + timedelta(days)) for days in (-1, 1)])
@@ -126,6 +143,12 @@ def test_prune_deletes_what_is_older_whatever_the_batch(
     kept = [row for row in rows if row.timestamp >= older_than]
     assert metrics.prune(conn, older_than, batch=batch) == len(rows) - len(kept)
     assert list(metrics.stream(conn)) == kept
+
+
+def test_a_dry_run_of_prune_counts_alone(conn: Connection) -> None:
+    rows = fill(conn, [metric(at=at) for at in range(4)])
+    assert metrics.prune(conn, seconds(3), dry_run=True) == 3
+    assert list(metrics.stream(conn)) == rows
 
 
 def test_record_inserts_a_measurement_taken_now(conn: Connection) -> None:
@@ -150,7 +173,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str, tuple[Any, ...]]] = [
     (metrics.latest, {"name": "load"}, "component", BAD_TEXTS),
     (metrics.latest, {"name": "load"}, "limit", BAD_LIMITS),
     (metrics.series, SERIES, "name", (*BAD_TEXTS, None)),
-    (metrics.series, SERIES, "bucket", (timedelta(0), timedelta(-1), timedelta.max, 1, "1 day", None)),
+    (metrics.series, SERIES, "bucket", BAD_SPANS),
     (metrics.series, SERIES, "since", (*BAD_MOMENTS, None)),
     (metrics.series, SERIES, "until", BAD_MOMENTS),
     (metrics.series, SERIES, "component", BAD_TEXTS),

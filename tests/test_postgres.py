@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
@@ -61,6 +62,8 @@ WRITES: dict[str, Callable[[Connection], object]] = {
     "metrics.insert_many": lambda conn: metrics.insert_many(conn, [METRIC]),
     "metrics.record": lambda conn: metrics.record(conn, "load", 1, component="core"),
     "metrics.prune": lambda conn: metrics.prune(conn, seconds(10**9), batch=1),
+    "embeddings.prune": lambda conn: embeddings.prune(conn, seconds(10**9), batch=1),
+    "geoids.prune": lambda conn: prune_one_of_two(conn),
 }
 READS: dict[str, Callable[[Connection], object]] = {
     "geoids.get": lambda conn: geoids.get(conn, STATE),
@@ -74,6 +77,9 @@ READS: dict[str, Callable[[Connection], object]] = {
     "geoids.similar_to": lambda conn: geoids.similar_to(conn, STATE),
     "geoids.similar_many": lambda conn: geoids.similar_many(conn, [VECTOR, VECTOR], 1),
     "geoids.explain": lambda conn: geoids.explain(conn, VECTOR, 1),
+    "geoids.series": lambda conn: geoids.series(conn, timedelta(1)),
+    "geoids.centroid": lambda conn: np.asarray(geoids.centroid(conn)).tolist(),
+    "transitions.summary": lambda conn: transitions.summary(conn, timedelta(1)),
     "transitions.path": lambda conn: transitions.path(conn, STATE, ABSENT),
     "transitions.trajectory": lambda conn: transitions.trajectory(conn, STATE),
     "transitions.energy_balance": lambda conn: transitions.energy_balance(conn),
@@ -108,6 +114,12 @@ SEARCHES: dict[str, Callable[[Connection], object]] = {
     "exactly": lambda conn: geoids.similar(conn, VECTOR, exact=True),
     "explained": lambda conn: geoids.explain(conn, VECTOR, 1, ef_search=2, entropy=(0, None)),
 }
+
+
+def prune_one_of_two(conn: Connection) -> geoids.Gone:
+    """Insert two more states, and delete one of them."""
+    geoids.insert_many(conn, [replace(GEOID, id=None, timestamp=seconds(at)) for at in (0, 9)])
+    return geoids.prune(conn, seconds(1), batch=1)
 
 
 def fill(conn: Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from math import fsum
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from reference import (
     BAD_MOMENTS,
     BAD_NUMBERS,
     BAD_OBJECTS,
+    BAD_SPANS,
     BAD_TEXTS,
     IntegrityErrors,
     near,
@@ -29,7 +31,7 @@ from strategies import unit
 from kimera_sql import geoids, transitions
 from kimera_sql.errors import InvalidValue
 from kimera_sql.sql import Connection
-from kimera_sql.transitions import EnergyBalance, NewTransition, Transition
+from kimera_sql.transitions import Bucket, EnergyBalance, NewTransition, Transition
 
 STATES = [UUID(int=number) for number in range(1, 8)]
 A, B, C, D, E, F, G = STATES
@@ -255,6 +257,41 @@ def test_energy_balance_sums_up_each_type(conn: Connection, news: list[NewTransi
     assert transitions.energy_balance(conn, since=since, until=until) == expected
 
 
+@given(
+    news=steps,
+    bucket=st.sampled_from([1e-6, 0.7, 3, 3600, 1e7]).map(lambda length: timedelta(seconds=length)),
+    since=st.none() | st.integers(0, 7).map(seconds),
+    until=st.none() | st.integers(0, 7).map(seconds),
+)
+def test_summary_sums_up_each_bucket(
+    conn: Connection, news: list[NewTransition], bucket: timedelta, since: Any, until: Any
+) -> None:
+    buckets = defaultdict(list)
+    for row in fill(conn, news):
+        if (since is None or since <= row.timestamp) and (until is None or row.timestamp < until):
+            buckets[row.timestamp - (row.timestamp - datetime(1970, 1, 1, tzinfo=UTC)) % bucket].append(row)
+    expected = []
+    for start, rows in sorted(buckets.items()):
+        numbers = []
+        for values in ([row.transition_energy for row in rows], [row.conservation_error for row in rows]):
+            numbers += [near(fsum(values) / len(values)), min(values), max(values)]
+        expected.append(Bucket(start, len(rows), *numbers))
+    assert transitions.summary(conn, bucket, since=since, until=until) == expected
+
+
+def test_summary_has_the_means_of_numbers_of_any_size(conn: Connection) -> None:
+    fill(conn, [step(A, B, transition_energy=1.7e308, conservation_error=number) for number in (1e300, -1e300, 3)])
+    (found,) = transitions.summary(conn, timedelta(days=1))
+    assert found.mean_energy == pytest.approx(1.7e308)
+    assert found.mean_error == 1
+
+
+def test_energy_balance_takes_numbers_whose_squares_overflow(conn: Connection) -> None:
+    fill(conn, [step(A, B, transition_energy=energy) for energy in (1e200, 0)])
+    (found,) = transitions.energy_balance(conn)
+    assert (found.total_energy, found.mean_energy) == (1e200, 5e199)
+
+
 def test_record_inserts_a_transition_that_happens_now(conn: Connection) -> None:
     first = transitions.record(conn, A, B, "jump", energy=2, error=-0.5, metadata={"n": 1})
     second = transitions.record(conn, B, A, "rest", energy=0)
@@ -309,6 +346,9 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str, tuple[Any, ...]]] = [
     (transitions.between, {"since": seconds(0)}, "until", (*BAD_MOMENTS, None)),
     (transitions.energy_balance, {}, "since", BAD_MOMENTS),
     (transitions.energy_balance, {}, "until", BAD_MOMENTS),
+    (transitions.summary, {}, "bucket", BAD_SPANS),
+    (transitions.summary, {"bucket": timedelta(1)}, "since", BAD_MOMENTS),
+    (transitions.summary, {"bucket": timedelta(1)}, "until", BAD_MOMENTS),
     (transitions.unbalanced, {}, "tolerance", (*BAD_NUMBERS, None)),
     (transitions.record, RECORD, "metadata", BAD_OBJECTS),
     (transitions.record, RECORD, "source_id", BAD_IDS),

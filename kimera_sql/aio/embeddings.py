@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Unpack
 
 from .. import checks
@@ -24,7 +25,7 @@ from ..sql.rows import mapper
 from ..tables import VECTOR_TABLES
 from ..twins import avalue
 from ..vectors import VectorLike, as_vector
-from . import sql
+from . import batches, sql
 from .entity import Entity
 from .search import run
 from .search.run import Source
@@ -39,6 +40,7 @@ __all__ = [
     "NewEmbedding",
     "count",
     "delete",
+    "delete_where",
     "entity",
     "explain",
     "get",
@@ -47,6 +49,7 @@ __all__ = [
     "hybrid",
     "insert",
     "insert_many",
+    "prune",
     "similar",
     "similar_many",
     "stream",
@@ -194,3 +197,28 @@ async def get_or_create(
                 )
                 return await insert(conn, new)
     return found
+
+
+async def prune(conn: Connection, older_than: datetime, *, batch: int = 1000, dry_run: bool = False) -> int:
+    """Delete the embeddings from before *older_than* (aware), the oldest first, and return how many there were.
+
+    Batches and *dry_run* are as in delete_where.
+    """
+    return await delete_where(conn, until=checks.moment("older_than", older_than), batch=batch, dry_run=dry_run)
+
+
+async def delete_where(
+    conn: Connection, *, batch: int = 1000, dry_run: bool = False, **filters: Unpack[Filters]
+) -> int:
+    """Delete the embeddings that pass all *filters*, the oldest first, and return how many there were.
+
+    They go *batch* at a time: on an autocommit connection each batch is a transaction of its own, otherwise all are the
+    caller's transaction. If a batch fails, a note of the error says how many had gone before. *dry_run* only counts.
+    Raises InvalidValue if no filter is given.
+    """
+    parameters, size = where(**filters), checks.limit(batch, "batch")
+    checks.narrow(parameters, Filters)
+    if dry_run:
+        return await _queries.count_matching.fetchval(conn, int, **parameters) or 0
+    rows, _ = await batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters)
+    return rows

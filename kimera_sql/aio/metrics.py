@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .. import checks
-from ..errors import InvalidValue
 from ..model.metrics import Bucket, Metric, NewMetric, identifier, values
-from . import sql
+from . import batches, sql
 from .entity import Entity
 from .sql import Connection
 
@@ -82,14 +81,12 @@ async def series(
 
     Buckets are counted from 1970-01-01 UTC, and those without a measurement are left out.
     """
-    if not isinstance(bucket, timedelta) or not timedelta(0) < bucket <= timedelta(days=36525):
-        raise InvalidValue(f"bucket: expected a timedelta above zero, up to a century, got {bucket!r}")
     return await _queries.series.fetchall(
         conn,
         Bucket,
         metric_name=checks.text("name", name),
         component=checks.optional(checks.text, "component", component),
-        bucket=bucket,
+        bucket=checks.span("bucket", bucket),
         since=checks.moment("since", since),
         until=checks.moment("until", datetime.now(UTC) if until is None else until),
     )
@@ -100,14 +97,13 @@ async def names(conn: Connection) -> list[str]:
     return [row[0] for row in await _queries.names.fetchall(conn)]
 
 
-async def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000) -> int:
+async def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000, dry_run: bool = False) -> int:
     """Delete the measurements from before *older_than* (aware), *batch* at a time, and return how many there were.
 
     On an autocommit connection each batch is a transaction of its own, so that a long prune holds nothing up and
-    keeps what it has done if it is stopped; otherwise all are the caller's transaction.
+    keeps what it has done if it is stopped; otherwise all are the caller's transaction. *dry_run* only counts.
     """
     moment, size = checks.moment("older_than", older_than), checks.limit(batch, "batch")
-    total = 0
-    while deleted := await _queries.prune.execute(conn, older_than=moment, batch=size):
-        total += deleted
-    return total
+    if dry_run:
+        return await _queries.count_older.fetchval(conn, int, older_than=moment) or 0
+    return await batches.delete(conn, _queries.prune, size, {"older_than": moment})

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from .. import checks
-from ..model.transitions import EnergyBalance, NewTransition, Transition, values
+from ..model.transitions import Bucket, EnergyBalance, NewTransition, Transition, values
 from . import sql
 from .entity import Entity
 from .sql import Connection
 
 __all__ = [
+    "Bucket",
     "EnergyBalance",
     "NewTransition",
     "Transition",
@@ -32,6 +33,7 @@ __all__ = [
     "path",
     "record",
     "stream",
+    "summary",
     "trajectory",
     "unbalanced",
 ]
@@ -145,6 +147,22 @@ async def energy_balance(
     return await _queries.energy_balance.fetchall(
         conn,
         EnergyBalance,
+        since=checks.optional(checks.moment, "since", since),
+        until=checks.optional(checks.moment, "until", until),
+    )
+
+
+async def summary(
+    conn: Connection, bucket: timedelta, *, since: datetime | None = None, until: datetime | None = None
+) -> list[Bucket]:
+    """Return the transitions from *since* up to, not including, *until*, summed up in buckets of time, oldest first.
+
+    Buckets are counted from 1970-01-01 UTC, and those without a transition are left out.
+    """
+    return await _queries.summary.fetchall(
+        conn,
+        Bucket,
+        bucket=checks.span("bucket", bucket),
         since=checks.optional(checks.moment, "since", since),
         until=checks.optional(checks.moment, "until", until),
     )

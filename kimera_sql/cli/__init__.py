@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="kimera-sql",
         description="The database of Kimera SWM. It is found by --dsn or --embedded, else by KIMERA_DB_HOST, _PORT, "
         "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST ...). With none of these, "
-        "init and maintain prune-metrics use an SQLite file, and the others refuse.",
+        "init and maintain prune use an SQLite file, and the others refuse.",
     )
     _add_place(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -28,13 +28,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("analyze", _analyze, "let the planner know what the tables hold"),
         ("reindex", _reindex, "build vector indexes anew while they serve, and tune them again"),
         ("retrain", _retrain, "the same, for the ivfflat indexes that their table has outgrown"),
-        ("prune-metrics", _prune, "delete old metrics"),
-        ("all", _all, "prune-metrics, reindex and vacuum; goes on after a step that fails, and then exits with 1"),
+        ("prune", _prune, "delete old states, embeddings and metrics"),
+        (
+            "all",
+            _all,
+            "prune system_metrics, reindex and vacuum; goes on after a step that fails, and then exits with 1",
+        ),
     ):
         parsers[name] = commands.add_parser(name, help=what)
         parsers[name].set_defaults(run=run)
         add_json(parsers[name])
-        if name != "prune-metrics":
+        if name != "prune":
             parsers[name].add_argument(
                 "--lock-timeout",
                 metavar="SECONDS",
@@ -50,7 +54,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=indexes.GROWTH,
         help="how many times the rows it was trained on (%(default)g)",
     )
-    parsers["prune-metrics"].add_argument("--older-than", metavar="DAYS", type=_days, required=True)
+    parsers["prune"].add_argument("tables", metavar="TABLE", nargs="*", help=f"({', '.join(maintenance.PRUNED)})")
+    parsers["prune"].add_argument("--older-than", metavar="DAYS", type=_days, required=True, help="such as 90d")
+    parsers["prune"].add_argument(
+        "--transitions",
+        choices=("refuse", "delete"),
+        default="refuse",
+        help="what to do if transitions lead from or to old states (%(default)s)",
+    )
+    parsers["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     parsers["all"].add_argument(
         "--older-than", metavar="DAYS", type=_days, help="delete metrics older than this (none are deleted without it)"
     )
@@ -104,7 +116,7 @@ def _seconds(text: str) -> timedelta:
 
 
 def _days(text: str) -> timedelta:
-    return _span(days=_number(text, "days"))
+    return _span(days=_number(text.removesuffix("d"), "days"))
 
 
 def _span(**units: float) -> timedelta:
@@ -168,11 +180,18 @@ def _prune(arguments: argparse.Namespace) -> None:
     with pool(arguments) as opened, opened.connection() as conn:
         if is_postgres(conn):
             conn.autocommit = True
-        deleted = maintenance.prune_metrics(conn, arguments.older_than)
+        pruned = maintenance.prune(
+            conn,
+            arguments.older_than,
+            arguments.tables or None,
+            transitions=arguments.transitions,
+            dry_run=arguments.dry_run,
+        )
     if arguments.json:
-        print_json({"deleted": deleted})
-    else:
-        print(f"{deleted:,} metrics deleted")
+        print_json([asdict(one) for one in pruned])
+        return
+    for one in pruned:
+        print(f"{one.table}: {one.rows:,} rows {'would be ' if arguments.dry_run else ''}deleted")
 
 
 def _all(arguments: argparse.Namespace) -> int:

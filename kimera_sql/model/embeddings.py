@@ -89,7 +89,7 @@ class Fused:
 
 
 class Filters(TypedDict, total=False):
-    """What similar can be narrowed by; all that are given must hold.
+    """What searches and deletes can be narrowed by; all that are given must hold.
 
     source: is this one. since, until: aware datetimes; from the first up to, not including, the second.
     metadata: contains this JSON object (PostgreSQL's @>).

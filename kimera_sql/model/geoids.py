@@ -67,8 +67,39 @@ class Hit:
     __hash__ = None  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The states of one stretch of time, which begins at bucket.
+
+    p95 is the 95th percentile, interpolated as percentile_cont does.
+    """
+
+    bucket: datetime
+    count: int
+    mean_entropy: float
+    min_entropy: float
+    max_entropy: float
+    p95_entropy: float
+    mean_coherence_factor: float
+    min_coherence_factor: float
+    max_coherence_factor: float
+    p95_coherence_factor: float
+    mean_energy_level: float
+    min_energy_level: float
+    max_energy_level: float
+    p95_energy_level: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """How many states were deleted, and how many transitions with them."""
+
+    states: int
+    transitions: int
+
+
 class Filters(TypedDict, total=False):
-    """What find, similar and similar_to can be narrowed by; all that are given must hold.
+    """What searches, summaries and deletes can be narrowed by; all that are given must hold.
 
     tags_all: has every one of these tags. tags_any: has at least one of them.
     entropy: (least, most), both included; None for an open end.

@@ -55,6 +55,20 @@ class EnergyBalance:
     largest_error: float
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The transitions of one stretch of time, which begins at bucket: their energy and errors of conservation."""
+
+    bucket: datetime
+    count: int
+    mean_energy: float
+    min_energy: float
+    max_energy: float
+    mean_error: float
+    min_error: float
+    max_error: float
+
+
 def values(new: NewTransition | Transition) -> dict[str, Any]:
     """Return the columns to write, in the order of the query copy_in. Raises InvalidValue."""
     return {

@@ -1,4 +1,4 @@
-"""Upkeep: VACUUM and ANALYZE, rebuilding vector indexes while they serve, and pruning metrics."""
+"""Upkeep: VACUUM and ANALYZE, rebuilding vector indexes while they serve, and deleting old rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, LiteralString
+from typing import Any, Final, Literal, LiteralString
 
 import psycopg
 from psycopg import sql as composed
 
-from .. import metrics, migrations, sql
+from .. import checks, embeddings, geoids, metrics, migrations, sql
 from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
@@ -31,8 +31,8 @@ LOCK_TIMEOUT: Final = timedelta(seconds=30)
 _LONGEST_TIMEOUT: Final = timedelta(days=24)
 """PostgreSQL's lock_timeout is an INTEGER of milliseconds."""
 
-_OLDEST_AGE: Final = timedelta(days=36525)
-"""A century, because far longer ago there are no datetimes."""
+PRUNED: Final = ("geoid_states", "semantic_embeddings", "system_metrics")
+"""The tables that prune deletes from; transitions go with their states."""
 
 _POLL: Final = 0.1
 """Seconds between two looks at which transactions are in the way."""
@@ -86,6 +86,14 @@ class Holder:
     transaction: str
     pid: int | None
     locks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many old rows of a table were deleted."""
+
+    table: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +168,37 @@ def retrain(
         return _rebuild_all(server, indexes.aged(server, growth=growth), lock_timeout)
 
 
-def prune_metrics(conn: Connection, age: timedelta) -> int:
-    """Delete the metrics that are older than *age*, and return how many there were; see metrics.prune.
+def prune(
+    conn: Connection,
+    age: timedelta,
+    tables: Iterable[str] | None = None,
+    *,
+    transitions: Literal["refuse", "delete"] = "refuse",
+    dry_run: bool = False,
+) -> list[Pruned]:
+    """Delete the rows of *tables*, or of all PRUNED, that are older than *age*, and return how many there were of each.
 
-    Raises InvalidValue for an age that is not a timedelta above zero and up to a century.
+    *transitions* and *dry_run* are those of geoids.prune. States go first, so that where they are refused nothing is
+    deleted. Raises InvalidValue for another table, and for an age that is not above zero and up to a century.
     """
-    if not isinstance(age, timedelta):
-        raise InvalidValue(f"age: expected a timedelta, got {type(age).__name__}")
-    if not timedelta(0) < age <= _OLDEST_AGE:
-        raise InvalidValue(f"age: {age} is not above zero and up to a century")
-    return metrics.prune(conn, datetime.now(UTC) - age)
+    wanted = PRUNED if tables is None else list(tables)
+    if unknown := [table for table in wanted if table not in PRUNED]:
+        raise InvalidValue(f"tables: expected some of {', '.join(PRUNED)}, got {unknown[0]!r}")
+    moment = datetime.now(UTC) - checks.span("age", age)
+    pruned: list[Pruned] = []
+    try:
+        if "geoid_states" in wanted:
+            gone = geoids.prune(conn, moment, transitions=transitions, dry_run=dry_run)
+            pruned += [Pruned("geoid_states", gone.states), Pruned("cognitive_transitions", gone.transitions)]
+        if "semantic_embeddings" in wanted:
+            pruned.append(Pruned("semantic_embeddings", embeddings.prune(conn, moment, dry_run=dry_run)))
+        if "system_metrics" in wanted:
+            pruned.append(Pruned("system_metrics", metrics.prune(conn, moment, dry_run=dry_run)))
+    except Exception as error:
+        for one in () if dry_run else pruned:
+            error.add_note(f"{one.table}: {one.rows:,} rows had been deleted before")
+        raise
+    return pruned
 
 
 def run_all(
@@ -183,8 +212,11 @@ def run_all(
     server = require_autocommit(conn)
     _milliseconds(lock_timeout)  # a wrong one is the caller's error, not a step that failed
 
-    def prune() -> str:
-        return "not asked for" if metrics_age is None else f"{prune_metrics(server, metrics_age):,} metrics deleted"
+    def prune_metrics() -> str:
+        if metrics_age is None:
+            return "not asked for"
+        (pruned,) = prune(server, metrics_age, ["system_metrics"])
+        return f"{pruned.rows:,} metrics deleted"
 
     def rebuild() -> str:
         return f"{len(reindex(server, lock_timeout=lock_timeout))} vector indexes rebuilt"
@@ -193,7 +225,7 @@ def run_all(
         return f"{len(vacuum(server, lock_timeout=lock_timeout))} tables vacuumed and analyzed"
 
     steps: list[Step] = []
-    plan: dict[str, Callable[[], str]] = {"prune-metrics": prune, "reindex": rebuild, "vacuum": clear}
+    plan: dict[str, Callable[[], str]] = {"prune-metrics": prune_metrics, "reindex": rebuild, "vacuum": clear}
     for name, step in plan.items():
         if server.closed:
             steps.append(Step(name, None, "not begun: the connection is lost"))

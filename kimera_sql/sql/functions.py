@@ -37,6 +37,7 @@ def add_functions(conn: sqlite3.Connection) -> None:
     conn.create_function("cosine_distance", 2, _CosineDistance(), deterministic=True)
     aggregates: dict[str, tuple[int, Callable[[], Any]]] = {
         "percentile_cont": (2, _PercentileCont),
+        "vector_avg": (1, _VectorAvg),
         "fewest_steps": (7, _FewestSteps),
         "cheapest_steps": (7, _CheapestSteps),
     }
@@ -113,6 +114,21 @@ class _PercentileCont:
         low, rest = divmod(self._fraction * (len(self._values) - 1), 1)
         below, above = self._values[int(low)], self._values[math.ceil(low + rest)]
         return below + rest * (above - below)
+
+
+class _VectorAvg:
+    """The mean of BLOBs of little-endian float32, added up in double precision as pgvector's avg does."""
+
+    def __init__(self) -> None:
+        self._sum: Any = 0.0
+        self._count = 0
+
+    def step(self, blob: bytes) -> None:
+        self._sum = self._sum + np.frombuffer(blob, dtype="<f4").astype(np.float64)
+        self._count += 1
+
+    def finalize(self) -> bytes | None:
+        return (self._sum / self._count).astype("<f4").tobytes() if self._count else None
 
 
 class _Ways:

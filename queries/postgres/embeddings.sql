@@ -354,6 +354,39 @@ WHERE to_tsvector('english', left(text_content, 100000)) @@ query
 ORDER BY ts_rank_cd(to_tsvector('english', left(text_content, 100000)), query, 1) DESC, id
 LIMIT :limit;
 
+-- name: count_matching(source, since, until, metadata)$
+-- How many embeddings pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors
+-- returns: int
+-- plan: custom
+SELECT count(*)
+FROM semantic_embeddings
+WHERE (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata);
+
+-- name: oldest_matching(source, since, until, metadata, limit)
+-- The ids of the oldest embeddings that pass every filter given; nobody else changes them until the transaction ends.
+-- like: similar_exact, -vector, -k, -with_vectors, +limit
+-- returns: UUID
+-- uses: idx_embedding_timestamp
+-- plan: custom
+SELECT id
+FROM semantic_embeddings
+WHERE (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp, id
+LIMIT :limit
+FOR UPDATE;
+
+-- name: delete_by_ids(ids)!
+-- Remove the embeddings of a list of ids.
+DELETE FROM semantic_embeddings
+WHERE id = ANY(:ids);
+
 -- name: sample_vectors(rows)
 -- Vectors of embeddings that are picked at random.
 -- returns: Vector

@@ -377,6 +377,106 @@ WHERE (:other_than::uuid IS NULL OR id <> :other_than)
     AND (:until::timestamptz IS NULL OR timestamp < :until)
     AND (:metadata::jsonb IS NULL OR metadata @> :metadata);
 
+-- name: series(bucket, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The numbers of the states that pass every filter given, in buckets of time, which are counted from 1970-01-01 UTC; empty
+-- ones are left out. Numbers from 1e290 up are added up apart and scaled down, so
+-- that the sum behind a mean does not overflow.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +bucket
+-- returns: Bucket
+-- not null: bucket
+-- plan: custom
+SELECT
+    date_bin(:bucket::interval, timestamp, TIMESTAMP WITH TIME ZONE '1970-01-01 00:00:00+00') AS bucket,
+    count(*) AS count,
+    COALESCE(sum(entropy) FILTER (WHERE abs(entropy) < 1e290), 0) / count(*)
+        + COALESCE(sum(entropy / 1e18) FILTER (WHERE abs(entropy) >= 1e290), 0) / count(*) * 1e18 AS mean_entropy,
+    min(entropy) AS min_entropy,
+    max(entropy) AS max_entropy,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY entropy) AS p95_entropy,
+    COALESCE(sum(coherence_factor) FILTER (WHERE abs(coherence_factor) < 1e290), 0) / count(*)
+        + COALESCE(sum(coherence_factor / 1e18) FILTER (WHERE abs(coherence_factor) >= 1e290), 0) / count(*) * 1e18 AS mean_coherence_factor,
+    min(coherence_factor) AS min_coherence_factor,
+    max(coherence_factor) AS max_coherence_factor,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY coherence_factor) AS p95_coherence_factor,
+    COALESCE(sum(energy_level) FILTER (WHERE abs(energy_level) < 1e290), 0) / count(*)
+        + COALESCE(sum(energy_level / 1e18) FILTER (WHERE abs(energy_level) >= 1e290), 0) / count(*) * 1e18 AS mean_energy_level,
+    min(energy_level) AS min_energy_level,
+    max(energy_level) AS max_energy_level,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY energy_level) AS p95_energy_level
+FROM geoid_states
+WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+GROUP BY 1
+ORDER BY 1;
+
+-- name: centroid(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
+-- The mean of the vectors of the states that pass every filter given. The limit keeps avg out of parallel workers: where two
+-- of them find no row, pgvector's avg fails (vector must have at least 1 dimension).
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than
+-- returns: Vector | None
+-- plan: custom
+SELECT avg(state_vector)::vector(1024) AS centroid
+FROM (
+    SELECT state_vector
+    FROM geoid_states
+    WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+    LIMIT 9223372036854775807
+) AS matching;
+
+-- name: count_matching(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)^
+-- How many states pass every filter given, and how many transitions lead from or to them.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than
+-- returns: Gone
+-- plan: custom
+SELECT count(DISTINCT state.id) AS states, count(DISTINCT transition.id) AS transitions
+FROM (
+    SELECT id
+    FROM geoid_states
+    WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+        AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+        AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+        AND (:since::timestamptz IS NULL OR timestamp >= :since)
+        AND (:until::timestamptz IS NULL OR timestamp < :until)
+        AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+) AS state
+LEFT JOIN cognitive_transitions AS transition ON transition.source_id = state.id OR transition.target_id = state.id;
+
+-- name: oldest_matching(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
+-- The ids of the oldest states that pass every filter given; nobody else changes them until the transaction ends.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit
+-- returns: UUID
+-- uses: idx_geoid_timestamp
+-- plan: custom
+SELECT id
+FROM geoid_states
+WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp, id
+LIMIT :limit
+FOR UPDATE;
+
+-- name: delete_by_ids(ids)!
+-- Remove the states of a list of ids.
+DELETE FROM geoid_states
+WHERE id = ANY(:ids);
+
 -- name: update_metadata(id, changes)$
 -- Merge changes into a state's metadata, key by key, and return the whole.
 -- returns: dict

@@ -194,7 +194,7 @@ SELECT
     transition_type,
     count(*) AS transitions,
     sum(transition_energy) AS total_energy,
-    avg(transition_energy) AS mean_energy,
+    sum(transition_energy) / count(*) AS mean_energy,
     sum(conservation_error) AS total_error,
     max(abs(conservation_error)) AS largest_error
 FROM cognitive_transitions
@@ -202,6 +202,37 @@ WHERE (:since::timestamptz IS NULL OR timestamp >= :since)
     AND (:until::timestamptz IS NULL OR timestamp < :until)
 GROUP BY transition_type
 ORDER BY transition_type COLLATE "C";
+
+-- name: summary(bucket, since, until)
+-- The energy and the errors of conservation in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left
+-- out. Numbers from 1e290 up are added up apart and scaled down, so
+-- that the sum behind a mean does not overflow.
+-- like: energy_balance, +bucket
+-- returns: Bucket
+-- not null: bucket
+-- plan: custom
+SELECT
+    date_bin(:bucket::interval, timestamp, TIMESTAMP WITH TIME ZONE '1970-01-01 00:00:00+00') AS bucket,
+    count(*) AS count,
+    COALESCE(sum(transition_energy) FILTER (WHERE abs(transition_energy) < 1e290), 0) / count(*)
+        + COALESCE(sum(transition_energy / 1e18) FILTER (WHERE abs(transition_energy) >= 1e290), 0) / count(*) * 1e18 AS mean_energy,
+    min(transition_energy) AS min_energy,
+    max(transition_energy) AS max_energy,
+    COALESCE(sum(conservation_error) FILTER (WHERE abs(conservation_error) < 1e290), 0) / count(*)
+        + COALESCE(sum(conservation_error / 1e18) FILTER (WHERE abs(conservation_error) >= 1e290), 0) / count(*) * 1e18 AS mean_error,
+    min(conservation_error) AS min_error,
+    max(conservation_error) AS max_error
+FROM cognitive_transitions
+WHERE (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+GROUP BY 1
+ORDER BY 1;
+
+-- name: delete_of_states(ids)!
+-- Remove the transitions that lead from or to any of a list of states.
+DELETE FROM cognitive_transitions
+WHERE source_id = ANY(:ids)
+    OR target_id = ANY(:ids);
 
 -- name: unbalanced(tolerance, limit)
 -- Transitions whose error of conservation passes a tolerance either way, the worst first.

@@ -95,3 +95,30 @@ FROM (
 ) AS nearest
 JOIN semantic_embeddings ON id = nearest_id
 ORDER BY distance, id;
+
+-- name: count_matching(source, since, until, metadata)$
+-- How many embeddings pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors
+SELECT count(*)
+FROM semantic_embeddings
+WHERE (:source IS NULL OR source = :source)
+    AND (:since IS NULL OR timestamp >= :since)
+    AND (:until IS NULL OR timestamp < :until)
+    AND (:metadata IS NULL OR json_contains(metadata, :metadata));
+
+-- name: oldest_matching(source, since, until, metadata, limit)
+-- The ids of the oldest embeddings that pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors, +limit
+SELECT id
+FROM semantic_embeddings
+WHERE (:source IS NULL OR source = :source)
+    AND (:since IS NULL OR timestamp >= :since)
+    AND (:until IS NULL OR timestamp < :until)
+    AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+ORDER BY timestamp, id
+LIMIT :limit;
+
+-- name: delete_by_ids(ids)!
+-- Remove the embeddings of a list of ids.
+DELETE FROM semantic_embeddings
+WHERE id IN (SELECT value FROM json_each(:ids));

@@ -76,12 +76,14 @@ ORDER BY timestamp DESC, id DESC
 LIMIT :limit;
 
 -- name: series(metric_name, component, bucket, since, until)
--- A metric in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left out.
+-- A metric in buckets of time, which are counted from 1970-01-01 UTC; empty ones are left out. Numbers from
+-- 1e290 up are added up apart and scaled down, so that the sum behind a mean does not overflow.
 -- like: latest, -limit, +bucket, +since, +until
 SELECT
     date_bin(:bucket, timestamp, '1970-01-01T00:00:00.000000Z') AS bucket,
     count(*) AS count,
-    avg(metric_value) AS mean,
+    COALESCE(sum(metric_value) FILTER (WHERE abs(metric_value) < 1e290), 0) / count(*)
+        + COALESCE(sum(metric_value / 1e18) FILTER (WHERE abs(metric_value) >= 1e290), 0) / count(*) * 1e18 AS mean,
     min(metric_value) AS min,
     max(metric_value) AS max,
     percentile_cont(0.95, metric_value) AS p95
@@ -111,6 +113,12 @@ SELECT metric_name
 FROM name
 WHERE metric_name IS NOT NULL
 ORDER BY metric_name;
+
+-- name: count_older(older_than)$
+-- How many measurements are from before a moment.
+SELECT count(*)
+FROM system_metrics
+WHERE timestamp < :older_than;
 
 -- name: prune(older_than, batch)!
 -- Remove the oldest measurements from before a moment, at most a batch of them.

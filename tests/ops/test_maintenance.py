@@ -23,9 +23,9 @@ from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
 
-from kimera_sql import SqlitePool, add_adapters, geoids, metrics, migrate, sql, sqlite, tables
+from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, sql, sqlite, tables, transitions
 from kimera_sql.cli import watch
-from kimera_sql.errors import InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer
+from kimera_sql.errors import InUse, InvalidValue, MaintenanceError, NotFound, SchemaError, UnsupportedByServer
 from kimera_sql.ops import maintenance
 from kimera_sql.search import indexes, recall
 
@@ -35,6 +35,7 @@ Connection = psycopg.Connection[Any]
 
 SPECIFIED: dict[str, Any] = {"method": "ivfflat", "precision": "full"}
 SHORT = timedelta(milliseconds=300)
+METRICS = ["system_metrics"]
 
 
 @pytest.fixture
@@ -497,16 +498,77 @@ def test_working_tells_of_a_vacuum(conn: Connection, database: str) -> None:
 
 def test_prune_deletes_what_is_older(conn: Connection) -> None:
     old_metrics(conn, [100, 31, 29, 0])
-    assert maintenance.prune_metrics(conn, timedelta(days=30)) == 2
-    assert maintenance.prune_metrics(conn, timedelta(days=30)) == 0
+    assert maintenance.prune(conn, timedelta(days=30), METRICS) == [maintenance.Pruned("system_metrics", 2)]
+    assert maintenance.prune(conn, timedelta(days=30), METRICS) == [maintenance.Pruned("system_metrics", 0)]
     assert metrics.count(conn) == 2
+
+
+def old_rows(conn: Connection) -> None:
+    """Two states with a transition, an embedding and a metric, all 100 days old."""
+    then = datetime.now(UTC) - timedelta(days=100)
+    new = geoids.NewGeoid(state_vector=unit(0), entropy=0, coherence_factor=0, energy_level=0, timestamp=then)
+    one, other = geoids.insert(conn, new), geoids.insert(conn, new)
+    transitions.record(conn, one.id, other.id, "drift", energy=1)
+    embeddings.insert(conn, embeddings.NewEmbedding(text_content="a", embedding=unit(0), timestamp=then))
+    old_metrics(conn, [100])
+
+
+def counts(conn: Connection) -> list[int]:
+    return [module.count(conn) for module in (geoids, transitions, embeddings, metrics)]
+
+
+def test_prune_deletes_old_rows_of_every_kind(conn: Connection) -> None:
+    fill(conn, 3)
+    old_rows(conn)
+    before = counts(conn)
+    expected = [
+        maintenance.Pruned(table, rows)
+        for table, rows in (
+            ("geoid_states", 2),
+            ("cognitive_transitions", 1),
+            ("semantic_embeddings", 1),
+            ("system_metrics", 1),
+        )
+    ]
+    assert maintenance.prune(conn, timedelta(days=30), transitions="delete", dry_run=True) == expected
+    assert counts(conn) == before
+    refusal = r"^1 transitions lead from or to the 2 states; transitions='delete' deletes them"
+    for dry_run in (True, False):
+        with pytest.raises(InUse, match=refusal):
+            maintenance.prune(conn, timedelta(days=30), dry_run=dry_run)
+        assert counts(conn) == before
+    assert maintenance.prune(conn, timedelta(days=30), transitions="delete") == expected
+    assert counts(conn) == [count - one.rows for count, one in zip(before, expected, strict=True)]
+
+
+def test_a_prune_that_fails_says_what_had_been_deleted(conn: Connection) -> None:
+    old_rows(conn)
+    conn.execute("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'kept'; END$$;
+        CREATE TRIGGER refuse BEFORE DELETE ON semantic_embeddings FOR EACH ROW EXECUTE FUNCTION refuse();
+    """)
+    with pytest.raises(psycopg.errors.RaiseException) as raised:
+        maintenance.prune(conn, timedelta(days=30), transitions="delete")
+    assert raised.value.__notes__ == [
+        "geoid_states: 2 rows had been deleted before",
+        "cognitive_transitions: 1 rows had been deleted before",
+    ]
+    assert counts(conn) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("table", ["cognitive_transitions", "portal_configurations", "geoids", "", None])
+def test_other_tables_are_not_pruned(conn: Connection, table: Any) -> None:
+    old_rows(conn)
+    with pytest.raises(InvalidValue, match=r"^tables: expected some of geoid_states, semantic_embeddings, system_metr"):
+        maintenance.prune(conn, timedelta(days=30), ["system_metrics", table])
+    assert counts(conn) == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(days=-1), timedelta(days=10**6), 30, None])
 def test_an_age_that_is_none_is_refused(conn: Connection, age: Any) -> None:
     old_metrics(conn, [1])
     with pytest.raises(InvalidValue, match=r"^age: (expected a timedelta, got|.+ is not above zero)"):
-        maintenance.prune_metrics(conn, age)
+        maintenance.prune(conn, age, METRICS)
     assert metrics.count(conn) == 1
 
 
@@ -581,8 +643,21 @@ def test_each_command(database: str) -> None:
         assert [one["rows"] for one in json.loads(maintain("reindex", "idx_geoid_vector", "--json"))] == [30]
         fill(conn, 40)
         assert [one["rows"] for one in json.loads(maintain("retrain", "--growth", "2", "--json"))] == [70]
-        assert maintain("prune-metrics", "--older-than", "30") == "1 metrics deleted\n"
-        assert json.loads(maintain("prune-metrics", "--older-than", "0.5", "--json")) == {"deleted": 1}
+        assert maintain("prune", "system_metrics", "--older-than", "30") == "system_metrics: 1 rows deleted\n"
+        pruned = json.loads(maintain("prune", "system_metrics", "--older-than", "0.5d", "--json"))
+        assert pruned == [{"table": "system_metrics", "rows": 1}]
+        old_rows(conn)
+        assert maintain("prune", "--older-than", "90d", "--transitions", "delete", "--dry-run") == (
+            "geoid_states: 2 rows would be deleted\ncognitive_transitions: 1 rows would be deleted\n"
+            "semantic_embeddings: 1 rows would be deleted\nsystem_metrics: 1 rows would be deleted\n"
+        )
+        refused = run("maintain", "prune", "--older-than", "90d", DATABASE_URL=database)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("kimera-sql: 1 transitions lead from or to the 2 states; ")
+        assert maintain("prune", "--older-than", "90d", "--transitions", "delete") == (
+            "geoid_states: 2 rows deleted\ncognitive_transitions: 1 rows deleted\n"
+            "semantic_embeddings: 1 rows deleted\nsystem_metrics: 1 rows deleted\n"
+        )
         assert maintain("all") == (
             "prune-metrics: not asked for\nreindex: 1 vector indexes rebuilt\nvacuum: 5 tables vacuumed and analyzed\n"
         )
@@ -636,11 +711,13 @@ def test_a_role_that_may_not_gets_one_line(stranger: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("prune-metrics",), 2, "--older-than"),
-        (("prune-metrics", "--older-than", "many"), 2, "'many' is not a number of days"),
-        (("prune-metrics", "--older-than", "nan"), 2, "not a span of time"),
-        (("prune-metrics", "--older-than", "1e300"), 2, "not a span of time"),
-        (("prune-metrics", "--older-than", "-1"), 1, "kimera-sql: --older-than: -1 day, 0:00:00 is not above zero"),
+        (("prune",), 2, "--older-than"),
+        (("prune", "--older-than", "many"), 2, "'many' is not a number of days"),
+        (("prune", "--older-than", "nan"), 2, "not a span of time"),
+        (("prune", "--older-than", "1e300"), 2, "not a span of time"),
+        (("prune", "--older-than", "9", "--transitions", "keep"), 2, "invalid choice: 'keep'"),
+        (("prune", "metrics", "--older-than", "9"), 1, "expected some of geoid_states, semantic_embeddings, system_me"),
+        (("prune", "--older-than", "-1"), 1, "kimera-sql: --older-than: -1 day, 0:00:00 is not above zero"),
         (("vacuum", "--lock-timeout", "0"), 1, "kimera-sql: --lock-timeout: 0:00:00 is not within a millisecond"),
         (("retrain", "--growth", "0.5"), 1, "kimera-sql: --growth: 0.5 is below 1"),
         (("reindex", "nothing"), 1, "kimera-sql: no vector index has the name nothing"),
@@ -654,7 +731,7 @@ def test_bad_arguments(newest: Server, arguments: tuple[str, ...], code: int, sa
     assert ran.stdout == ""
 
 
-def test_on_sqlite_metrics_are_pruned_and_the_rest_is_refused(tmp_path: Path) -> None:
+def test_on_sqlite_rows_are_pruned_and_the_rest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     variables = {"KIMERA_SQLITE_PATH": str(path), "PYTHONWARNINGS": ""}
     with SqlitePool(path) as pool, pool.connection() as conn:
@@ -665,9 +742,12 @@ def test_on_sqlite_metrics_are_pruned_and_the_rest_is_refused(tmp_path: Path) ->
                 metric_name="m", metric_value=1, component="c", timestamp=datetime(2020, 1, 1, tzinfo=UTC)
             ),
         )
-    ran = run("maintain", "prune-metrics", "--older-than", "30", **variables)
-    assert (ran.returncode, ran.stdout) == (0, "1 metrics deleted\n")
-    assert run("maintain", "prune-metrics", "--older-than", "30", **variables).stdout == "0 metrics deleted\n"
+    ran = run("maintain", "prune", "system_metrics", "--older-than", "30", **variables)
+    assert (ran.returncode, ran.stdout) == (0, "system_metrics: 1 rows deleted\n")
+    assert run("maintain", "prune", "--older-than", "30", **variables).stdout == (
+        "geoid_states: 0 rows deleted\ncognitive_transitions: 0 rows deleted\n"
+        "semantic_embeddings: 0 rows deleted\nsystem_metrics: 0 rows deleted\n"
+    )
     refused = run("maintain", "vacuum", **variables)
     assert refused.returncode == 1
     assert refused.stderr.startswith("kimera-sql: this command needs a PostgreSQL server")

@@ -150,7 +150,7 @@ PRINTED: Final = {
     "roles": r"^the roles kimera_owner, .+ are up to date$",
     "config check": r" good$",
     "index build": r" rows, [\d.]+ MB$",
-    "index recall": r"^recall (0\.9\d\d|1\.000) \(0\.\d{3} to [01]\.\d{3}\) at k=10, ",
+    "index recall": r"^recall (0\.9\d\d|1\.000) \(0\.\d{3} to [01]\.\d{3}; [01]\.\d\d or more in 99 %, .*\) at k=10, ",
     "backup dump": r", verified$",
     "backup base": r", verified$",
     "backup verify": r": good\n.+: good$",

@@ -145,6 +145,7 @@ def test_the_app_role_can_run_every_entity_function(database: str, login: Callab
         assert transitions.path(conn, state.id, other.id)
         assert transitions.trajectory(conn, state.id)
         assert transitions.energy_balance(conn)
+        assert transitions.summary(conn, timedelta(days=1))
         assert transitions.unbalanced(conn, tolerance=0.01)
         assert transitions.delete(conn, step.id)
 
@@ -155,6 +156,8 @@ def test_the_app_role_can_run_every_entity_function(database: str, login: Callab
         assert embeddings.similar(conn, vec, 1, source="test")[0].embedding.id == text.id
         assert embeddings.hybrid(conn, "text", vec, k=1)
         assert embeddings.delete(conn, text.id)
+        embeddings.get_or_create(conn, "a text", embed, source="test")
+        assert embeddings.prune(conn, now + timedelta(days=1)) == 1
 
         portal = portals.insert(
             conn,
@@ -182,6 +185,11 @@ def test_the_app_role_can_run_every_entity_function(database: str, login: Callab
         assert metrics.series(conn, "m", bucket=timedelta(hours=1), since=now - timedelta(days=1))
         assert metrics.names(conn) == ["m"]
         assert metrics.prune(conn, now + timedelta(days=1)) == 2
+
+        assert geoids.series(conn, timedelta(days=1))
+        assert geoids.centroid(conn) is not None
+        states = geoids.count(conn)
+        assert geoids.prune(conn, now + timedelta(days=1), transitions="delete").states == states > 0
 
 
 FORBIDDEN = [

@@ -273,7 +273,7 @@ def test_every_query_is_documented_and_led_by_its_name(statement: Statement) -> 
 def test_every_query_of_many_rows_ends_in_an_order(path: Path) -> None:
     for statement in MANY_ROWS[path.stem]:
         if not statement.name.endswith((".stream_vectors", ".stream_unordered")):  # every row is read, in any order
-            assert re.search(r"\nORDER BY .*(\nLIMIT .*)?$", statement.text), statement.name
+            assert re.search(r"\nORDER BY .*(\nLIMIT .*(\nFOR UPDATE)?)?$", statement.text), statement.name
 
 
 def test_insert_and_copy_write_the_same_columns(conn: Connection, entity: Entity) -> None:
@@ -297,6 +297,7 @@ def test_every_list_of_an_entity_has_a_limit(entity: Entity) -> None:
             "stream_vectors",
             "energy_balance",
             "series",
+            "summary",
             "names",
         )
     }

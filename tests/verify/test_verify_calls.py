@@ -174,11 +174,17 @@ ENTITIES: Final = {
     ),
     "filter dropped": (
         ("model/geoids.py", '"metadata": checks.optional(', '"since": checks.optional('),
-        ["geoids.py: geoids.find: the call does not pass the parameters"],
+        [
+            f"geoids.py: geoids.{name}: the call does not pass the parameters"
+            for name in ("centroid", "count_matching", "find", "series")
+        ],
     ),
     "filter renamed": (
         ("model/embeddings.py", 'Filters)\n    return {\n        "source"', 'Filters)\n    return {\n        "sauce"'),
-        ["embeddings.py: embeddings.matching_words: the call does not pass the parameters"],
+        [
+            f"embeddings.py: embeddings.{name}: the call does not pass the parameters"
+            for name in ("count_matching", "matching_words")
+        ],
     ),
     "parameter of a pipelined query renamed": (
         ("embeddings.py", '{"words": search_words(text), "limit"', '{"words": search_words(text), "most"'),
