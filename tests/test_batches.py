@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_servers import NAMES, Server
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import BAD_LIMITS, BAD_MOMENTS, BAD_OBJECTS, BAD_TEXTS, seconds
@@ -167,15 +168,18 @@ def test_an_unknown_filter_is_refused(conn: Connection, function: Callable[..., 
 # On connections in autocommit
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
-def autocommit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connection]:
-    if request.param == "postgres":
-        with psycopg.connect(request.getfixturevalue("database"), autocommit=True) as server:
-            add_adapters(server)
-            yield server
+@pytest.fixture(params=[*NAMES, "sqlite"])
+def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server], tmp_path: Path) -> Iterator[Connection]:
+    if request.param != "sqlite":
+        server = start(request.param)
+        conninfo = server.create(template=server.template)
+        with psycopg.connect(conninfo, autocommit=True) as conn:
+            add_adapters(conn)
+            yield conn
+        server.drop(conninfo)
         return
-    with SqlitePool(tmp_path / "file.db") as pool, pool.connection() as conn:
-        migrate(conn)
+    with SqlitePool(tmp_path / "file.db") as pool, pool.connection() as empty:
+        migrate(empty)
     with closing(sqlite3.connect(tmp_path / "file.db", isolation_level=None)) as file:
         file.execute("PRAGMA foreign_keys = ON")
         add_adapters(file)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from .. import sql
 from ..search import looks
@@ -28,10 +29,15 @@ def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) ->
     known = None if fresh else looks.last(conn, table.name)
     if known is not None:
         return known
+    info = conn.info
+    idle = info.transaction_status == TransactionStatus.IDLE and info.pipeline_status == PipelineStatus.OFF
     found: list[VectorIndex] = []
     for *row, pgvector in _queries.vector_indexes.fetchall(conn, table=table.name):
         if (index := vector_index(table, (*row, sql.version(pgvector)))) is not None:
             found.append(index)
+    if idle and not conn.autocommit:
+        # The transaction is for the search to begin: then it can be run again where types were created anew.
+        conn.rollback()
     return looks.keep(conn, table.name, tuple(found))
 
 

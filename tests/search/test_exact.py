@@ -65,6 +65,10 @@ def conn(request: pytest.FixtureRequest, pg_conn: psycopg.Connection) -> psycopg
     if settings:
         for table in ("geoid_states", "semantic_embeddings"):
             pg_conn.execute(f"ALTER TABLE {table} SET (parallel_workers = 2)".encode())
+        # A table without pages is planned without workers. These rows leave theirs.
+        insert(pg_conn, [((1, 1, 1, 1), 1, False)] * 20)
+        for table in ("geoid_states", "semantic_embeddings"):
+            pg_conn.execute(f"DELETE FROM {table}".encode())  # noqa: S608 - a constant
     plan = geoids.explain(pg_conn, vector((1, 1, 1, 1)), exact=True).plan
     assert ("Gather" in plan) == request.param.startswith("in parallel")
     return pg_conn

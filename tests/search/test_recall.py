@@ -205,9 +205,9 @@ def test_hopeless_data_has_no_setting_and_is_searched_exactly(conn: Connection) 
 
 
 def test_tune_again_takes_the_place_of_what_was_tuned(ivfflat: Connection) -> None:
-    recall.tune(ivfflat, "geoid_states", target=0.5, queries=list(FRESH[:50]))
+    recall.tune(ivfflat, "geoid_states", target=0.5, worst=0, queries=list(FRESH[:50]))
     (first,) = ivfflat.execute("SELECT setting FROM kimera_recall_settings WHERE k = 10").fetchall()
-    recall.tune(ivfflat, "geoid_states", target=0.5, queries=[*VECTORS[:50]])
+    recall.tune(ivfflat, "geoid_states", target=0.5, worst=0, queries=[*VECTORS[:50]])
     (again,) = ivfflat.execute("SELECT setting FROM kimera_recall_settings WHERE k = 10").fetchall()
     assert again <= first
 

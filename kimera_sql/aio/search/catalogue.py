@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ...search import looks
 from ...search.looks import Look
@@ -27,10 +28,15 @@ async def look(conn: psycopg.AsyncConnection[Any], table: Table, *, fresh: bool 
     known = None if fresh else looks.last(conn, table.name)
     if known is not None:
         return known
+    info = conn.info
+    idle = info.transaction_status == TransactionStatus.IDLE and info.pipeline_status == PipelineStatus.OFF
     found: list[VectorIndex] = []
     for *row, pgvector in await _queries.vector_indexes.fetchall(conn, table=table.name):
         if (index := vector_index(table, (*row, sql.version(pgvector)))) is not None:
             found.append(index)
+    if idle and not conn.autocommit:
+        # The transaction is for the search to begin: then it can be run again where types were created anew.
+        await conn.rollback()
     return looks.keep(conn, table.name, tuple(found))
 
 
