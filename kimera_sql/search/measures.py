@@ -42,6 +42,9 @@ On 19,000 real vectors and for a mean recall of 0.95, one block alone was too fe
 queries raised ef_search from 49 to 107 or more. With up to three blocks it was never above 63.
 """
 
+FEW: Final = 100
+"""How many queries tune runs for the largest of KS: with so many neighbours their recalls hardly differ."""
+
 NEIGHBOURS: Final = 20
 """How many of a row's nearest neighbours give the direction in which a query made from the row is moved."""
 

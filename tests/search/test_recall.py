@@ -215,10 +215,10 @@ def test_tune_again_takes_the_place_of_what_was_tuned(ivfflat: Connection) -> No
 def test_tune_asks_no_more_than_it_takes_to_see_a_recall(ivfflat: Connection) -> None:
     queries = [*FRESH, *FRESH, *FRESH]
     clear = recall.tune(ivfflat, "geoid_states", target=0.01, worst=0, queries=queries)
-    assert [(one.setting, one.recall.queries) for one in clear] == [(1, 200), (1, 200)]
+    assert [(one.setting, one.recall.queries) for one in clear] == [(1, 200), (1, 100)]
     # That hardly any query has less than a recall takes all of them to see.
     rare = recall.tune(ivfflat, "geoid_states", target=0.01, worst=0.05, queries=queries)
-    assert [one.recall.queries for one in rare] == [600, 200]
+    assert [one.recall.queries for one in rare] == [600, 100]
     # Not even 6,000 neighbours found of 6,000 are proof of so much.
     unclear = recall.tune(ivfflat, "geoid_states", target=0.9999, queries=queries)[0]
     assert (unclear.setting, unclear.recall.queries, unclear.recall.recall) == (None, 600, 1)

@@ -68,7 +68,7 @@ async def tune(
     *,
     target: float | Sequence[float] | None = None,
     worst: float = measures.WORST,
-    sample: int = 1000,
+    sample: int = 800,
     queries: Sequence[VectorLike] | None = None,
 ) -> list[Tuned]:
     """Find the cheapest probes or ef_search that reach a recall of *target*, and store them.
@@ -82,7 +82,7 @@ async def tune(
     The mean reaches the target if the low end of its confidence interval does. Queries made from rows can be easier
     than fresh ones, so with them a setting may have only half of the misses that the target allows, and a quarter of
     the queries below *worst*. *sample* or *queries* are run in blocks of 200, until it is decided or all have run; for
-    100 neighbours one block is enough.
+    100 neighbours 100 of them are enough.
     Searches of this and every other process use the setting within two seconds. A search that asks for a recall that
     no setting reaches is exact.
     Raises InvalidValue for a target, a worst or a table that can't be, and UnsupportedByServer on SQLite.
@@ -103,7 +103,7 @@ async def tune(
     truth = await _truth(server, searched, asked, max(KS))
     with Bar() as bar:
         for k in KS:
-            enough = len(asked) if k == KS[0] else measures.BLOCK
+            enough = len(asked) if k == KS[0] else measures.FEW
             trial = _Trial(server, searched, index, asked[:enough], truth[-k:, :enough], k)
             steps = measures.ladder(index, k)
             setting: int | None = measures.GUESS[index.method]
