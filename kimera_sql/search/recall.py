@@ -57,9 +57,7 @@ def measure(
     k = checks.limit(k, "k")
     asked = _asked(server, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
-    shares = _shares(server, searched, asked, _truth(server, searched, asked, k), k, options)
-    chosen = run.plan(server, searched, k, _unfiltered(searched), options)
-    return measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    return _measured(server, searched, asked, _truth(server, searched, asked, k), k, options)
 
 
 def tune(
@@ -154,12 +152,24 @@ def _real(conn: psycopg.Connection[Any], table: Table, sample: int) -> list[Vect
 def _record(conn: psycopg.Connection[Any], table: Table, asked: Sequence[Vector], truth: NDArray[Any]) -> Recall:
     """Measure the recall of searches for the first of *asked*, which were sampled, and record it."""
     k = min(samples.usual_k(conn, table) or max(KS), max(KS))
-    options = Options()
-    shares = _shares(conn, table, asked[: measures.BLOCK], truth[-k:, : measures.BLOCK], k, options)
-    chosen = run.plan(conn, table, k, _unfiltered(table), options)
-    measured = measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    newest = asked[: measures.BLOCK]
+    measured = _measured(conn, table, newest, truth[-k:, : measures.BLOCK], k, Options())
     samples.record(conn, table, measured)
     return measured
+
+
+def _measured(
+    conn: psycopg.Connection[Any],
+    table: Table,
+    asked: Sequence[Vector],
+    truth: NDArray[Any],
+    k: int,
+    options: Options,
+) -> Recall:
+    """Return the recall of searches for *asked* with *options*."""
+    shares = _shares(conn, table, asked, truth, k, options)
+    chosen = run.plan(conn, table, k, _unfiltered(table), options)
+    return measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
 
 
 class _Trial:

@@ -57,9 +57,7 @@ async def measure(
     k = checks.limit(k, "k")
     asked = await _asked(server, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
-    shares = await _shares(server, searched, asked, await _truth(server, searched, asked, k), k, options)
-    chosen = await run.plan(server, searched, k, _unfiltered(searched), options)
-    return measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    return await _measured(server, searched, asked, await _truth(server, searched, asked, k), k, options)
 
 
 async def tune(
@@ -156,12 +154,24 @@ async def _record(
 ) -> Recall:
     """Measure the recall of searches for the first of *asked*, which were sampled, and record it."""
     k = min(await samples.usual_k(conn, table) or max(KS), max(KS))
-    options = Options()
-    shares = await _shares(conn, table, asked[: measures.BLOCK], truth[-k:, : measures.BLOCK], k, options)
-    chosen = await run.plan(conn, table, k, _unfiltered(table), options)
-    measured = measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
+    newest = asked[: measures.BLOCK]
+    measured = await _measured(conn, table, newest, truth[-k:, : measures.BLOCK], k, Options())
     await samples.record(conn, table, measured)
     return measured
+
+
+async def _measured(
+    conn: psycopg.AsyncConnection[Any],
+    table: Table,
+    asked: Sequence[Vector],
+    truth: NDArray[Any],
+    k: int,
+    options: Options,
+) -> Recall:
+    """Return the recall of searches for *asked* with *options*."""
+    shares = await _shares(conn, table, asked, truth, k, options)
+    chosen = await run.plan(conn, table, k, _unfiltered(table), options)
+    return measures.summary(shares, k, chosen.index.name if chosen.index else None, chosen.setting)
 
 
 class _Trial:
