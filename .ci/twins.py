@@ -35,6 +35,7 @@ WORDS: Final = {
     "acall": "call",
     "aclosing": "closing",
     "aeach": "each",
+    "akept": "kept",
     "aiosqlite": "sqlite3",
     "asynccontextmanager": "contextmanager",
     "avalue": "value",

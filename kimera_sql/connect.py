@@ -30,7 +30,7 @@ from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite, loaders, postgres, types
 from .sqlite import SqlitePool, add_functions
 from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
-from .twins import Lock, call, check_process, is_readable
+from .twins import Lock, call, check_process, is_readable, kept
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Pool(ConnectionPool[PooledConnection]):
         """
         check_process(self._process)
         try:
-            return super().getconn(timeout)
+            return kept(super().getconn(timeout), self.putconn)
         except PoolTimeout as error:
             if not self._failures:
                 raise PoolTimeout(

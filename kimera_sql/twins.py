@@ -56,6 +56,25 @@ async def acall(function: Callable[..., T], *arguments: object) -> T:
     return await asyncio.to_thread(function, *arguments)
 
 
+def kept(taken: T, give_back: Callable[[T], object]) -> T:
+    """Return *taken*."""
+    return taken
+
+
+async def akept(taken: Awaitable[T], give_back: Callable[[T], Awaitable[object]]) -> T:
+    """Return what *taken* gives; if the task was cancelled meanwhile, give it back and raise CancelledError.
+
+    Before Python 3.12, asyncio.wait_for loses a cancellation that comes together with what it waits for.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    given = await taken
+    if task and task.cancelling() > before:
+        await give_back(given)
+        raise asyncio.CancelledError
+    return given
+
+
 def check_process(opened_in: int) -> None:
     """Raise PoolClosed in a process other than the one, *opened_in*, that has opened a pool."""
     if os.getpid() != opened_in:

@@ -347,6 +347,23 @@ def test_cancelled_at_random_points_the_pool_stays_whole(database: str, index: b
     asyncio.run(main())
 
 
+def test_a_cancellation_that_comes_with_the_connection_counts(database: str) -> None:
+    async def main() -> None:
+        async with kimera.open_pool(database, settings=Settings(pool_size=1, pool_overflow=0)) as pool:
+            lent = await pool.getconn()
+            waiting = asyncio.create_task(pool.getconn())
+            while not pool.get_stats()["requests_waiting"]:
+                await asyncio.sleep(0)
+            await pool.putconn(lent)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            async with pool.connection(timeout=10):
+                pass
+
+    asyncio.run(main())
+
+
 def test_a_timeout_of_asyncio_ends_a_statement(database: str) -> None:
     async def main() -> None:
         async with kimera.open_pool(database) as pool, pool.connection() as conn:

@@ -27,7 +27,7 @@ from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..sql import loaders
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
-from ..twins import ALock, acall, check_process, is_readable
+from ..twins import ALock, acall, akept, check_process, is_readable
 from . import sql
 from .sql import Connection, is_postgres, is_sqlite, postgres, types
 from .sqlite import SqlitePool, add_functions
@@ -206,7 +206,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         """
         check_process(self._process)
         try:
-            return await super().getconn(timeout)
+            return await akept(super().getconn(timeout), self.putconn)
         except PoolTimeout as error:
             if not self._failures:
                 raise PoolTimeout(
