@@ -36,6 +36,7 @@ WORDS: Final = {
     "aclosing": "closing",
     "aeach": "each",
     "akept": "kept",
+    "apause": "pause",
     "aiosqlite": "sqlite3",
     "asynccontextmanager": "contextmanager",
     "avalue": "value",
@@ -46,7 +47,7 @@ WORDS: Final = {
 
 _WORD: Final = re.compile(rf"\b({'|'.join(WORDS)})\b")
 _KEYWORD: Final = re.compile(r"\b(?:async (?=def|with|for)|await )")
-_EITHER: Final = re.compile(r"\b(?:Awaitable\[(\w+)\] \| \1\b|AsyncIterable(\[\w+\]) \| Iterable\2)")
+_EITHER: Final = re.compile(r"\b(?:Awaitable\[([\w\[\]]+)\] \| \1(?!\w)|AsyncIterable(\[\w+\]) \| Iterable\2)")
 _IMPORT: Final = re.compile(r"^( *from )(\.+)", re.MULTILINE)
 
 

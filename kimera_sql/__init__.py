@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .errors import SettingsError as SettingsError
     from .errors import UnsupportedByServer as UnsupportedByServer
     from .errors import VectorError as VectorError
+    from .errors import WrongModel as WrongModel
     from .migrations import migrate as migrate
     from .ops.adoption import adopt as adopt
     from .search import indexes as indexes
@@ -61,6 +62,7 @@ _PLACES: Final = {
     "SettingsError": "errors",
     "UnsupportedByServer": "errors",
     "VectorError": "errors",
+    "WrongModel": "errors",
     "migrate": "migrations",
     "adopt": "ops.adoption",
     "indexes": "search.indexes",

@@ -25,6 +25,10 @@ class VectorError(InvalidValue):
     """A vector has the wrong shape or type, or numbers that cosine distance cannot use."""
 
 
+class WrongModel(InvalidValue):
+    """The stored embeddings are of another model than the one that the caller goes by."""
+
+
 class NotFound(KimeraError, LookupError):
     """No row has the id that was asked for."""
 

@@ -46,6 +46,8 @@ BOOKKEEPING: Final = (
     "kimera_recall_settings",
     "kimera_sampled_searches",
     "kimera_sampled_recalls",
+    "kimera_models",
+    "kimera_renewal_queue",
 )
 """What kimera_sql keeps for itself beside them."""
 

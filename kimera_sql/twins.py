@@ -7,6 +7,7 @@ import inspect
 import os
 import select
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -54,6 +55,16 @@ def call(function: Callable[..., T], *arguments: object) -> T:
 async def acall(function: Callable[..., T], *arguments: object) -> T:
     """Call *function*, which blocks, in a thread."""
     return await asyncio.to_thread(function, *arguments)
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
+async def apause(seconds: float) -> None:
+    """Wait, and let other tasks go on."""
+    await asyncio.sleep(seconds)
 
 
 def kept(taken: T, give_back: Callable[[T], object]) -> T:

@@ -19,6 +19,7 @@ FLOORS: Final = (
     ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
     ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
     ("search", "entity", "batches"),
+    ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
     ("transfer", "verify", "ops"),

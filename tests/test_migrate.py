@@ -33,6 +33,7 @@ NAMES = [
     "0005_upkeep.sql",
     "0006_index_files.sql",
     "0007_sampled_searches.sql",
+    "0008_models.sql",
 ]
 
 
@@ -469,7 +470,9 @@ def test_the_tables_are_the_specifications_and_those_of_our_records(conn: Connec
     assert {name for (name,) in found} == {
         *TABLES,
         "kimera_migrations",
+        "kimera_models",
         "kimera_recall_settings",
+        "kimera_renewal_queue",
         "kimera_sampled_recalls",
         "kimera_sampled_searches",
         "kimera_vector_indexes",

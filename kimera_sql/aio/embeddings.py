@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Any, Unpack
 
 from .. import checks
@@ -27,20 +29,25 @@ from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import batches, sql
 from .entity import Entity
+from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
 from .search import run
 from .search.run import Source
 from .sql import Connection, postgres
 
 __all__ = [
+    "Embed",
     "Embedding",
     "EmbeddingSummary",
     "Filters",
     "Fused",
     "Hit",
     "NewEmbedding",
+    "Renewal",
+    "Renewed",
     "count",
     "delete",
     "delete_where",
+    "end_renewal",
     "entity",
     "explain",
     "get",
@@ -49,7 +56,12 @@ __all__ = [
     "hybrid",
     "insert",
     "insert_many",
+    "model",
+    "name_model",
     "prune",
+    "renew",
+    "renewal",
+    "require_model",
     "similar",
     "similar_many",
     "stream",
@@ -80,6 +92,7 @@ async def similar(
     recall: float | None = None,
     with_vectors: bool = False,
     diversity: float = 0.0,
+    model: str | None = None,
     **filters: Unpack[Filters],
 ) -> list[Hit]:
     """Return the *k* embeddings nearest to *vector* by cosine, the most similar first, that pass all *filters*.
@@ -88,21 +101,23 @@ async def similar(
     exact either way, and *k* hits come back where as many embeddings pass. *recall* is the share of the true nearest
     that it is to find (0.95 unless told otherwise), with the settings that recall.tune measured; *ef_search* (hnsw) or
     *probes* (ivfflat) set them by hand. *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers
-    hits that are unlike each other (maximal marginal relevance).
+    hits that are unlike each other (maximal marginal relevance). *model* is the one that *vector* is of: WrongModel is
+    raised unless the embeddings are known to be of the same.
     Raises VectorError for a vector that cannot be searched for.
     """
     options = Options(exact, probes, ef_search, recall)
-    (found,) = await run.nearest(
-        conn,
-        _table,
-        EmbeddingSummary,
-        [as_vector(vector)],
-        k,
-        where(**filters),
-        options,
-        with_vectors=with_vectors,
-        diversity=diversity,
-    )
+    async with going_by(conn, model) if model is not None else nullcontext():
+        (found,) = await run.nearest(
+            conn,
+            _table,
+            EmbeddingSummary,
+            [as_vector(vector)],
+            k,
+            where(**filters),
+            options,
+            with_vectors=with_vectors,
+            diversity=diversity,
+        )
     return [Hit(*hit) for hit in found]
 
 
@@ -115,6 +130,7 @@ async def similar_many(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    model: str | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
     """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
@@ -123,7 +139,10 @@ async def similar_many(
     """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = await run.nearest_to_many(conn, _table, EmbeddingSummary, asked, k, where(**filters), options)
+    around = partial(going_by, model=model) if model is not None else None
+    found = await run.nearest_to_many(
+        conn, _table, EmbeddingSummary, asked, k, where(**filters), options, around=around
+    )
     return [[Hit(*hit) for hit in hits] for hits in found]
 
 
@@ -147,13 +166,19 @@ async def explain(
 
 
 async def hybrid(
-    conn: Connection, text: str, vector: VectorLike, k: int = 10, **filters: Unpack[Filters]
+    conn: Connection,
+    text: str,
+    vector: VectorLike,
+    k: int = 10,
+    *,
+    model: str | None = None,
+    **filters: Unpack[Filters],
 ) -> list[Fused]:
     """Return the *k* embeddings that best match the words of *text* and are nearest to *vector*, the best first.
 
     The two rankings, each of 5 *k*, are fused: an embedding scores the sum of 1 / (60 + rank) over them (reciprocal
     rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009). *text* is in websearch_to_tsquery's syntax, for English, and
-    has at most 10,000 words and 100,000 characters.
+    has at most 10,000 words and 100,000 characters. *model* is as in similar.
     Raises UnsupportedByServer on SQLite.
     """
     server = sql.require_postgres(conn, "full-text search needs PostgreSQL; similar works on SQLite")
@@ -163,9 +188,10 @@ async def hybrid(
         {"words": search_words(text), "limit": wanted, **parameters},
         generic_plan=not any(value is not None for value in parameters.values()),
     )
-    by_vector, by_words = await run.rows(
-        server, _table, [as_vector(vector)], wanted, parameters, Options(), along=[words]
-    )
+    async with going_by(conn, model) if model is not None else nullcontext():
+        by_vector, by_words = await run.rows(
+            server, _table, [as_vector(vector)], wanted, parameters, Options(), along=[words]
+        )
     make = mapper("postgres", EmbeddingSummary)
     return fuse([make(row) for row in by_words], [make(row[:-2]) for row in by_vector], k)
 

@@ -16,6 +16,7 @@ from typing import Final
 _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "init": ("schema", "add", "create the schema, or bring it up to date"),
     "adopt": ("adopt", "add", "take over tables of these names that something else made"),
+    "embeddings": ("embeddings", "add", "which model the stored vectors are of, and renewing them by another"),
     "index": ("index", "add", "vector indexes and their recall"),
     "backup": ("backup", "add", "dumps, base backups and WAL, and proof that they are good"),
     "restore": ("restore", "add", "restore a dump into a database that is checked first"),

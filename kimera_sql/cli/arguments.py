@@ -11,6 +11,7 @@ from ..ops import tuning
 
 _OPTIONS: Final = {
     "age": "--older-than",
+    "batch": "--batch",
     "connections": "--connections",
     "ef_construction": "--ef-construction",
     "folder": "--dir",
@@ -25,10 +26,13 @@ _OPTIONS: Final = {
     "lsn": "--to-lsn",
     "m": "--m",
     "memory": "--ram",
+    "model": "--model",
     "name": "--to-name",
     "precision": "--precision",
     "prefix": "--prefix",
     "processes": "--processes",
+    "rate": "--rate",
+    "retries": "--retries",
     "sample": "--sample",
     "slot": "--slot",
     "target": "--target",

@@ -8,6 +8,8 @@ connection only.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
@@ -109,8 +111,23 @@ _changes = _Changes()
 _own: WeakKeyDictionary[AnyConnection, dict[str, Look]] = WeakKeyDictionary()
 
 
+_apart: WeakSet[AnyConnection] = WeakSet()
+
+
+@contextmanager
+def apart(conn: AnyConnection) -> Iterator[None]:
+    """Let *conn*, which finds other tables by these names than the others of its pool, look for itself."""
+    _own.pop(conn, None)
+    _apart.add(conn)
+    try:
+        yield
+    finally:
+        _apart.discard(conn)
+        _own.pop(conn, None)
+
+
 def _looks(conn: AnyConnection, *, private: bool) -> dict[str, Look]:
-    shared: dict[str, Look] | None = None if private else getattr(conn, "shared", None)
+    shared: dict[str, Look] | None = None if private or conn in _apart else getattr(conn, "shared", None)
     return _own.setdefault(conn, {}) if shared is None else shared
 
 

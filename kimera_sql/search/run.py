@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -222,11 +223,16 @@ def nearest_to_many(
     options: Options,
     *,
     besides: Mapping[str, Any] | None = None,
+    around: Callable[[Connection], AbstractContextManager[None]] | None = None,
 ) -> list[list[tuple[S, float, Vector | None]]]:
-    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections."""
+    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections.
+
+    *around* gives what the searches of a connection are to run in.
+    """
 
     def search(conn: Connection, share: Sequence[Vector]) -> list[list[tuple[S, float, Vector | None]]]:
-        return nearest(conn, table, summary, share, k, where, options, besides=besides)
+        with around(conn) if around is not None else nullcontext():
+            return nearest(conn, table, summary, share, k, where, options, besides=besides)
 
     if isinstance(conn, SqlitePool):
         with conn.connection() as file:

@@ -434,3 +434,19 @@ SELECT
     jsonb_build_object('number', number),
     clock_timestamp() - number * INTERVAL '1 hour'
 FROM generate_series(1, :rows) AS number;
+
+-- name: model()$
+-- Which model the vectors of the embeddings are of. The table is looked up by its name when it is locked already, so that
+-- the answer holds for what the transaction reads of it, before and after.
+-- returns: str
+SELECT model
+FROM kimera_models
+WHERE relation = to_regclass('semantic_embeddings')
+    AND NOT EXISTS (SELECT 1 FROM semantic_embeddings LIMIT 0);
+
+-- name: name_model(model)!
+-- Say which model the vectors of the embeddings are of.
+INSERT INTO kimera_models (relation, model)
+VALUES (to_regclass('semantic_embeddings'), :model)
+ON CONFLICT (relation) DO UPDATE
+SET model = EXCLUDED.model, since = clock_timestamp();

@@ -122,3 +122,14 @@ LIMIT :limit;
 -- Remove the embeddings of a list of ids.
 DELETE FROM semantic_embeddings
 WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: model()$
+-- Which model the vectors of the embeddings are of.
+SELECT model
+FROM kimera_models
+WHERE relation = 'semantic_embeddings';
+
+-- name: name_model(model)!
+-- Say which model the vectors of the embeddings are of.
+INSERT INTO kimera_models (relation, model)
+VALUES ('semantic_embeddings', :model);

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -222,11 +223,16 @@ async def nearest_to_many(
     options: Options,
     *,
     besides: Mapping[str, Any] | None = None,
+    around: Callable[[Connection], AbstractAsyncContextManager[None]] | None = None,
 ) -> list[list[tuple[S, float, Vector | None]]]:
-    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections."""
+    """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections.
+
+    *around* gives what the searches of a connection are to run in.
+    """
 
     async def search(conn: Connection, share: Sequence[Vector]) -> list[list[tuple[S, float, Vector | None]]]:
-        return await nearest(conn, table, summary, share, k, where, options, besides=besides)
+        async with around(conn) if around is not None else nullcontext():
+            return await nearest(conn, table, summary, share, k, where, options, besides=besides)
 
     if isinstance(conn, SqlitePool):
         async with conn.connection() as file:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ... import checks, migrations, schema, sql
+from ... import checks, embeddings, migrations, schema, sql
 from ...drift import Difference
+from ...embeddings import Renewal
 from ...errors import BackupError, InvalidValue, SchemaError
 from ...schema import Misplaced
 from ...search import indexes
@@ -123,6 +124,7 @@ class Facts:
     indexes: tuple[IndexUse, ...] = ()
     vectors: tuple[VectorHealth, ...] = ()
     sampled: tuple[SampledSearches, ...] = ()
+    renewals: tuple[Renewal, ...] = ()
     building: tuple[str, ...] = ()
     bloat: tuple[Bloat, ...] = ()
     locks: tuple[Blocked, ...] = ()
@@ -169,6 +171,7 @@ def gather(
     index_use = rows("indexes", monitoring.index_use)
     vectors = rows("vectors", monitoring.vectors)
     sampled = rows("sampled", monitoring.sampled)
+    renewals = rows("renewals", lambda conn: [one for one in [embeddings.renewal(conn)] if one is not None])
     bloat = rows("bloat", monitoring.bloat)
     # Nothing is decided from the statements, but that there are none is worth knowing.
     rows("statements", monitoring.statements)
@@ -207,6 +210,7 @@ def gather(
         indexes=index_use,
         vectors=vectors,
         sampled=sampled,
+        renewals=renewals,
         building=tuple(one.table for one in indexes.building(conn)),
         bloat=bloat,
         locks=locks,

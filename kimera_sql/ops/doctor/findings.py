@@ -331,6 +331,25 @@ def _sampled_searches(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _renewals(facts: Facts) -> Iterator[Finding]:
+    for one in facts.renewals:
+        if one.was_serving:
+            yield Finding(
+                "note",
+                "embeddings",
+                f"are of {one.serving}, and the vectors of {one.other}, {_mb(one.size)}, are kept as the way back",
+                "kimera-sql embeddings drop, once nobody wants to go back",
+            )
+        else:
+            yield Finding(
+                "note",
+                "embeddings",
+                f"are of {one.serving}, and a renewal by {one.other}, begun on {one.since:%Y-%m-%d}, is not finished: "
+                f"{one.waiting:,} vectors are still to be made",
+                "kimera-sql embeddings renew goes on with it, and embeddings drop gives it up",
+            )
+
+
 def _other_indexes(facts: Facts) -> Iterator[Finding]:
     vectors = {one.index for one in facts.vectors}
     for one in facts.indexes:
@@ -492,6 +511,7 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _tables,
     _vector_indexes,
     _sampled_searches,
+    _renewals,
     _other_indexes,
     _transactions,
     _wal,
