@@ -56,15 +56,8 @@ _BESIDE: Final = "kimera_renewal"
 _BETWEEN: Final = "kimera_renewal_between"
 """A schema that one of the tables is in while they change places."""
 
-_RECORDS: Final = (
-    "kimera_vector_indexes",
-    "kimera_recall_settings",
-    "kimera_sampled_searches",
-    "kimera_sampled_recalls",
-)
-"""What is recorded of indexes and searches; the schema of the other vectors has tables of its own for it."""
-
-_OF_INDEXES: Final = _RECORDS[:2]
+_RECORDS: Final = ("kimera_vector_indexes", "kimera_recall_settings")
+"""What is recorded of indexes, by their names, which are those of the other vectors' indexes too."""
 
 _COMPARED: Final = 50
 """How many texts the two models are compared by."""
@@ -230,19 +223,18 @@ def _create(conn: psycopg.Connection[Any], model: str) -> None:
         raise SchemaError(
             f"{_TABLE}: these hold on to the table and would be left with the old vectors: {', '.join(obstacles)}"
         )
-    conn.execute("CREATE SCHEMA kimera_renewal")
-    conn.execute(
-        "CREATE TABLE kimera_renewal.semantic_embeddings "
-        "(LIKE semantic_embeddings INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)"
-    )
+    for made in (
+        _queries.create_schema,
+        _queries.create_table,
+        _queries.create_records,
+        _queries.create_settings,
+        _queries.create_searches,
+        _queries.create_recalls,
+        _queries.create_note,
+    ):
+        made.execute(conn)
     for (statement,) in _queries.likeness.fetchall(conn):
         conn.execute(statement.encode())
-    for name in _RECORDS:
-        conn.execute(
-            composed.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
-                composed.Identifier(_BESIDE, name), composed.Identifier(name)
-            )
-        )
     with _beside(conn):
         _embeddings.name_model.execute(conn, model=model)
     _queries.clear_queue.execute(conn)
@@ -252,19 +244,13 @@ def _create(conn: psycopg.Connection[Any], model: str) -> None:
 
 def _follow(conn: psycopg.Connection[Any]) -> None:
     """Have changes of the embeddings that serve noted in the queue."""
-    conn.execute(
-        "CREATE TRIGGER kimera_renewal AFTER INSERT OR UPDATE OR DELETE ON semantic_embeddings "
-        "FOR EACH ROW EXECUTE FUNCTION kimera_note_for_renewal()"
-    )
-    conn.execute(
-        "CREATE TRIGGER kimera_renewal_truncated AFTER TRUNCATE ON semantic_embeddings "
-        "FOR EACH STATEMENT EXECUTE FUNCTION kimera_note_for_renewal()"
-    )
+    _queries.follow.execute(conn)
+    _queries.follow_truncation.execute(conn)
 
 
 def _unfollow(conn: psycopg.Connection[Any]) -> None:
-    conn.execute("DROP TRIGGER kimera_renewal ON semantic_embeddings")
-    conn.execute("DROP TRIGGER kimera_renewal_truncated ON semantic_embeddings")
+    _queries.unfollow.execute(conn)
+    _queries.unfollow_truncation.execute(conn)
 
 
 def _drop(conn: psycopg.Connection[Any]) -> None:
@@ -272,7 +258,7 @@ def _drop(conn: psycopg.Connection[Any]) -> None:
     _unfollow(conn)
     with _beside(conn):
         _queries.forget_model.execute(conn)
-    conn.execute("DROP SCHEMA kimera_renewal CASCADE")
+    _queries.drop.execute(conn)
     _queries.clear_queue.execute(conn)
 
 
@@ -340,7 +326,7 @@ class _Work:
         """
 
         def change(conn: psycopg.Connection[Any]) -> bool:
-            conn.execute("LOCK TABLE semantic_embeddings IN ACCESS EXCLUSIVE MODE")
+            _queries.shut.execute(conn)
             if _queries.waiting.fetchval(conn, int):
                 return False
             _exchange(conn)
@@ -375,7 +361,9 @@ class _Work:
                 return [*value(self._embed(texts))]
             except Exception as error:
                 if attempt == self._retries:
-                    error.add_note(f"raised by embed, {attempt + 1} times; what it has made is kept for the next renew")
+                    error.add_note(
+                        f"raised by embed at attempt {attempt + 1}; what it made before is kept for the next renew"
+                    )
                     raise
                 pause(min(2.0**attempt, _MOST_PAUSE))
         raise AssertionError  # never reached: mypy does not know that count() has no end
@@ -412,7 +400,7 @@ def _exchange(conn: psycopg.Connection[Any]) -> None:
     home = _queries.home.fetchval(conn, str) or ""
     serving = [name for (name,) in _queries.index_names.fetchall(conn)]
     _unfollow(conn)
-    for records in _OF_INDEXES:
+    for records in _RECORDS:
         _exchange_records(conn, home, records, serving)
     _queries.forget_searches.execute(conn)
     conn.execute("CREATE SCHEMA kimera_renewal_between")
@@ -468,7 +456,7 @@ def _build_like(conn: psycopg.Connection[Any], models: Sequence[VectorIndex]) ->
                     m=index.m,
                     ef_construction=index.ef_construction,
                 )
-        conn.execute("ANALYZE semantic_embeddings")
+        _queries.analyze.execute(conn)
         if models and not any(index.tuned for index in _indexes(conn)):
             recall.tune(conn, _TABLE)
 

@@ -241,7 +241,7 @@ def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Conne
 
     with pytest.raises(ConnectionError) as caught:
         embeddings.renew(conn, failing, model=NEW, batch=16, retries=0)
-    assert caught.value.__notes__ == ["raised by embed, 1 times; what it has made is kept for the next renew"]
+    assert caught.value.__notes__ == ["raised by embed at attempt 1; what it made before is kept for the next renew"]
     beside = embeddings.renewal(conn)
     assert beside is not None
     assert (beside.serving, beside.other, beside.waiting) == (OLD, NEW, ROWS - 48)

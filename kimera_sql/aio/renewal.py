@@ -57,15 +57,8 @@ _BESIDE: Final = "kimera_renewal"
 _BETWEEN: Final = "kimera_renewal_between"
 """A schema that one of the tables is in while they change places."""
 
-_RECORDS: Final = (
-    "kimera_vector_indexes",
-    "kimera_recall_settings",
-    "kimera_sampled_searches",
-    "kimera_sampled_recalls",
-)
-"""What is recorded of indexes and searches; the schema of the other vectors has tables of its own for it."""
-
-_OF_INDEXES: Final = _RECORDS[:2]
+_RECORDS: Final = ("kimera_vector_indexes", "kimera_recall_settings")
+"""What is recorded of indexes, by their names, which are those of the other vectors' indexes too."""
 
 _COMPARED: Final = 50
 """How many texts the two models are compared by."""
@@ -231,19 +224,18 @@ async def _create(conn: psycopg.AsyncConnection[Any], model: str) -> None:
         raise SchemaError(
             f"{_TABLE}: these hold on to the table and would be left with the old vectors: {', '.join(obstacles)}"
         )
-    await conn.execute("CREATE SCHEMA kimera_renewal")
-    await conn.execute(
-        "CREATE TABLE kimera_renewal.semantic_embeddings "
-        "(LIKE semantic_embeddings INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)"
-    )
+    for made in (
+        _queries.create_schema,
+        _queries.create_table,
+        _queries.create_records,
+        _queries.create_settings,
+        _queries.create_searches,
+        _queries.create_recalls,
+        _queries.create_note,
+    ):
+        await made.execute(conn)
     for (statement,) in await _queries.likeness.fetchall(conn):
         await conn.execute(statement.encode())
-    for name in _RECORDS:
-        await conn.execute(
-            composed.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
-                composed.Identifier(_BESIDE, name), composed.Identifier(name)
-            )
-        )
     async with _beside(conn):
         await _embeddings.name_model.execute(conn, model=model)
     await _queries.clear_queue.execute(conn)
@@ -253,19 +245,13 @@ async def _create(conn: psycopg.AsyncConnection[Any], model: str) -> None:
 
 async def _follow(conn: psycopg.AsyncConnection[Any]) -> None:
     """Have changes of the embeddings that serve noted in the queue."""
-    await conn.execute(
-        "CREATE TRIGGER kimera_renewal AFTER INSERT OR UPDATE OR DELETE ON semantic_embeddings "
-        "FOR EACH ROW EXECUTE FUNCTION kimera_note_for_renewal()"
-    )
-    await conn.execute(
-        "CREATE TRIGGER kimera_renewal_truncated AFTER TRUNCATE ON semantic_embeddings "
-        "FOR EACH STATEMENT EXECUTE FUNCTION kimera_note_for_renewal()"
-    )
+    await _queries.follow.execute(conn)
+    await _queries.follow_truncation.execute(conn)
 
 
 async def _unfollow(conn: psycopg.AsyncConnection[Any]) -> None:
-    await conn.execute("DROP TRIGGER kimera_renewal ON semantic_embeddings")
-    await conn.execute("DROP TRIGGER kimera_renewal_truncated ON semantic_embeddings")
+    await _queries.unfollow.execute(conn)
+    await _queries.unfollow_truncation.execute(conn)
 
 
 async def _drop(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -273,7 +259,7 @@ async def _drop(conn: psycopg.AsyncConnection[Any]) -> None:
     await _unfollow(conn)
     async with _beside(conn):
         await _queries.forget_model.execute(conn)
-    await conn.execute("DROP SCHEMA kimera_renewal CASCADE")
+    await _queries.drop.execute(conn)
     await _queries.clear_queue.execute(conn)
 
 
@@ -341,7 +327,7 @@ class _Work:
         """
 
         async def change(conn: psycopg.AsyncConnection[Any]) -> bool:
-            await conn.execute("LOCK TABLE semantic_embeddings IN ACCESS EXCLUSIVE MODE")
+            await _queries.shut.execute(conn)
             if await _queries.waiting.fetchval(conn, int):
                 return False
             await _exchange(conn)
@@ -376,7 +362,9 @@ class _Work:
                 return [*await avalue(self._embed(texts))]
             except Exception as error:
                 if attempt == self._retries:
-                    error.add_note(f"raised by embed, {attempt + 1} times; what it has made is kept for the next renew")
+                    error.add_note(
+                        f"raised by embed at attempt {attempt + 1}; what it made before is kept for the next renew"
+                    )
                     raise
                 await apause(min(2.0**attempt, _MOST_PAUSE))
         raise AssertionError  # never reached: mypy does not know that count() has no end
@@ -413,7 +401,7 @@ async def _exchange(conn: psycopg.AsyncConnection[Any]) -> None:
     home = await _queries.home.fetchval(conn, str) or ""
     serving = [name for (name,) in await _queries.index_names.fetchall(conn)]
     await _unfollow(conn)
-    for records in _OF_INDEXES:
+    for records in _RECORDS:
         await _exchange_records(conn, home, records, serving)
     await _queries.forget_searches.execute(conn)
     await conn.execute("CREATE SCHEMA kimera_renewal_between")
@@ -471,7 +459,7 @@ async def _build_like(conn: psycopg.AsyncConnection[Any], models: Sequence[Vecto
                     m=index.m,
                     ef_construction=index.ef_construction,
                 )
-        await conn.execute("ANALYZE semantic_embeddings")
+        await _queries.analyze.execute(conn)
         if models and not any(index.tuned for index in await _indexes(conn)):
             await recall.tune(conn, _TABLE)
 

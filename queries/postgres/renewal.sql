@@ -61,7 +61,6 @@ SELECT 'trigger ' || quote_ident(tgname)
 FROM pg_trigger
 WHERE tgrelid = to_regclass('semantic_embeddings')
     AND NOT tgisinternal
-    AND tgfoid <> to_regproc('kimera_note_for_renewal')
 UNION
 SELECT 'publication ' || quote_ident(pubname)
 FROM pg_publication_rel
@@ -97,6 +96,87 @@ FROM pg_class
 WHERE oid = to_regclass('semantic_embeddings')
     AND relrowsecurity
 ORDER BY what;
+
+-- name: create_schema()!
+-- Where the other vectors are.
+CREATE SCHEMA kimera_renewal;
+
+-- name: create_table()!
+-- A table for them, which lacks what likeness makes.
+CREATE TABLE kimera_renewal.semantic_embeddings (
+    LIKE semantic_embeddings INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS
+);
+
+-- name: create_records()!
+-- What is recorded of their indexes, and of searches, which are none yet.
+CREATE TABLE kimera_renewal.kimera_vector_indexes (LIKE kimera_vector_indexes INCLUDING ALL);
+
+-- name: create_settings()!
+-- The settings that are tuned for their indexes.
+CREATE TABLE kimera_renewal.kimera_recall_settings (LIKE kimera_recall_settings INCLUDING ALL);
+
+-- name: create_searches()!
+-- Searches that were sampled: none. Those that there are have vectors of the model that serves.
+CREATE TABLE kimera_renewal.kimera_sampled_searches (LIKE kimera_sampled_searches INCLUDING ALL);
+
+-- name: create_recalls()!
+-- Their recall.
+CREATE TABLE kimera_renewal.kimera_sampled_recalls (LIKE kimera_sampled_recalls INCLUDING ALL);
+
+-- name: create_note()!
+-- What notes a change in the queue. Whoever may write embeddings need not see the queue. NULL stands for TRUNCATE.
+CREATE FUNCTION kimera_renewal.note() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    queue TEXT;
+BEGIN
+    queue = format('INSERT INTO %%I.kimera_renewal_queue (id) VALUES ($1)', TG_TABLE_SCHEMA);
+    IF TG_OP = 'TRUNCATE' THEN
+        EXECUTE queue USING NULL::uuid;
+        RETURN NULL;
+    END IF;
+    IF TG_OP <> 'INSERT' THEN
+        EXECUTE queue USING OLD.id;
+    END IF;
+    IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND NEW.id <> OLD.id) THEN
+        EXECUTE queue USING NEW.id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- name: follow()!
+-- Have changes of the embeddings that serve noted.
+CREATE TRIGGER kimera_renewal
+AFTER INSERT OR UPDATE OR DELETE ON semantic_embeddings
+FOR EACH ROW EXECUTE FUNCTION kimera_renewal.note();
+
+-- name: follow_truncation()!
+-- Have it noted when all are removed at once.
+CREATE TRIGGER kimera_renewal_truncated
+AFTER TRUNCATE ON semantic_embeddings
+FOR EACH STATEMENT EXECUTE FUNCTION kimera_renewal.note();
+
+-- name: unfollow()!
+-- No more.
+DROP TRIGGER kimera_renewal ON semantic_embeddings;
+
+-- name: unfollow_truncation()!
+-- No more.
+DROP TRIGGER kimera_renewal_truncated ON semantic_embeddings;
+
+-- name: drop()!
+-- Drop the other vectors and all that belongs to them.
+DROP SCHEMA kimera_renewal CASCADE;
+
+-- name: shut()!
+-- Let nobody read or write the embeddings until the transaction ends.
+LOCK TABLE semantic_embeddings IN ACCESS EXCLUSIVE MODE;
+
+-- name: analyze()!
+-- Let the planner know the other vectors.
+ANALYZE semantic_embeddings;
 
 -- name: likeness()
 -- The statements that make a table, a copy of the embeddings' by LIKE, what that leaves out: keys and indexes under their own
@@ -167,9 +247,20 @@ FROM (
     CROSS JOIN aclexplode(attacl) AS granted
     WHERE attrelid = to_regclass('semantic_embeddings')
     UNION ALL
-    SELECT 4, format('ALTER TABLE kimera_renewal.semantic_embeddings OWNER TO %%s', relowner::regrole)
+    SELECT place, format('ALTER %%s OWNER TO %%s', made, relowner::regrole)
     FROM pg_class
+    CROSS JOIN (
+        VALUES
+        (0, 'SCHEMA kimera_renewal'),
+        (4, 'TABLE kimera_renewal.semantic_embeddings'),
+        (4, 'TABLE kimera_renewal.kimera_vector_indexes'),
+        (4, 'TABLE kimera_renewal.kimera_recall_settings'),
+        (4, 'TABLE kimera_renewal.kimera_sampled_searches'),
+        (4, 'TABLE kimera_renewal.kimera_sampled_recalls'),
+        (4, 'FUNCTION kimera_renewal.note()')
+    ) AS owned (place, made)
     WHERE oid = to_regclass('semantic_embeddings')
+        AND relowner <> CURRENT_USER::regrole
 ) AS made
 ORDER BY place, statement;
 

@@ -18,7 +18,19 @@ from fix_servers import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 
-from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, portals, sql, sqlite, tables, transitions
+from kimera_sql import (
+    add_adapters,
+    embeddings,
+    geoids,
+    metrics,
+    migrate,
+    migrations,
+    portals,
+    sql,
+    sqlite,
+    tables,
+    transitions,
+)
 from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer
 from kimera_sql.migrations import pending
 from kimera_sql.ops import doctor, maintenance, monitoring, roles
@@ -208,6 +220,9 @@ FORBIDDEN = [
     "DELETE FROM kimera_vector_indexes",
     "DELETE FROM kimera_sampled_searches",
     "DELETE FROM kimera_sampled_recalls",
+    "UPDATE kimera_models SET model = 'another'",
+    "INSERT INTO kimera_renewal_queue (id) VALUES (NULL)",
+    "DELETE FROM kimera_renewal_queue",
     "CREATE ROLE more",
     "ALTER TABLE geoid_states OWNER TO CURRENT_USER",
 ]
@@ -315,6 +330,38 @@ def test_the_owner_role_migrates_builds_tunes_and_keeps_up(database: str, login:
         steps = maintenance.run_all(conn, metrics_age=timedelta(days=1))
         assert [step.error for step in steps] == [None] * 3
         indexes.drop(conn, indexes.existing(conn)[0].name)
+
+
+def test_the_owner_role_renews_embeddings_while_the_app_role_writes(database: str, login: Callable[..., str]) -> None:
+    def embed(texts: list[str]) -> list[Any]:
+        return [unit(len(text)) for text in texts]
+
+    def new(text: str, vector: Any) -> embeddings.NewEmbedding:
+        return embeddings.NewEmbedding(text_content=text, embedding=vector)
+
+    with connected(login("kimera_owner"), autocommit=True) as owner, connected(login("kimera_app")) as app:
+        embeddings.insert_many(app, [new("t" * number, unit(-number % 1000)) for number in range(1, 20)])
+        app.commit()
+        embeddings.name_model(owner, "old")
+        indexes.build(owner, "semantic_embeddings")
+        assert embeddings.renew(owner, embed, model="new", switch=False).rows == 19
+        with app.transaction():
+            embeddings.require_model(app, "old")
+            embeddings.insert(app, new("written by the app", unit(500)))
+            refused(app, "SELECT * FROM kimera_renewal.semantic_embeddings")
+        assert embeddings.renew(owner, embed, model="new").rows == 1
+        with app.transaction():
+            hit = embeddings.similar(app, unit(len("written by the app")), 1, model="new")[0]
+            embeddings.insert(app, new("and later", unit(9)))
+        assert round(hit.similarity, 6) == 1
+        assert migrations.differences(owner) == []
+        belongs = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE '%semantic_embeddings%'"
+        assert owner.execute(belongs).fetchall() == [("kimera_owner",)]
+        with connected(login("kimera_monitor"), autocommit=True) as monitor:
+            beside = embeddings.renewal(monitor)
+            assert beside is not None
+            assert (beside.other, beside.waiting) == ("old", 1)
+        assert embeddings.end_renewal(owner)
 
 
 def test_tables_of_later_migrations_have_the_same_rights(database: str, login: Callable[..., str]) -> None:
