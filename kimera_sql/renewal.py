@@ -235,8 +235,7 @@ def _create(conn: psycopg.Connection[Any], model: str) -> None:
         made.execute(conn)
     for (statement,) in _queries.likeness.fetchall(conn):
         conn.execute(statement.encode())
-    with _beside(conn):
-        _embeddings.name_model.execute(conn, model=model)
+    _queries.name_next.execute(conn, model=model)
     _queries.clear_queue.execute(conn)
     _follow(conn)
     _queries.enqueue.execute(conn)
@@ -256,8 +255,7 @@ def _unfollow(conn: psycopg.Connection[Any]) -> None:
 def _drop(conn: psycopg.Connection[Any]) -> None:
     _queries.lock.execute(conn)
     _unfollow(conn)
-    with _beside(conn):
-        _queries.forget_model.execute(conn)
+    _queries.forget_other.execute(conn)
     _queries.drop.execute(conn)
     _queries.clear_queue.execute(conn)
 
@@ -411,7 +409,7 @@ def _exchange(conn: psycopg.Connection[Any]) -> None:
             )
         )
     conn.execute("DROP SCHEMA kimera_renewal_between")
-    _queries.begin_to_serve.execute(conn)
+    _queries.exchange_models.execute(conn)
     _follow(conn)
 
 

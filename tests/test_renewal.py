@@ -425,6 +425,21 @@ def test_a_search_that_says_its_model_is_refused_where_another_serves(committed:
             embeddings.similar_many(pool, [query] * 3, 2, model=NEW)
 
 
+@pytest.mark.ends
+def test_a_snapshot_from_before_the_change_is_refused(committed: str, conn: psycopg.Connection) -> None:
+    embeddings.renew(conn, by(NEW), model=NEW, switch=False)
+    with psycopg.connect(committed) as old:
+        add_adapters(old)
+        old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        old.execute("SELECT 1")
+        embeddings.insert(conn, embedding("unseen"))
+        embeddings.renew(conn, by(NEW), model=NEW)
+        with pytest.raises(WrongModel, match="nobody"):
+            embeddings.similar(old, vector(NEW, "text 1"), model=NEW)
+        old.rollback()
+        assert len(embeddings.similar(old, vector(NEW, "unseen"), model=NEW)) == 10
+
+
 def test_on_sqlite_a_model_has_a_name_too(tmp_path: Path) -> None:
     with SqlitePool(tmp_path / "file.db") as pool, pool.connection() as file:
         migrate(file)

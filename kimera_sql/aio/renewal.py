@@ -236,8 +236,7 @@ async def _create(conn: psycopg.AsyncConnection[Any], model: str) -> None:
         await made.execute(conn)
     for (statement,) in await _queries.likeness.fetchall(conn):
         await conn.execute(statement.encode())
-    async with _beside(conn):
-        await _embeddings.name_model.execute(conn, model=model)
+    await _queries.name_next.execute(conn, model=model)
     await _queries.clear_queue.execute(conn)
     await _follow(conn)
     await _queries.enqueue.execute(conn)
@@ -257,8 +256,7 @@ async def _unfollow(conn: psycopg.AsyncConnection[Any]) -> None:
 async def _drop(conn: psycopg.AsyncConnection[Any]) -> None:
     await _queries.lock.execute(conn)
     await _unfollow(conn)
-    async with _beside(conn):
-        await _queries.forget_model.execute(conn)
+    await _queries.forget_other.execute(conn)
     await _queries.drop.execute(conn)
     await _queries.clear_queue.execute(conn)
 
@@ -412,7 +410,7 @@ async def _exchange(conn: psycopg.AsyncConnection[Any]) -> None:
             )
         )
     await conn.execute("DROP SCHEMA kimera_renewal_between")
-    await _queries.begin_to_serve.execute(conn)
+    await _queries.exchange_models.execute(conn)
     await _follow(conn)
 
 

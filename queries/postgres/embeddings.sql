@@ -442,6 +442,7 @@ FROM generate_series(1, :rows) AS number;
 SELECT model
 FROM kimera_models
 WHERE relation = to_regclass('semantic_embeddings')
+    AND serving
     AND NOT EXISTS (SELECT 1 FROM semantic_embeddings LIMIT 0);
 
 -- name: name_model(model)!

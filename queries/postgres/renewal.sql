@@ -1,7 +1,7 @@
--- name: forget_model()!
--- Forget it, before the table goes.
+-- name: forget_other()!
+-- Forget which model they are of, before they go.
 DELETE FROM kimera_models
-WHERE relation = to_regclass('semantic_embeddings');
+WHERE NOT serving;
 
 -- name: state()^
 -- The other vectors, beside those that serve: which models they are of, how many are to be made, since when they are there, and
@@ -18,15 +18,21 @@ SELECT
 FROM kimera_models AS other
 JOIN pg_class AS other_class ON other_class.oid = other.relation
 JOIN pg_namespace ON pg_namespace.oid = other_class.relnamespace
-JOIN kimera_models AS serving ON serving.relation = to_regclass('semantic_embeddings')
+JOIN kimera_models AS serving ON serving.serving
 WHERE pg_namespace.nspname = 'kimera_renewal'
     AND other_class.relname = 'semantic_embeddings';
 
--- name: begin_to_serve()!
--- Note since when the embeddings serve.
+-- name: name_next(model)!
+-- Note which model the other vectors are of.
+INSERT INTO kimera_models (relation, model, serving)
+VALUES (to_regclass('kimera_renewal.semantic_embeddings'), :model, false);
+
+-- name: exchange_models()!
+-- Note which vectors serve from now on.
 UPDATE kimera_models
-SET since = clock_timestamp()
-WHERE relation = to_regclass('semantic_embeddings');
+SET
+    serving = NOT serving,
+    since = CASE WHEN serving THEN since ELSE clock_timestamp() END;
 
 -- name: obstacles()
 -- What depends on the table itself, and would go on with the vectors of before when another took its place.

@@ -2,7 +2,9 @@
 CREATE TABLE kimera_models (
     relation REGCLASS PRIMARY KEY,
     model TEXT NOT NULL CHECK (model <> ''),
-    since TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT CURRENT_TIMESTAMP
+    since TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    -- Whoever goes by an old snapshot sees few rows of a table that has begun to serve since, or none, and sees that here.
+    serving BOOLEAN NOT NULL DEFAULT true
 );
 
 -- While embeddings.renew is at it, and as long as there is a way back: the rows whose vectors of the other model are still to
