@@ -59,13 +59,20 @@ def embedding(text: str, model: str = OLD) -> embeddings.NewEmbedding:
 
 @pytest.fixture
 def committed(database: str) -> str:
-    """The conninfo of a database of the test's own with embeddings of a model that has a name, and an index on them."""
+    """The conninfo of a database of the test's own with embeddings of a model that has a name."""
     with closing(connect(database)) as conn:
         embeddings.insert_many(conn, [embedding(f"text {number}") for number in range(ROWS)])
         embeddings.name_model(conn, OLD)
+    return database
+
+
+@pytest.fixture
+def indexed(committed: str) -> str:
+    """The same with an index, which is tuned."""
+    with closing(connect(committed)) as conn:
         indexes.build(conn, "semantic_embeddings")
         recall.tune(conn, "semantic_embeddings", sample=100)
-    return database
+    return committed
 
 
 def connect(conninfo: str) -> psycopg.Connection:
@@ -95,6 +102,7 @@ def schemas(conn: psycopg.Connection) -> list[str]:
     return [name for (name,) in conn.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'kimera%'")]
 
 
+@pytest.mark.usefixtures("indexed")
 def test_another_model_takes_the_place_of_the_first_and_the_way_back_is_the_same(conn: psycopg.Connection) -> None:
     before, index = stored(conn), indexes.existing(conn)[0]
     renewed = embeddings.renew(conn, by(NEW), model=NEW)
@@ -230,6 +238,7 @@ def test_what_holds_on_to_the_table_is_named_and_nothing_is_begun(conn: psycopg.
     assert embeddings.renewal(conn) is None
 
 
+@pytest.mark.ends
 def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Connection) -> None:
     embedded: list[str] = []
 
@@ -250,6 +259,7 @@ def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Conne
     assert are_of(conn, NEW)
 
 
+@pytest.mark.ends
 def test_a_renewal_can_be_prepared_and_switched_to_later(conn: psycopg.Connection) -> None:
     prepared = embeddings.renew(conn, by(NEW), model=NEW, switch=False)
     assert (prepared.rows, prepared.switched) == (ROWS, False)
@@ -279,6 +289,7 @@ def test_what_embed_raises_for_a_while_is_tried_again(
     assert pauses == [1, 2, 4]
 
 
+@pytest.mark.ends
 def test_embed_is_asked_no_faster_than_the_rate(conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("kimera_sql.renewal.pause", pauses.append)
@@ -315,6 +326,7 @@ def test_rows_that_are_written_meanwhile_are_followed(committed: str, conn: psyc
         assert are_of(conn, OLD)
 
 
+@pytest.mark.ends
 def test_a_truncation_meanwhile_is_followed(committed: str, conn: psycopg.Connection) -> None:
     emptied = iter([True])
     with closing(connect(committed)) as other:
@@ -330,6 +342,7 @@ def test_a_truncation_meanwhile_is_followed(committed: str, conn: psycopg.Connec
     assert are_of(conn, NEW)
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize("rows", [0, 1])
 def test_few_rows_are_renewed_too(database: str, rows: int) -> None:
     with closing(connect(database)) as conn:
@@ -454,6 +467,7 @@ def test_on_sqlite_a_model_has_a_name_too(tmp_path: Path) -> None:
             embeddings.require_model(file, NEW)
 
 
+@pytest.mark.ends
 def test_a_transaction_that_requires_a_model_keeps_the_next_one_waiting(
     committed: str, conn: psycopg.Connection
 ) -> None:
@@ -500,7 +514,7 @@ with psycopg.connect(sys.argv[1], autocommit=True) as conn:
 @pytest.mark.slow
 @pytest.mark.ends
 def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are_killed(
-    committed: str, tmp_path: Path
+    indexed: str, tmp_path: Path
 ) -> None:
     """Readers and writers go on through two renewals, there and back, each of which is killed twice."""
     script = tmp_path / "renew.py"
@@ -510,13 +524,13 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
     failures: list[BaseException] = []
     searches, refusals = [0], [0]
     lock = threading.Lock()
-    with closing(connect(committed)) as conn:
+    with closing(connect(indexed)) as conn:
         texts = {text for text, *_ in stored(conn).values()}
 
     def guarded(work: Callable[[psycopg.Connection], None]) -> threading.Thread:
         def run() -> None:
             try:
-                with closing(connect(committed)) as conn:
+                with closing(connect(indexed)) as conn:
                     while not ended.is_set():
                         work(conn)
             except BaseException as error:
@@ -563,13 +577,13 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
     try:
         for model in (NEW, OLD):
             for kill in (True, True, False):
-                renewing = subprocess.Popen([sys.executable, str(script), committed, model], stderr=subprocess.PIPE)
+                renewing = subprocess.Popen([sys.executable, str(script), indexed, model], stderr=subprocess.PIPE)
                 if kill:
                     sleep(0.3 + chance.random())
                     renewing.send_signal(signal.SIGKILL)
                 _, said = renewing.communicate(timeout=120)
                 assert kill or renewing.returncode == 0 or b"already" in said, said.decode()
-            with closing(connect(committed)) as conn:
+            with closing(connect(indexed)) as conn:
                 assert embeddings.model(conn) == model
     finally:
         ended.set()
@@ -577,7 +591,7 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
             thread.join(60)
     assert failures == []
     assert searches[0] > 50
-    with closing(connect(committed)) as conn:
+    with closing(connect(indexed)) as conn:
         assert are_of(conn, OLD)
         assert {text for text, *_ in stored(conn).values()} == texts
         assert embeddings.count(conn) == len(texts)

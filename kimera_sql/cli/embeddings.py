@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from dataclasses import asdict
 
@@ -71,11 +70,10 @@ def _renew(arguments: argparse.Namespace) -> None:
 
 def _imported(place: str) -> embeddings.Embed:
     module, _, function = place.partition(":")
-    # As with `python -m`: what is in the folder can be named.
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, "")  # as `python -m` does: the module is looked for from here
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
         raise SettingsError(f"--embed: {place!r} is no MODULE:FUNCTION that can be imported: {error}") from error
     if not callable(found):
         raise SettingsError(f"--embed: {place!r} is no function")
