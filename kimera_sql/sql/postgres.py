@@ -153,8 +153,19 @@ def script(conn: Connection, text: str) -> None:
     conn.execute(literal(text))
 
 
-def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+def stream(
+    conn: Connection,
+    statement: Statement,
+    parameters: Mapping[str, Any],
+    chunk: int,
+    *,
+    before: Sequence[Call] = (),
+    after: Sequence[Call] = (),
+) -> Iterator[Row]:
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction.
+
+    *before* runs in that transaction before the statement is planned, and *after* when it is, before any row is read.
+    """
     _check_free(conn, statement.name)
     given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
@@ -168,6 +179,8 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         try:
             use_own(cursor)
             cursor.itersize = chunk
+            if before:
+                _run(conn, before)
             try:
                 cursor.execute(statement.text, given, binary=True)
             except psycopg.Error as error:
@@ -175,6 +188,8 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
                 raise
             if types.recognize(conn, cursor):
                 cursor.execute(statement.text, given, binary=True)
+            if after:
+                _run(conn, after)
             with suppress(GeneratorExit):
                 for row in cursor:
                     yield row

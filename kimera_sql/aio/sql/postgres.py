@@ -153,9 +153,18 @@ async def script(conn: Connection, text: str) -> None:
 
 
 async def stream(
-    conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int
+    conn: Connection,
+    statement: Statement,
+    parameters: Mapping[str, Any],
+    chunk: int,
+    *,
+    before: Sequence[Call] = (),
+    after: Sequence[Call] = (),
 ) -> AsyncIterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction.
+
+    *before* runs in that transaction before the statement is planned, and *after* when it is, before any row is read.
+    """
     _check_free(conn, statement.name)
     given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
@@ -169,6 +178,8 @@ async def stream(
         try:
             use_own(cursor)
             cursor.itersize = chunk
+            if before:
+                await _run(conn, before)
             try:
                 await cursor.execute(statement.text, given, binary=True)
             except psycopg.Error as error:
@@ -176,6 +187,8 @@ async def stream(
                 raise
             if await types.recognize(conn, cursor):
                 await cursor.execute(statement.text, given, binary=True)
+            if after:
+                await _run(conn, after)
             with suppress(GeneratorExit):
                 async for row in cursor:
                     yield row
