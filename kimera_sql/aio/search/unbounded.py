@@ -66,7 +66,7 @@ class Search(Generic[H]):
             yield page
 
     async def _once(self, first: int) -> AsyncIterator[Row]:
-        """Yield every row once: the *first* that an index finds, then the more that it can be asked for, then all."""
+        """Yield every row once: the nearest *first* by an index, then as many as it serves for, then all others."""
         given = set[Any]()
         for k in (first, MOST_BY_INDEX):
             found = await self._by_index(k)
