@@ -154,7 +154,7 @@ def within(
     similar. If there are more, or no index serves, every row is compared, and what is found is fetched 1,000 at a time:
     the rows that there were when it began. On PostgreSQL that is one transaction, which lasts until the iterator ends
     or is closed. What the caller writes meanwhile stays, even when the iterator is closed early.
-    Raises InvalidValue if the transaction is committed or rolled back before that.
+    Raises InvalidValue if the transaction is committed or rolled back sooner.
     """
     options = Options(exact, probes, ef_search, recall)
     return _search(conn, vector, filters, options, with_vectors).within(checks.similarity("similarity", similarity))
@@ -182,7 +182,7 @@ def similar_pages(
     What is written meanwhile can appear on later pages until the rows are compared. From then on they are the rows that
     there were at that time, and on PostgreSQL they come in one transaction, which lasts until the iterator ends or is
     closed. What the caller writes meanwhile stays, even when the iterator is closed early.
-    Raises InvalidValue if that transaction is committed or rolled back before that.
+    Raises InvalidValue if that transaction is committed or rolled back sooner.
     """
     options = Options(exact, probes, ef_search, recall)
     return _search(conn, vector, filters, options, with_vectors).pages(checks.limit(size, "size"))

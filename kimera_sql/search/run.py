@@ -207,7 +207,7 @@ def nearest(
     above 0, the *k* hits are chosen from _VARIED times as many to be unlike each other; see geoids.similar.
     Raises InvalidValue for a diversity outside 0 to 1, and for an *at_least* outside -1 to 1.
     """
-    least = -1 if at_least is None else checks.similarity("at_least", at_least)
+    least = checks.optional(checks.similarity, "at_least", at_least)
     if not 0 <= checks.number("diversity", diversity) <= 1:
         raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
     k = checks.limit(k, "k")
@@ -224,7 +224,7 @@ def nearest(
         sampled=True,
     )
     read = reader(conn, summary, lambda row, similarity, vector: (row, similarity, vector))
-    hits = [[read(row) for row in found if row[-2] >= least] for found in several]
+    hits = [[read(row) for row in found if least is None or row[-2] >= least] for found in several]
     return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
 
 

@@ -85,8 +85,7 @@ class Search(Generic[H]):
 
     async def _by_index(self, k: int) -> list[Row] | None:
         """Return the *k* nearest rows, or None if every row would have to be compared to find them."""
-        besides = self.besides
-        chosen = await run.plan(self.conn, self.table, k, self.where, self.options, besides=besides)
+        chosen = await run.plan(self.conn, self.table, k, self.where, self.options, besides=self.besides)
         if chosen.index is None:
             return None
         (found,) = await run.rows(
@@ -96,14 +95,15 @@ class Search(Generic[H]):
             k,
             self.where,
             self.options,
-            besides=besides,
+            besides=self.besides,
             with_vectors=self.with_vectors,
         )
         return found
 
     def _compared(self, at_least: float) -> AsyncIterator[Row]:
         """Compare every row, and yield those that are at least as similar as *at_least*, the most similar first."""
-        conn, query = self.conn, Queries(self.table.entity).within
+        conn = self.conn
+        query = Queries(self.table.entity).within
         parameters = {"vector": self.vector, "at_least": at_least, "with_vectors": self.with_vectors, **self.where}
         if not sql.is_postgres(conn):
             return query.stream(conn, chunk=_CHUNK, **parameters)
