@@ -126,12 +126,12 @@ def main() -> None:
             method, precision = KINDS[kind]
             name = indexes.build(conn, TABLE, method=method, precision=precision).name
             recall.tune(conn, TABLE)
-            results["thresholds"] += thresholds(conn, data, kind)
-            results["pages"] += pages(conn, data, kind)
+            measured = {"thresholds": thresholds(conn, data, kind), "pages": pages(conn, data, kind)}
+            for part, rows in measured.items():
+                results[part] += rows
+                show(rows)
+                print()
             indexes.drop(conn, name)
-    for part in results.values():
-        show(part)
-        print()
     write(options, results, data=data.name, rows=len(data.rows), queries=len(data.queries))
     named = [{**row, "thresholds": f"{row['index']}, {row['rows above']} above"} for row in results["thresholds"]]
     bars(options, named, label="thresholds", value="share found")
