@@ -63,6 +63,14 @@ def number(field: str, value: float) -> float:
     return result
 
 
+def similarity(field: str, value: float) -> float:
+    """A cosine similarity: from -1 to 1."""
+    result = number(field, value)
+    if not -1 <= result <= 1:
+        raise InvalidValue(f"{field}: {result} is not within -1 to 1")
+    return result
+
+
 def integer(field: str, value: int, *, least: int = -(2**31), most: int = 2**31 - 1) -> int:
     """An INTEGER, within other bounds where they are given."""
     if isinstance(value, bool) or not isinstance(value, Integral):

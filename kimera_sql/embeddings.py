@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
@@ -28,6 +28,7 @@ from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name
 from .search import run
 from .search.plan import Explanation, Options
 from .search.run import Source
+from .search.unbounded import Search
 from .sql import Connection, postgres
 from .sql.rows import mapper
 from .tables import VECTOR_TABLES
@@ -64,7 +65,9 @@ __all__ = [
     "require_model",
     "similar",
     "similar_many",
+    "similar_pages",
     "stream",
+    "within",
 ]
 
 _queries = sql.Queries("embeddings")
@@ -90,6 +93,7 @@ def similar(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    at_least: float | None = None,
     with_vectors: bool = False,
     diversity: float = 0.0,
     model: str | None = None,
@@ -100,9 +104,10 @@ def similar(
     *vector*: shape (1024,). The search is approximate where a vector index is built, unless *exact*; similarities are
     exact either way, and *k* hits come back where as many embeddings pass. *recall* is the share of the true nearest
     that it is to find (0.95 unless told otherwise), with the settings that recall.tune measured; *ef_search* (hnsw) or
-    *probes* (ivfflat) set them by hand. *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers
-    hits that are unlike each other (maximal marginal relevance). *model* is the one that *vector* is of: WrongModel is
-    raised unless the embeddings are known to be of the same.
+    *probes* (ivfflat) set them by hand. Hits less similar than *at_least*, from -1 to 1, are left out.
+    *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers hits that are unlike each other
+    (maximal marginal relevance). *model* is the one that *vector* is of: WrongModel is raised unless the embeddings are
+    known to be of the same.
     Raises VectorError for a vector that cannot be searched for.
     """
     options = Options(exact, probes, ef_search, recall)
@@ -115,6 +120,7 @@ def similar(
             k,
             where(**filters),
             options,
+            at_least=at_least,
             with_vectors=with_vectors,
             diversity=diversity,
         )
@@ -130,6 +136,7 @@ def similar_many(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    at_least: float | None = None,
     model: str | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
@@ -140,8 +147,69 @@ def similar_many(
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
     around = partial(going_by, model=model) if model is not None else None
-    found = run.nearest_to_many(conn, _table, EmbeddingSummary, asked, k, where(**filters), options, around=around)
+    found = run.nearest_to_many(
+        conn, _table, EmbeddingSummary, asked, k, where(**filters), options, at_least=at_least, around=around
+    )
     return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+def within(
+    conn: Connection,
+    vector: VectorLike,
+    similarity: float,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    **filters: Unpack[Filters],
+) -> Iterator[Hit]:
+    """Yield every embedding that is at least as similar to *vector* as *similarity*, the most similar first.
+
+    The options and *filters* are those of similar. Up to 500 embeddings are found by a vector index, with the recall of
+    similar. If there are more, or no index serves, every row is compared, and what is found is fetched 1,000 at a time:
+    the rows that there were when it began. On PostgreSQL that is one transaction, which lasts until the iterator ends
+    or is closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+    Raises InvalidValue if the transaction is committed or rolled back sooner.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return _search(conn, vector, filters, options, with_vectors).within(checks.similarity("similarity", similarity))
+
+
+def similar_pages(
+    conn: Connection,
+    vector: VectorLike,
+    size: int = 20,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    **filters: Unpack[Filters],
+) -> Iterator[list[Hit]]:
+    """Yield all embeddings in pages of *size*, the most similar to *vector* first. Only the last page can be shorter.
+
+    The options and *filters* are those of similar. However many pages are read, no embedding comes twice and none is
+    left out. A vector index gives the first 100 embeddings, and then those up to 500. If more is read, every row is
+    compared, once. What the index has missed comes at the start of the next of these parts; with *exact*, the order is
+    strict.
+
+    What is written meanwhile can appear on later pages until the rows are compared. From then on they are the rows that
+    there were at that time, and on PostgreSQL they come in one transaction, which lasts until the iterator ends or is
+    closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+    Raises InvalidValue if that transaction is committed or rolled back sooner.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return _search(conn, vector, filters, options, with_vectors).pages(checks.limit(size, "size"))
+
+
+def _search(
+    conn: Connection, vector: VectorLike, filters: Filters, options: Options, with_vectors: bool
+) -> Search[Hit]:
+    read = run.reader(conn, EmbeddingSummary, Hit)
+    return Search(conn, _table, read, as_vector(vector), where(**filters), options, {}, with_vectors)
 
 
 def explain(

@@ -157,7 +157,9 @@ class Entity(Generic[New, Record, Id]):
         """
         make = mapper(sql.dialect(conn), self._record)
         query = self._queries.stream_all if ordered else self._queries.stream_unordered
-        rows = query.stream(conn, chunk=checks.limit(chunk, "chunk"))
+        return self._made(query.stream(conn, chunk=checks.limit(chunk, "chunk")), make)
+
+    def _made(self, rows: Iterator[sql.Row], make: Callable[[sql.Row], Record]) -> Iterator[Record]:
         # Else the rows would be closed some time after the records, by whoever frees them.
         with closing(rows):  # type: ignore[type-var]
             for row in rows:

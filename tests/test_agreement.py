@@ -112,6 +112,13 @@ class Together(RuleBasedStateMachine):
     def similar(self, vector: Any, k: int, filters: Any, with_vectors: bool) -> None:
         self.everywhere(geoids.similar, vector, k, exact=True, with_vectors=with_vectors, **filters)
 
+    @rule(vector=VECTORS, least=st.floats(-1, 1), size=st.integers(1, 5), filters=FILTERS, with_vectors=st.booleans())
+    def all_similar(self, vector: Any, least: float, size: int, filters: Any, with_vectors: bool) -> None:
+        options = {"with_vectors": with_vectors, **filters}
+        self.everywhere(geoids.similar, vector, at_least=least, **options)
+        self.everywhere(lambda conn: list(geoids.within(conn, vector, least, **options)))
+        self.everywhere(lambda conn: list(geoids.similar_pages(conn, vector, size, **options)))
+
     @rule(limit=st.integers(1, 20), filters=FILTERS)
     def find(self, limit: int, filters: Any) -> None:
         self.everywhere(geoids.find, limit=limit, **filters)
@@ -214,6 +221,11 @@ class Together(RuleBasedStateMachine):
         ]
         assert all(np.array_equal(ours[0], vector) for vector in ours)
         hits = [embeddings.similar(conn, unit(9), source=source, exact=True) for conn in self.connections]
+        hits += [list(embeddings.within(conn, unit(9), -1, source=source)) for conn in self.connections]
+        hits += [
+            [hit for page in embeddings.similar_pages(conn, unit(9), 3, source=source) for hit in page]
+            for conn in self.connections
+        ]
         texts = [sorted(f"{hit.embedding.text_content} {hit.embedding.source}" for hit in found) for found in hits]
         assert all(found == texts[0] for found in texts)
 

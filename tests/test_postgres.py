@@ -76,6 +76,8 @@ READS: dict[str, Callable[[Connection], object]] = {
     "geoids.similar exactly": lambda conn: geoids.similar(conn, VECTOR, exact=True),
     "geoids.similar_to": lambda conn: geoids.similar_to(conn, STATE),
     "geoids.similar_many": lambda conn: geoids.similar_many(conn, [VECTOR, VECTOR], 1),
+    "geoids.within": lambda conn: list(geoids.within(conn, VECTOR, 0.5)),
+    "geoids.similar_pages": lambda conn: list(geoids.similar_pages(conn, VECTOR)),
     "geoids.explain": lambda conn: geoids.explain(conn, VECTOR, 1),
     "geoids.series": lambda conn: geoids.series(conn, timedelta(1)),
     "geoids.centroid": lambda conn: np.asarray(geoids.centroid(conn)).tolist(),
@@ -84,6 +86,8 @@ READS: dict[str, Callable[[Connection], object]] = {
     "transitions.trajectory": lambda conn: transitions.trajectory(conn, STATE),
     "transitions.energy_balance": lambda conn: transitions.energy_balance(conn),
     "embeddings.similar": lambda conn: embeddings.similar(conn, VECTOR, 1),
+    "embeddings.within": lambda conn: list(embeddings.within(conn, VECTOR, 0.5)),
+    "embeddings.similar_pages": lambda conn: list(embeddings.similar_pages(conn, VECTOR)),
     "embeddings.hybrid": lambda conn: embeddings.hybrid(conn, "text", VECTOR),
     "embeddings.get_or_create": lambda conn: embeddings.get_or_create(conn, "text", lambda _: VECTOR),
     "portals.route": lambda conn: portals.route(conn, 1, 2),
@@ -112,6 +116,7 @@ SEARCHES: dict[str, Callable[[Connection], object]] = {
     "by ivfflat with filters": lambda conn: embeddings.similar(conn, VECTOR, 1, probes=1, since=seconds(0)),
     "hybrid": lambda conn: embeddings.hybrid(conn, "text", VECTOR, 1),
     "exactly": lambda conn: geoids.similar(conn, VECTOR, exact=True),
+    "by hnsw, then exactly, page after page": lambda conn: list(geoids.similar_pages(conn, VECTOR)),
     "explained": lambda conn: geoids.explain(conn, VECTOR, 1, ef_search=2, entropy=(0, None)),
 }
 

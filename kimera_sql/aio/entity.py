@@ -146,7 +146,7 @@ class Entity(Generic[New, Record, Id]):
         """Return the number of rows."""
         return await self._queries.count_all.fetchval(conn, int) or 0
 
-    async def stream(self, conn: Connection, *, chunk: int = 1000, ordered: bool = True) -> AsyncIterator[Record]:
+    def stream(self, conn: Connection, *, chunk: int = 1000, ordered: bool = True) -> AsyncIterator[Record]:
         """Yield every row, the oldest first, *chunk* of them fetched at a time.
 
         PostgreSQL sends them from a server-side cursor, in one transaction that lasts until the iterator ends or is
@@ -157,7 +157,9 @@ class Entity(Generic[New, Record, Id]):
         """
         make = mapper(sql.dialect(conn), self._record)
         query = self._queries.stream_all if ordered else self._queries.stream_unordered
-        rows = query.stream(conn, chunk=checks.limit(chunk, "chunk"))
+        return self._made(query.stream(conn, chunk=checks.limit(chunk, "chunk")), make)
+
+    async def _made(self, rows: AsyncIterator[sql.Row], make: Callable[[sql.Row], Record]) -> AsyncIterator[Record]:
         # Else the rows would be closed some time after the records, by whoever frees them.
         async with aclosing(rows):  # type: ignore[type-var]
             async for row in rows:

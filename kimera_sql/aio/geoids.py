@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, Unpack
 from uuid import UUID
@@ -19,6 +19,7 @@ from . import batches, sql
 from .entity import Entity
 from .search import run
 from .search.run import Source
+from .search.unbounded import Search
 from .sql import Connection
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "series",
     "similar",
     "similar_many",
+    "similar_pages",
     "similar_to",
     "stream",
     "update_metadata",
+    "within",
 ]
 
 _queries = sql.Queries("geoids")
@@ -88,6 +91,7 @@ async def similar(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    at_least: float | None = None,
     with_vectors: bool = False,
     diversity: float = 0.0,
     **filters: Unpack[Filters],
@@ -97,12 +101,13 @@ async def similar(
     *vector*: shape (1024,). The search is approximate where a vector index is built, unless *exact*; similarities are
     exact either way, and *k* hits come back where as many states pass. *recall* is the share of the true nearest that
     it is to find (0.95 unless told otherwise), with the settings that recall.tune measured; *ef_search* (hnsw) or
-    *probes* (ivfflat) set them by hand. *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers
-    hits that are unlike each other (maximal marginal relevance).
+    *probes* (ivfflat) set them by hand. Hits less similar than *at_least*, from -1 to 1, are left out.
+    *with_vectors* fetches each hit's vector too. *diversity*, from 0 to 1, prefers hits that are unlike each other
+    (maximal marginal relevance).
     Raises VectorError for a vector that cannot be searched for.
     """
     options = Options(exact, probes, ef_search, recall)
-    (found,) = await _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, with_vectors, diversity)
+    (found,) = await _nearest(conn, [as_vector(vector)], k, filters, options, _ALL, at_least, with_vectors, diversity)
     return found
 
 
@@ -115,6 +120,7 @@ async def similar_to(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    at_least: float | None = None,
     with_vectors: bool = False,
     diversity: float = 0.0,
     **filters: Unpack[Filters],
@@ -124,7 +130,8 @@ async def similar_to(
     vector = await _queries.vector_of.fetchval(conn, np.ndarray, id=checks.identifier("id", id))
     if vector is None:
         raise NotFound(f"no row has the id {id}")
-    (found,) = await _nearest(conn, [vector], k, filters, options, {"other_than": id}, with_vectors, diversity)
+    besides = {"other_than": id}
+    (found,) = await _nearest(conn, [vector], k, filters, options, besides, at_least, with_vectors, diversity)
     return found
 
 
@@ -137,6 +144,7 @@ async def similar_many(
     probes: int | None = None,
     ef_search: int | None = None,
     recall: float | None = None,
+    at_least: float | None = None,
     **filters: Unpack[Filters],
 ) -> list[list[Hit]]:
     """Return what similar gives for each of *vectors*, asked all at once in one pipeline.
@@ -145,8 +153,68 @@ async def similar_many(
     """
     options = Options(exact, probes, ef_search, recall)
     asked = [as_vector(vector, field=f"vectors[{number}]") for number, vector in enumerate(vectors)]
-    found = await run.nearest_to_many(conn, _table, GeoidSummary, asked, k, where(**filters), options, besides=_ALL)
+    found = await run.nearest_to_many(
+        conn, _table, GeoidSummary, asked, k, where(**filters), options, besides=_ALL, at_least=at_least
+    )
     return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+def within(
+    conn: Connection,
+    vector: VectorLike,
+    similarity: float,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    **filters: Unpack[Filters],
+) -> AsyncIterator[Hit]:
+    """Yield every state that is at least as similar to *vector* as *similarity*, the most similar first.
+
+    The options and *filters* are those of similar. Up to 500 states are found by a vector index, with the recall of
+    similar. If there are more, or no index serves, every row is compared, and what is found is fetched 1,000 at a time:
+    the rows that there were when it began. On PostgreSQL that is one transaction, which lasts until the iterator ends
+    or is closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+    Raises InvalidValue if the transaction is committed or rolled back sooner.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return _search(conn, vector, filters, options, with_vectors).within(checks.similarity("similarity", similarity))
+
+
+def similar_pages(
+    conn: Connection,
+    vector: VectorLike,
+    size: int = 20,
+    *,
+    exact: bool = False,
+    probes: int | None = None,
+    ef_search: int | None = None,
+    recall: float | None = None,
+    with_vectors: bool = False,
+    **filters: Unpack[Filters],
+) -> AsyncIterator[list[Hit]]:
+    """Yield all states in pages of *size*, the most similar to *vector* first. Only the last page can be shorter.
+
+    The options and *filters* are those of similar. However many pages are read, no state comes twice and none is left
+    out. A vector index gives the first 100 states, and then those up to 500. If more is read, every row is compared,
+    once. What the index has missed comes at the start of the next of these parts; with *exact*, the order is strict.
+
+    What is written meanwhile can appear on later pages until the rows are compared. From then on they are the rows that
+    there were at that time, and on PostgreSQL they come in one transaction, which lasts until the iterator ends or is
+    closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+    Raises InvalidValue if that transaction is committed or rolled back sooner.
+    """
+    options = Options(exact, probes, ef_search, recall)
+    return _search(conn, vector, filters, options, with_vectors).pages(checks.limit(size, "size"))
+
+
+def _search(
+    conn: Connection, vector: VectorLike, filters: Filters, options: Options, with_vectors: bool
+) -> Search[Hit]:
+    read = run.reader(conn, GeoidSummary, Hit)
+    return Search(conn, _table, read, as_vector(vector), where(**filters), options, _ALL, with_vectors)
 
 
 async def explain(
@@ -175,6 +243,7 @@ async def _nearest(
     filters: Filters,
     options: Options,
     besides: Mapping[str, Any],
+    at_least: float | None,
     with_vectors: bool,
     diversity: float,
 ) -> list[list[Hit]]:
@@ -187,6 +256,7 @@ async def _nearest(
         where(**filters),
         options,
         besides=besides,
+        at_least=at_least,
         with_vectors=with_vectors,
         diversity=diversity,
     )

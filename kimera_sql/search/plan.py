@@ -30,7 +30,7 @@ On hard generated data, half of the lists found 0.957 to 0.978 of the neighbours
 nothing to train on.
 """
 
-_MOST_BY_INDEX: Final = MAX_EF_SEARCH // 2
+MOST_BY_INDEX: Final = MAX_EF_SEARCH // 2
 """The largest k for which ef_search leaves hnsw enough candidates. With a larger k a search is exact."""
 
 # In microseconds: comparing one row exactly, and raising ef_search by one. Measured with 20,000 vectors (PostgreSQL
@@ -250,8 +250,8 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
     usable = [index for index in indexes if index.usable]
     if not usable:
         return exactly(f"{table.name} has no vector index that could be used")
-    if k > _MOST_BY_INDEX:
-        return exactly(f"k is more than the {_MOST_BY_INDEX} that an index can be relied on for")
+    if k > MOST_BY_INDEX:
+        return exactly(f"k is more than the {MOST_BY_INDEX} that an index can be relied on for")
     index = min(usable, key=lambda index: _PREFERENCE.index((index.method, index.precision)))
     setting = _setting(index, k, options)
     if setting is None:

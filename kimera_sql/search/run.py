@@ -26,6 +26,7 @@ from ..vectors import Vector
 from . import catalogue, samples
 
 S = TypeVar("S")
+H = TypeVar("H")
 
 Source: TypeAlias = Connection | Pool | SqlitePool
 """Where several searches can run: on one connection, or on those of a pool."""
@@ -35,7 +36,8 @@ _queries = Queries("search")
 _VARIED: Final = 5
 """A search with diversity chooses from this many times k rows."""
 
-_COMPLETED: Final = exactly("the index gave too few rows")
+COMPLETED: Final = exactly("the index gave too few rows")
+"""How a search goes on when its index has no more to give."""
 
 _SAME: Final = 1e-6
 """Cosine distances up to this are rounding's."""
@@ -100,8 +102,8 @@ def rows(
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
             if len(found[place]) < k or _look_identical(found[place], chosen.least):
-                parameters = _given(_COMPLETED, vector, k, with_vectors, where, besides)
-                (found[place],), _ = _run(conn, table, _COMPLETED, [parameters])
+                parameters = _given(COMPLETED, vector, k, with_vectors, where, besides)
+                (found[place],), _ = _run(conn, table, COMPLETED, [parameters])
     if sampled:
         samples.offer(conn, table, vectors, k, chosen, [where, besides or {}])
     if wanted > k:
@@ -156,16 +158,34 @@ def _run(
         return hits + found[len(searches) :], not any_missing
     if not chosen.settings:
         return postgres.fetchall_of(conn, [*searches, *along]), True
-    names, values = list(chosen.settings), list(chosen.settings.values())
     index = chosen.index
-    change = postgres.Call(
-        _queries.set_local.statement(conn), {"names": names, "values": values, "index": index and index.oid}
-    )
-    undo = postgres.Call(_queries.put_back.statement(conn), {"names": names})
+    change, undo = settings(conn, chosen)
     # Outside a transaction the pipeline is its own transaction, and the settings end with it.
     restore = not postgres.outside_transaction(conn)
     changed, *found = postgres.fetchall_of(conn, [change, *searches, *along], after=[undo] if restore else [])
     return found, index is None or changed[0][-1] == index.filenode
+
+
+def settings(conn: psycopg.Connection[Any], chosen: Plan) -> tuple[postgres.Call, postgres.Call]:
+    """Return the calls that put the settings of *chosen* in force, and that undo it."""
+    names, values = list(chosen.settings), list(chosen.settings.values())
+    index = chosen.index and chosen.index.oid
+    return (
+        postgres.Call(_queries.set_local.statement(conn), {"names": names, "values": values, "index": index}),
+        postgres.Call(_queries.put_back.statement(conn), {"names": names}),
+    )
+
+
+def reader(conn: Connection, summary: type[S], hit: Callable[[S, float, Vector | None], H]) -> Callable[[Row], H]:
+    """Return the function that makes a *hit* from a row: from its columns as a *summary*, its similarity and vector."""
+    dialect = sql.dialect(conn)
+    make = mapper(dialect, summary)
+
+    def read(row: Row) -> H:
+        *columns, similarity, vector = row
+        return hit(make(tuple(columns)), similarity, None if vector is None else decode(dialect, np.ndarray, vector))
+
+    return read
 
 
 def nearest(
@@ -178,14 +198,17 @@ def nearest(
     options: Options,
     *,
     besides: Mapping[str, Any] | None = None,
+    at_least: float | None = None,
     with_vectors: bool = False,
     diversity: float = 0.0,
 ) -> list[list[tuple[S, float, Vector | None]]]:
     """Return the hits for each of *vectors*: the row as a *summary*, its similarity, and its vector or None.
 
-    The vector comes only *with_vectors*. With a *diversity* above 0, the *k* hits are chosen from _VARIED times as many
-    to be unlike each other; see geoids.similar. Raises InvalidValue for a diversity outside 0 to 1.
+    The vector comes only *with_vectors*. Rows that are less similar than *at_least* are left out. With a *diversity*
+    above 0, the *k* hits are chosen from _VARIED times as many to be unlike each other; see geoids.similar.
+    Raises InvalidValue for a diversity outside 0 to 1, and for an *at_least* outside -1 to 1.
     """
+    least = checks.optional(checks.similarity, "at_least", at_least)
     if not 0 <= checks.number("diversity", diversity) <= 1:
         raise InvalidValue(f"diversity: {diversity} is not within 0 to 1")
     k = checks.limit(k, "k")
@@ -201,15 +224,8 @@ def nearest(
         with_vectors=with_vectors or diversity > 0,
         sampled=True,
     )
-    dialect = sql.dialect(conn)
-    make = mapper(dialect, summary)
-    hits = [
-        [
-            (make(tuple(columns)), similarity, None if vector is None else decode(dialect, np.ndarray, vector))
-            for *columns, similarity, vector in found
-        ]
-        for found in several
-    ]
+    read = reader(conn, summary, lambda row, similarity, vector: (row, similarity, vector))
+    hits = [[read(row) for row in found if least is None or row[-2] >= least] for found in several]
     return [_unlike(found, k, diversity, with_vectors) for found in hits] if diversity else hits
 
 
@@ -223,6 +239,7 @@ def nearest_to_many(
     options: Options,
     *,
     besides: Mapping[str, Any] | None = None,
+    at_least: float | None = None,
     around: Callable[[Connection], AbstractContextManager[None]] | None = None,
 ) -> list[list[tuple[S, float, Vector | None]]]:
     """Return what nearest does. Given a pool, *vectors* are shared out among its idle connections.
@@ -232,7 +249,7 @@ def nearest_to_many(
 
     def search(conn: Connection, share: Sequence[Vector]) -> list[list[tuple[S, float, Vector | None]]]:
         with around(conn) if around is not None else nullcontext():
-            return nearest(conn, table, summary, share, k, where, options, besides=besides)
+            return nearest(conn, table, summary, share, k, where, options, besides=besides, at_least=at_least)
 
     if isinstance(conn, SqlitePool):
         with conn.connection() as file:

@@ -58,15 +58,17 @@ class _CosineDistance:
     def __init__(self) -> None:
         self._blob = b""
         self._vector = np.zeros(0, dtype="<f4")
-        self._norm = 0.0
+        self._square = 0.0
 
     def __call__(self, one: bytes, other: bytes) -> float:
         if other != self._blob:
             self._vector = np.frombuffer(other, dtype="<f4")
-            self._norm = math.sqrt(np.dot(self._vector, self._vector))
+            self._square = float(np.dot(self._vector, self._vector))
             self._blob = other
         vector = np.frombuffer(one, dtype="<f4")
-        cosine = float(np.dot(vector, self._vector)) / (math.sqrt(np.dot(vector, vector)) * self._norm)
+        # One root of the product, as pgvector takes it: so a vector's cosine with itself is 1, and no digit less.
+        square = float(np.dot(vector, vector))
+        cosine = float(np.dot(vector, self._vector)) / math.sqrt(square * self._square)
         return 1.0 - max(-1.0, min(1.0, cosine))
 
 

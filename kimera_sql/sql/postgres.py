@@ -153,28 +153,28 @@ def script(conn: Connection, text: str) -> None:
     conn.execute(literal(text))
 
 
-def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+def stream(
+    conn: Connection,
+    statement: Statement,
+    parameters: Mapping[str, Any],
+    chunk: int,
+    *,
+    before: Sequence[Call] = (),
+    after: Sequence[Call] = (),
+) -> Iterator[Row]:
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction.
+
+    *before* runs in that transaction before the statement is planned, and *after* when it is, before any row is read.
+    """
     _check_free(conn, statement.name)
     given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
         raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
-    types.known(conn)
-    name = f"kimera_{next(_cursor_numbers)}"
-    outside = outside_transaction(conn)
-    cursor = psycopg.ServerCursor(conn, name, row_factory=tuple_row)
-    # No savepoint: closing the iterator early would roll back what the caller has written since.
-    with conn.transaction() if outside else nullcontext():
+    # No savepoint around the rows: closing the iterator early would roll back what the caller has written since.
+    with conn.transaction() if outside_transaction(conn) else nullcontext():
+        cursor = _declared(conn, statement, given, before, after)
+        cursor.itersize = chunk
         try:
-            use_own(cursor)
-            cursor.itersize = chunk
-            try:
-                cursor.execute(statement.text, given, binary=True)
-            except psycopg.Error as error:
-                types.doubt(conn, error)
-                raise
-            if types.recognize(conn, cursor):
-                cursor.execute(statement.text, given, binary=True)
             with suppress(GeneratorExit):
                 for row in cursor:
                     yield row
@@ -186,8 +186,38 @@ def stream(conn: Connection, statement: Statement, parameters: Mapping[str, Any]
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
-            psycopg.ServerCursor(conn, name).close()
+            psycopg.ServerCursor(conn, cursor.name).close()
             psycopg.Cursor.close(cursor)
+
+
+def _declared(
+    conn: Connection,
+    statement: Statement,
+    given: Mapping[str, Any],
+    before: Sequence[Call],
+    after: Sequence[Call],
+    *,
+    again: bool = True,
+) -> psycopg.ServerCursor[Row]:
+    """Declare a server-side cursor for *statement*, *again* if types have changed since *conn* first used them."""
+    types.known(conn)
+    cursor = psycopg.ServerCursor(conn, f"kimera_{next(_cursor_numbers)}", row_factory=tuple_row)
+    use_own(cursor)
+    try:
+        with atomic(conn):
+            if before:
+                _run(conn, before)
+            cursor.execute(statement.text, given, binary=True)
+            if types.recognize(conn, cursor):
+                cursor.execute(statement.text, given, binary=True)
+            if after:
+                _run(conn, after)
+    except BaseException as error:
+        psycopg.Cursor.close(cursor)
+        if isinstance(error, psycopg.Error) and types.doubt(conn, error) and again:
+            return _declared(conn, statement, given, before, after, again=False)
+        raise
+    return cursor
 
 
 class CopyRefused(UnsupportedByServer):

@@ -322,6 +322,41 @@ FROM (
 ) AS nearest
 ORDER BY distance, id;
 
+-- name: within(vector, at_least, with_vectors, source, since, until, metadata)
+-- Every embedding at least as similar as given that passes the filters, the most similar first, by comparing all. The
+-- "OFFSET 0" of the distance has it computed once; that of the columns has them read late, for one row after the other,
+-- so that ids and distances alone are sorted, and a cursor reads no more than it is asked for.
+-- like: similar_exact, -k, +at_least, +nearest
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- plan: custom
+SELECT
+    nearest.id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT id, distance
+    FROM (
+        SELECT id, (embedding <=> :vector) + 0 AS distance
+        FROM semantic_embeddings
+        WHERE (:source::text IS NULL OR source = :source)
+            AND (:since::timestamptz IS NULL OR timestamp >= :since)
+            AND (:until::timestamptz IS NULL OR timestamp < :until)
+            AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+        OFFSET 0
+    ) AS compared
+    WHERE 1 - distance >= :at_least
+    ORDER BY distance, id
+) AS nearest
+CROSS JOIN LATERAL (
+    SELECT
+        text_content, timestamp, source, metadata,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE semantic_embeddings.id = nearest.id
+    OFFSET 0
+) AS found
+ORDER BY distance, nearest.id;
+
 -- name: matching_plan(source, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
 -- like: similar_exact, -vector, -k, -with_vectors

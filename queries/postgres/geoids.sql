@@ -359,6 +359,44 @@ FROM (
 ) AS nearest
 ORDER BY distance, id;
 
+-- name: within(vector, at_least, with_vectors, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- Every state at least as similar as given that passes the filters, the most similar first, by comparing all. The
+-- "OFFSET 0" of the distance has it computed once; that of the columns has them read late, for one row after the other,
+-- so that ids and distances alone are sorted, and a cursor reads no more than it is asked for.
+-- like: similar_exact, -k, -other_than, +at_least, +nearest
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- plan: custom
+SELECT
+    nearest.id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT id, distance
+    FROM (
+        SELECT id, (state_vector <=> :vector) + 0 AS distance
+        FROM geoid_states
+        WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+            AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+            AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+            AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+            AND (:since::timestamptz IS NULL OR timestamp >= :since)
+            AND (:until::timestamptz IS NULL OR timestamp < :until)
+            AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+        OFFSET 0
+    ) AS compared
+    WHERE 1 - distance >= :at_least
+    ORDER BY distance, id
+) AS nearest
+CROSS JOIN LATERAL (
+    SELECT
+        timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE geoid_states.id = nearest.id
+    OFFSET 0
+) AS found
+ORDER BY distance, nearest.id;
+
 -- name: matching_plan(other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
 -- like: similar_exact, -vector, -k, -with_vectors

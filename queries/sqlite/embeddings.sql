@@ -96,6 +96,28 @@ FROM (
 JOIN semantic_embeddings ON id = nearest_id
 ORDER BY distance, id;
 
+-- name: within(vector, at_least, with_vectors, source, since, until, metadata)
+-- Every embedding at least as similar as given that passes the filters, the most similar first. The "LIMIT -1" has each
+-- distance computed once.
+-- like: similar_exact, -k, +at_least
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - distance AS similarity, embedding
+FROM (
+    SELECT
+        id, text_content, timestamp, source, metadata,
+        cosine_distance(embedding, :vector) AS distance,
+        CASE WHEN :with_vectors THEN embedding END AS embedding
+    FROM semantic_embeddings
+    WHERE (:source IS NULL OR source = :source)
+        AND (:since IS NULL OR timestamp >= :since)
+        AND (:until IS NULL OR timestamp < :until)
+        AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+    LIMIT -1
+) AS compared
+WHERE 1 - distance >= :at_least
+ORDER BY distance, id;
+
 -- name: count_matching(source, since, until, metadata)$
 -- How many embeddings pass every filter given.
 -- like: similar_exact, -vector, -k, -with_vectors

@@ -115,6 +115,31 @@ FROM (
 JOIN geoid_states ON id = nearest_id
 ORDER BY distance, id;
 
+-- name: within(vector, at_least, with_vectors, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- Every state at least as similar as given that passes the filters, the most similar first. The "LIMIT -1" has each
+-- distance computed once.
+-- like: similar_exact, -k, -other_than, +at_least
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - distance AS similarity, state_vector
+FROM (
+    SELECT
+        id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+        cosine_distance(state_vector, :vector) AS distance,
+        CASE WHEN :with_vectors THEN state_vector END AS state_vector
+    FROM geoid_states
+    WHERE (:tags_all IS NULL OR json_contains(tags, :tags_all))
+        AND (:tags_any IS NULL OR json_overlaps(tags, :tags_any))
+        AND (:entropy_min IS NULL OR entropy >= :entropy_min)
+        AND (:entropy_max IS NULL OR entropy <= :entropy_max)
+        AND (:since IS NULL OR timestamp >= :since)
+        AND (:until IS NULL OR timestamp < :until)
+        AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+    LIMIT -1
+) AS compared
+WHERE 1 - distance >= :at_least
+ORDER BY distance, id;
+
 -- name: series(bucket, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The numbers of the states that pass every filter given, in buckets of time, which are counted from 1970-01-01 UTC; empty
 -- ones are left out. Numbers from 1e290 up are added up apart and scaled down, so

@@ -299,5 +299,6 @@ def test_every_list_of_an_entity_has_a_limit(entity: Entity) -> None:
             "series",
             "summary",
             "names",
+            "within",
         )
     }

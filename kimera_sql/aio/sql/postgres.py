@@ -153,29 +153,27 @@ async def script(conn: Connection, text: str) -> None:
 
 
 async def stream(
-    conn: Connection, statement: Statement, parameters: Mapping[str, Any], chunk: int
+    conn: Connection,
+    statement: Statement,
+    parameters: Mapping[str, Any],
+    chunk: int,
+    *,
+    before: Sequence[Call] = (),
+    after: Sequence[Call] = (),
 ) -> AsyncIterator[Row]:
-    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction."""
+    """Yield the rows of *statement* from a server-side cursor, *chunk* rows per round trip, in one transaction.
+
+    *before* runs in that transaction before the statement is planned, and *after* when it is, before any row is read.
+    """
     _check_free(conn, statement.name)
     given = _bind(statement, parameters, conn.info.encoding)
     if conn.info.pipeline_status != PipelineStatus.OFF:
         raise InvalidValue("conn: it is in pipeline mode, in which no rows can be streamed; end that first")
-    await types.known(conn)
-    name = f"kimera_{next(_cursor_numbers)}"
-    outside = outside_transaction(conn)
-    cursor = psycopg.AsyncServerCursor(conn, name, row_factory=tuple_row)
-    # No savepoint: closing the iterator early would roll back what the caller has written since.
-    async with conn.transaction() if outside else nullcontext():
+    # No savepoint around the rows: closing the iterator early would roll back what the caller has written since.
+    async with conn.transaction() if outside_transaction(conn) else nullcontext():
+        cursor = await _declared(conn, statement, given, before, after)
+        cursor.itersize = chunk
         try:
-            use_own(cursor)
-            cursor.itersize = chunk
-            try:
-                await cursor.execute(statement.text, given, binary=True)
-            except psycopg.Error as error:
-                types.doubt(conn, error)
-                raise
-            if await types.recognize(conn, cursor):
-                await cursor.execute(statement.text, given, binary=True)
             with suppress(GeneratorExit):
                 async for row in cursor:
                     yield row
@@ -187,8 +185,38 @@ async def stream(
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
-            await psycopg.AsyncServerCursor(conn, name).close()
+            await psycopg.AsyncServerCursor(conn, cursor.name).close()
             await psycopg.AsyncCursor.close(cursor)
+
+
+async def _declared(
+    conn: Connection,
+    statement: Statement,
+    given: Mapping[str, Any],
+    before: Sequence[Call],
+    after: Sequence[Call],
+    *,
+    again: bool = True,
+) -> psycopg.AsyncServerCursor[Row]:
+    """Declare a server-side cursor for *statement*, *again* if types have changed since *conn* first used them."""
+    await types.known(conn)
+    cursor = psycopg.AsyncServerCursor(conn, f"kimera_{next(_cursor_numbers)}", row_factory=tuple_row)
+    use_own(cursor)
+    try:
+        async with atomic(conn):
+            if before:
+                await _run(conn, before)
+            await cursor.execute(statement.text, given, binary=True)
+            if await types.recognize(conn, cursor):
+                await cursor.execute(statement.text, given, binary=True)
+            if after:
+                await _run(conn, after)
+    except BaseException as error:
+        await psycopg.AsyncCursor.close(cursor)
+        if isinstance(error, psycopg.Error) and types.doubt(conn, error) and again:
+            return await _declared(conn, statement, given, before, after, again=False)
+        raise
+    return cursor
 
 
 class CopyRefused(UnsupportedByServer):
