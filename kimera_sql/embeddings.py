@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from itertools import groupby
 from typing import Any, Unpack
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from . import batches, checks, sql
 from .errors import NotFound
@@ -21,6 +20,7 @@ from .model.embeddings import (
     NewEmbedding,
     depth,
     fuse,
+    runs,
     search_words,
     values,
     where,
@@ -91,25 +91,20 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding, UUID]):
         self, conn: Connection, rows: list[dict[str, Any]], first: int, seen: dict[UUID, int] | None
     ) -> int:
         new = 0
-        # What rows with ids write can be what those after them, without, are to find.
-        for by_text, group in groupby(rows, lambda row: row["id"] is None):
-            alike = list(group)
-            if by_text:
+        for part in runs(rows):
+            if part[0]["id"] is None:
                 _queries.lock_texts.execute(conn)
-                for row, id in zip(alike, self._ids(conn, alike), strict=True):
+                for row, id in zip(part, self._ids(conn, part), strict=True):
                     row["id"] = id
-            new += super()._upsert_batch(conn, alike, first, seen)
-            first += len(alike)
+            new += super()._upsert_batch(conn, part, first, seen)
+            first += len(part)
         return new
 
-    def _ids(self, conn: Connection, rows: list[dict[str, Any]]) -> list[UUID]:
-        """Return the ids of the rows that have the texts and sources of *rows*, and new ones for those of none."""
+    def _ids(self, conn: Connection, rows: list[dict[str, Any]]) -> list[UUID | None]:
+        """Return the ids of the stored rows that have the texts and sources of *rows*, None for what none has."""
         texts, sources = [row["text_content"] for row in rows], [row["source"] for row in rows]
         found = _queries.ids_of_texts.fetchall(conn, texts=texts, sources=sources)
-        ids: dict[tuple[str, str | None], UUID] = {}
-        for text, source, (id,) in zip(texts, sources, found, strict=True):
-            ids.setdefault((text, source), uuid4() if id is None else decode(sql.dialect(conn), UUID, id))
-        return [ids[key] for key in zip(texts, sources, strict=True)]
+        return [None if id is None else decode(sql.dialect(conn), UUID, id) for (id,) in found]
 
 
 entity = _Embeddings(_queries, Embedding, values, checks.identifier, vector="embedding")
