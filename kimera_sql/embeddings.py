@@ -82,6 +82,7 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding, UUID]):
         if new.id is not None:
             return super().upsert(conn, new)
         key = self._values(new)
+        self._learn_types(conn)
         with sql.atomic(conn):
             _queries.lock_text.execute(conn, text_content=key["text_content"])
             (id,) = self._ids(conn, [key])

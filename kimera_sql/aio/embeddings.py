@@ -82,6 +82,7 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding, UUID]):
         if new.id is not None:
             return await super().upsert(conn, new)
         key = self._values(new)
+        await self._learn_types(conn)
         async with sql.atomic(conn):
             await _queries.lock_text.execute(conn, text_content=key["text_content"])
             (id,) = await self._ids(conn, [key])

@@ -48,9 +48,7 @@ class UpsertEntity(Entity[New, Record, Id]):
         """
         if duplicates not in ("last", "refuse"):
             raise InvalidValue(f"duplicates: expected 'last' or 'refuse', got {duplicates!r}")
-        if self._vector is not None and sql.is_postgres(conn):
-            # Arrays name the type of their elements, and it is too late to learn it once items have been taken.
-            await _types.vector.fetchall(conn)
+        await self._learn_types(conn)
         inserted = count = 0
         seen: dict[Id, int] | None = {} if duplicates == "refuse" else None
         async with sql.atomic(conn):
@@ -58,6 +56,11 @@ class UpsertEntity(Entity[New, Record, Id]):
                 inserted += await self._upsert_batch(conn, rows, count, seen)
                 count += len(rows)
         return Upserted(inserted, count - inserted)
+
+    async def _learn_types(self, conn: Connection) -> None:
+        """Learn anew of a type that has changed. Within a transaction of several statements it would be too late."""
+        if self._vector is not None and sql.is_postgres(conn):
+            await _types.vector.fetchall(conn)
 
     async def _batches(
         self, conn: Connection, items: AsyncIterable[New] | Iterable[New]
