@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Unpack
+from uuid import UUID
 
 from . import batches, checks, sql
-from .entity import Entity
+from .errors import NotFound
 from .model.embeddings import (
     Embedding,
     EmbeddingSummary,
@@ -20,19 +22,22 @@ from .model.embeddings import (
     NewEmbedding,
     depth,
     fuse,
+    runs,
     search_words,
     values,
     where,
 )
+from .model.upserts import Upserted
 from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
 from .search import run
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .search.unbounded import Search
 from .sql import Connection, postgres
-from .sql.rows import mapper
+from .sql.rows import decode, mapper
 from .tables import VECTOR_TABLES
 from .twins import value
+from .upserts import UpsertEntity
 from .vectors import VectorLike, as_vector
 
 __all__ = [
@@ -45,6 +50,7 @@ __all__ = [
     "NewEmbedding",
     "Renewal",
     "Renewed",
+    "Upserted",
     "count",
     "delete",
     "delete_where",
@@ -62,11 +68,14 @@ __all__ = [
     "prune",
     "renew",
     "renewal",
+    "replace_vector",
     "require_model",
     "similar",
     "similar_many",
     "similar_pages",
     "stream",
+    "upsert",
+    "upsert_many",
     "within",
 ]
 
@@ -74,14 +83,62 @@ _queries = sql.Queries("embeddings")
 
 _table = VECTOR_TABLES["semantic_embeddings"]
 
-entity = Entity(_queries, Embedding, values, checks.identifier, vector="embedding")
+
+class _Embeddings(UpsertEntity[NewEmbedding, Embedding, UUID]):
+    """An entity whose items without an id are known by their text and source."""
+
+    def upsert(self, conn: Connection, new: NewEmbedding) -> Embedding:
+        """Store *new* over the row of its id or, without one, over the row of its text and source; else as a new row.
+
+        It is stored as insert would store it: what *new* leaves out is not kept from the row. That stays the same row.
+        Of several of a text and source it is the newest, as for get_or_create, and of callers who want the same text at
+        once the others wait in the same way. Raises as insert does.
+        """
+        if new.id is not None:
+            return super().upsert(conn, new)
+        key = self._values(new)
+        self._learn_types(conn)
+        with sql.atomic(conn):
+            _queries.lock_text.execute(conn, text_content=key["text_content"])
+            (id,) = self._ids(conn, [key])
+            return super().upsert(conn, replace(new, id=id))
+
+    def _upsert_batch(
+        self, conn: Connection, rows: list[dict[str, Any]], first: int, seen: dict[UUID, int] | None
+    ) -> int:
+        new = 0
+        for part in runs(rows):
+            if part[0]["id"] is None:
+                _queries.lock_texts.execute(conn)
+                for row, id in zip(part, self._ids(conn, part), strict=True):
+                    row["id"] = id
+            new += super()._upsert_batch(conn, part, first, seen)
+            first += len(part)
+        return new
+
+    def _ids(self, conn: Connection, rows: list[dict[str, Any]]) -> list[UUID | None]:
+        """Return the ids of the stored rows that have the texts and sources of *rows*, None for what none has."""
+        texts, sources = [row["text_content"] for row in rows], [row["source"] for row in rows]
+        found = _queries.ids_of_texts.fetchall(conn, texts=texts, sources=sources)
+        return [None if id is None else decode(sql.dialect(conn), UUID, id) for (id,) in found]
+
+
+entity = _Embeddings(_queries, Embedding, values, checks.identifier, vector="embedding")
 insert = entity.insert
 insert_many = entity.insert_many
+upsert = entity.upsert
+upsert_many = entity.upsert_many
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+
+
+def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:
+    """Give an embedding another vector, and change nothing else of it. Raises NotFound, and VectorError."""
+    if not _queries.replace_vector.execute(conn, id=checks.identifier("id", id), vector=as_vector(vector)):
+        raise NotFound(f"no row has the id {id}")
 
 
 def similar(

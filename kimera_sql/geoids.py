@@ -11,15 +11,16 @@ from uuid import UUID
 import numpy as np
 
 from . import batches, checks, sql
-from .entity import Entity
 from .errors import InUse, InvalidValue, NotFound
 from .model.geoids import Bucket, Filters, Geoid, GeoidSummary, Gone, Hit, NewGeoid, values, where
+from .model.upserts import Upserted
 from .search import run
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .search.unbounded import Search
 from .sql import Connection
 from .tables import VECTOR_TABLES
+from .upserts import UpsertEntity
 from .vectors import Vector, VectorLike, as_vector
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Gone",
     "Hit",
     "NewGeoid",
+    "Upserted",
     "add_tags",
     "centroid",
     "count",
@@ -45,6 +47,7 @@ __all__ = [
     "latest",
     "prune",
     "remove_tags",
+    "replace_vector",
     "series",
     "similar",
     "similar_many",
@@ -52,6 +55,8 @@ __all__ = [
     "similar_to",
     "stream",
     "update_metadata",
+    "upsert",
+    "upsert_many",
     "within",
 ]
 
@@ -62,14 +67,22 @@ _table = VECTOR_TABLES["geoid_states"]
 _ALL: Mapping[str, Any] = {"other_than": None}
 """That no state is left out."""
 
-entity = Entity(_queries, Geoid, values, checks.identifier, vector="state_vector")
+entity = UpsertEntity(_queries, Geoid, values, checks.identifier, vector="state_vector")
 insert = entity.insert
 insert_many = entity.insert_many
+upsert = entity.upsert
+upsert_many = entity.upsert_many
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+
+
+def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:
+    """Give a state another vector, and change nothing else of it. Raises NotFound, and VectorError."""
+    if not _queries.replace_vector.execute(conn, id=checks.identifier("id", id), vector=as_vector(vector)):
+        raise NotFound(f"no row has the id {id}")
 
 
 def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:

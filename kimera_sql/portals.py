@@ -9,14 +9,16 @@ from typing import Any
 from uuid import UUID
 
 from . import checks, sql
-from .entity import Entity
 from .errors import NotFound
 from .model.portals import NewPortal, Portal, values
+from .model.upserts import Upserted
 from .sql import Connection
+from .upserts import UpsertEntity
 
 __all__ = [
     "NewPortal",
     "Portal",
+    "Upserted",
     "between",
     "by_status",
     "count",
@@ -31,13 +33,17 @@ __all__ = [
     "set_status",
     "stream",
     "update_parameters",
+    "upsert",
+    "upsert_many",
 ]
 
 _queries = sql.Queries("portals")
 
-entity = Entity(_queries, Portal, values, checks.identifier, clock="creation_timestamp")
+entity = UpsertEntity(_queries, Portal, values, checks.identifier, clock="creation_timestamp")
 insert = entity.insert
 insert_many = entity.insert_many
+upsert = entity.upsert
+upsert_many = entity.upsert_many
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -108,6 +109,28 @@ class Together(RuleBasedStateMachine):
         ]
         self.everywhere(geoids.insert_many, news)
 
+    @rule(
+        data=st.data(), vectors=st.lists(VECTORS, max_size=5), at=TIMES, duplicates=st.sampled_from(["last", "refuse"])
+    )
+    def upsert_many(self, data: st.DataObject, vectors: list[Any], at: Any, duplicates: Any) -> None:
+        there = st.sampled_from(self.ids)
+        news = [
+            geoids.NewGeoid(
+                id=data.draw(there) if data.draw(st.booleans()) else self.new_id(self.ids),
+                state_vector=vector,
+                entropy=number,
+                coherence_factor=0,
+                energy_level=0,
+                timestamp=at,
+            )
+            for number, vector in enumerate(vectors)
+        ]
+        self.everywhere(geoids.upsert_many, news, duplicates=duplicates)
+        for new in news[:1]:
+            self.everywhere(geoids.upsert, new)
+            self.everywhere(geoids.replace_vector, new.id, vectors[-1])
+            self.everywhere(geoids.get, new.id)
+
     @rule(vector=VECTORS, k=st.integers(1, 20), filters=FILTERS, with_vectors=st.booleans())
     def similar(self, vector: Any, k: int, filters: Any, with_vectors: bool) -> None:
         self.everywhere(geoids.similar, vector, k, exact=True, with_vectors=with_vectors, **filters)
@@ -188,6 +211,8 @@ class Together(RuleBasedStateMachine):
             creation_timestamp=at,
         )
         self.everywhere(portals.insert, new)
+        self.everywhere(portals.upsert, replace(new, radius=2))
+        self.everywhere(portals.upsert_many, [replace(new, radius=3)])
         self.everywhere(portals.mark_used, new.id, at=at)
         self.everywhere(portals.update_parameters, new.id, {"k": energy})
 
@@ -220,6 +245,12 @@ class Together(RuleBasedStateMachine):
             for conn in self.connections
         ]
         assert all(np.array_equal(ours[0], vector) for vector in ours)
+        again = embeddings.NewEmbedding(text_content=text, embedding=unit(seed + 1), source=source)
+        for conn in self.connections:
+            assert np.array_equal(embeddings.upsert(conn, again).embedding, unit(seed + 1))
+        news = [again, replace(again, text_content=text + "b"), again]
+        self.everywhere(embeddings.upsert_many, news)
+        self.everywhere(embeddings.count)
         hits = [embeddings.similar(conn, unit(9), source=source, exact=True) for conn in self.connections]
         hits += [list(embeddings.within(conn, unit(9), -1, source=source)) for conn in self.connections]
         hits += [

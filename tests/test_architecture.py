@@ -18,7 +18,7 @@ PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS: Final = (
     ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
     ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
-    ("search", "entity", "batches"),
+    ("search", "entity", "upserts", "batches"),
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),

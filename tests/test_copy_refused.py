@@ -1,8 +1,9 @@
-"""insert_many where the server takes no COPY: under row-level security."""
+"""Writing many rows under row-level security, where the server takes no COPY."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,7 +13,7 @@ from psycopg import sql as composed
 from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
-from kimera_sql.errors import InvalidValue
+from kimera_sql.errors import InvalidValue, NotFound
 from kimera_sql.sql.postgres import Connection
 
 
@@ -104,3 +105,31 @@ def test_an_item_that_is_refused_here_is_named_all_the_same(guarded: Connection)
     with pytest.raises(InvalidValue, match=r"^item 150: entropy: "):
         geoids.insert_many(guarded, [*map(state, range(1, 151)), state(999, float("nan"))])
     assert geoids.count(guarded) == 1
+
+
+@pytest.mark.parametrize("table", ["geoid_states", "semantic_embeddings", "portal_configurations"])
+def test_rows_are_written_again_under_row_level_security(guarded: Connection, table: str) -> None:
+    entity, new = NEW[table]
+    items = [replace(new(number), id=UUID(int=number)) for number in range(1, 301)]
+    assert entity.upsert_many(guarded, items[:200]) == entity.Upserted(200, 0)
+    assert entity.upsert_many(guarded, items) == entity.Upserted(100, 200)
+    assert entity.upsert(guarded, items[0]).id == UUID(int=1)
+
+
+def test_a_row_that_the_policy_hides_is_not_written_over(guarded: Connection) -> None:
+    guarded.execute("SET LOCAL ROLE NONE")
+    hidden = geoids.insert(guarded, state(1, -1))
+    guarded.commit()
+    for write in (
+        lambda: geoids.upsert(guarded, state(1)),
+        lambda: geoids.upsert_many(guarded, [state(2), state(1)]),
+        lambda: geoids.upsert_many(guarded, [state(2), state(3, -1)]),
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"):
+            write()
+        guarded.rollback()
+    with pytest.raises(NotFound):
+        geoids.replace_vector(guarded, hidden.id, unit(5))
+    guarded.execute("SET LOCAL ROLE NONE")
+    assert geoids.get(guarded, hidden.id) == hidden
+    assert geoids.count(guarded) == 2

@@ -165,8 +165,8 @@ def test_get_or_create_tells_texts_apart_by_every_character(conn: Connection) ->
     assert embed.asked == texts
 
 
-def test_get_or_create_finds_the_oldest(conn: Connection) -> None:
-    for id, number in enumerate((2, 1, 1, 3)):
+def test_get_or_create_finds_the_newest(conn: Connection) -> None:
+    for id, number in enumerate((2, 3, 3, 1)):
         embeddings.insert(conn, embedding(number, text_content="text", id=UUID(int=id)))
     assert embeddings.get_or_create(conn, "text", Embedder()).id == UUID(int=1)
 

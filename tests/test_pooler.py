@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,7 +17,19 @@ from fix_servers import free_port
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strategies import unit
 
-from kimera_sql import InvalidValue, Settings, SettingsError, add_adapters, aio, geoids, indexes, metrics, open_pool
+from kimera_sql import (
+    InvalidValue,
+    Settings,
+    SettingsError,
+    add_adapters,
+    aio,
+    embeddings,
+    geoids,
+    indexes,
+    metrics,
+    open_pool,
+    portals,
+)
 from kimera_sql.connect import behind_pooler
 from kimera_sql.ops.backup import tools
 
@@ -95,6 +108,35 @@ def test_a_pool_works_behind_it_by_itself(pooled: str) -> None:
         with pool.connection() as conn:
             assert metrics.count(conn) == 12 * 15 * 2
             assert conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+def test_rows_are_written_again_behind_it(pooled: str) -> None:
+    items = [
+        portals.NewPortal(
+            id=UUID(int=number),
+            source_dimension=number,
+            target_dimension=0,
+            radius=1,
+            energy_requirement=1,
+            stability_factor=1,
+        )
+        for number in range(300)
+    ]
+    with open_pool(pooled) as pool:
+
+        def work(number: int) -> int:
+            inserted = 0
+            for turn in range(5):
+                with pool.connection() as conn:
+                    conn.autocommit = turn % 2 == 0
+                    inserted += portals.upsert_many(conn, items).inserted
+                    embeddings.upsert(conn, embeddings.NewEmbedding(text_content=f"text {turn}", embedding=unit(turn)))
+            return inserted
+
+        with ThreadPoolExecutor(8) as executor:
+            assert sum(executor.map(work, range(8))) == 300
+        with pool.connection() as conn:
+            assert (portals.count(conn), embeddings.count(conn)) == (300, 5)
 
 
 def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:

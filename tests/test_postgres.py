@@ -47,6 +47,14 @@ METRIC = NewMetric(metric_name="load", metric_value=1, component="core")
 WRITES: dict[str, Callable[[Connection], object]] = {
     "geoids.insert": lambda conn: geoids.insert(conn, replace(GEOID, id=None)),
     "geoids.insert_many": lambda conn: geoids.insert_many(conn, [replace(GEOID, id=None)]),
+    "geoids.upsert": lambda conn: geoids.upsert(conn, replace(GEOID, entropy=0.7)),
+    "geoids.upsert_many": lambda conn: geoids.upsert_many(conn, [replace(GEOID, id=None), GEOID]),
+    "geoids.replace_vector": lambda conn: replace_vector_of_another(conn, geoids, GEOID),
+    "embeddings.upsert": lambda conn: embeddings.upsert(conn, EMBEDDING),
+    "embeddings.upsert_many": lambda conn: embeddings.upsert_many(conn, [EMBEDDING, replace(EMBEDDING, id=STATE)]),
+    "embeddings.replace_vector": lambda conn: replace_vector_of_another(conn, embeddings, EMBEDDING),
+    "portals.upsert": lambda conn: portals.upsert(conn, PORTAL),
+    "portals.upsert_many": lambda conn: portals.upsert_many(conn, [PORTAL, replace(PORTAL, id=None)]),
     "geoids.update_metadata": lambda conn: geoids.update_metadata(conn, STATE, {"n": 1}),
     "geoids.add_tags": lambda conn: geoids.add_tags(conn, STATE, "b"),
     "geoids.remove_tags": lambda conn: geoids.remove_tags(conn, STATE, "a"),
@@ -125,6 +133,11 @@ def prune_one_of_two(conn: Connection) -> geoids.Gone:
     """Insert two more states, and delete one of them."""
     geoids.insert_many(conn, [replace(GEOID, id=None, timestamp=seconds(at)) for at in (0, 9)])
     return geoids.prune(conn, seconds(1), batch=1)
+
+
+def replace_vector_of_another(conn: Connection, module: Any, new: Any) -> None:
+    """Insert another row like *new*, and replace its vector."""
+    module.replace_vector(conn, module.insert(conn, replace(new, id=None)).id, unit(7))
 
 
 def fill(conn: Connection) -> None:

@@ -67,13 +67,7 @@ class Entity(Generic[New, Record, Id]):
         Raises InvalidValue (VectorError for a vector) before any SQL is sent, and SchemaError if a trigger or a rule of
         the table passes the row over.
         """
-        values = self._values(new)
-        row = await self._queries.insert.fetchone(conn, **values)
-        if row is None:
-            raise SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed the row over")
-        if self._vector is not None:
-            row = (*row, values[self._vector])
-        return mapper(sql.dialect(conn), self._record)(row)
+        return await self._write(conn, self._queries.insert, new)
 
     async def insert_many(self, conn: Connection, items: AsyncIterable[New] | Iterable[New]) -> int:
         """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
@@ -85,13 +79,7 @@ class Entity(Generic[New, Record, Id]):
         now = await self._queries.now.fetchval(conn, datetime)
 
         async def rows() -> AsyncIterator[dict[str, Any]]:
-            number = -1
-            async for item in aeach(items):
-                number += 1
-                try:
-                    values = self._values(item)
-                except InvalidValue as error:
-                    raise type(error)(f"item {number}: {error}") from None
+            async for values in self._checked(items):
                 if "id" in values and values["id"] is None:
                     values["id"] = uuid4()
                 if values[self._clock] is None:
@@ -164,3 +152,26 @@ class Entity(Generic[New, Record, Id]):
         async with aclosing(rows):  # type: ignore[type-var]
             async for row in rows:
                 yield make(row)
+
+    async def _write(self, conn: Connection, query: sql.Query, new: New) -> Record:
+        values = self._values(new)
+        row = await query.fetchone(conn, **values)
+        if row is None:
+            raise self._passed_over("the row")
+        if self._vector is not None:
+            row = (*row, values[self._vector])
+        return mapper(sql.dialect(conn), self._record)(row)
+
+    async def _checked(self, items: AsyncIterable[New] | Iterable[New]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the columns to write of each of *items*. Raises InvalidValue with the item's number."""
+        number = -1
+        async for item in aeach(items):
+            number += 1
+            try:
+                values = self._values(item)
+            except InvalidValue as error:
+                raise type(error)(f"item {number}: {error}") from None
+            yield values
+
+    def _passed_over(self, what: str) -> SchemaError:
+        return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypedDict, Unpack
@@ -111,6 +111,25 @@ def values(new: NewEmbedding | Embedding) -> dict[str, Any]:
         "metadata": checks.json_object("metadata", new.metadata),
         "embedding": as_vector(new.embedding, field="embedding"),
     }
+
+
+def runs(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Split the columns to write into runs that can be looked up, and then written, at once.
+
+    A row without an id is to find what those before it have written: so all of a run have ids, or none has one and each
+    has another text or source.
+    """
+    run: list[dict[str, Any]] = []
+    keys: set[tuple[str, str | None]] = set()
+    for row in rows:
+        key = row["text_content"], row["source"]
+        if run and ((row["id"] is None) != (run[0]["id"] is None) or (row["id"] is None and key in keys)):
+            yield run
+            run, keys = [], set()
+        run.append(row)
+        keys.add(key)
+    if run:
+        yield run
 
 
 def where(**filters: Unpack[Filters]) -> dict[str, Any]:

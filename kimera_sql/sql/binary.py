@@ -54,7 +54,7 @@ def codec(encoding: str) -> str:
     return "utf-8" if encoding == "ascii" else encoding
 
 
-def array(oid: int, items: Sequence[bytes]) -> bytes:
+def array(oid: int, items: Sequence[bytes | memoryview]) -> bytes:
     """Return an array of *items*, each as it is sent behind its length, of the server's type *oid*."""
     return _array(1, 0, oid, len(items), 1) + b"".join(items) if items else _empty_array(0, 0, oid)
 
@@ -137,6 +137,22 @@ def _timestamptz(value: datetime) -> bytes:
 def _jsonb(value: Any) -> bytes:
     encoded = json_text(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
     return _length(1 + len(encoded)) + b"\x01" + encoded  # 1 is the version of the format
+
+
+def column(type: str, oid: int, values: Sequence[Any], encoding: str) -> bytes:
+    """Return *values*, of the server's *type* with that *oid*, as an array of it; *encoding* is the session's.
+
+    PostgreSQL has no arrays of arrays that differ in length: a text[] is sent as the text that it is cast from.
+    """
+    encoders = _encoders(codec(encoding))
+    if type == "text[]":
+        return array(_TEXT, _column(encoders["text"], list(map(_array_text, values))))
+    return array(oid, _column(encoders[type], values))
+
+
+def _array_text(items: Sequence[str]) -> str:
+    quoted = (item.replace("\\", r"\\").replace('"', r"\"") for item in items)
+    return "{" + ",".join(f'"{item}"' for item in quoted) + "}"
 
 
 def _vector(value: Any) -> bytes:

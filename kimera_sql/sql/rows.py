@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MemberDescriptorType, ModuleType
@@ -20,7 +21,7 @@ from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
 from . import shapes
-from .binary import array, codec, json_text, uuid
+from .binary import array, codec, column, json_text, uuid
 from .files import Dialect, query_file, statements
 
 Row: TypeAlias = tuple[Any, ...]
@@ -46,6 +47,31 @@ class _IdsDumper(Dumper):
 
 
 psycopg.adapters.register_dumper(_Ids, _IdsDumper)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column's values of many rows, which are sent as an array. type: the column's, by the server's name."""
+
+    type: str
+    values: Sequence[Any]
+
+
+class _ColumnDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Column) -> bytes:
+        conn = cast("psycopg.Connection[Any]", self.connection)
+        element = conn.adapters.types[obj.type.removesuffix("[]")]
+        return column(obj.type, element.oid, obj.values, conn.info.encoding)
+
+
+psycopg.adapters.register_dumper(Column, _ColumnDumper)
+
+
+def columns(types: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """Return *rows*, which all have the same columns, by these; *types* are theirs in their order."""
+    return {name: Column(type, [row[name] for row in rows]) for name, type in zip(rows[0], types, strict=True)}
 
 
 def to_postgres(value: Any) -> Any:

@@ -24,6 +24,78 @@ SELECT clock_timestamp();
 COPY semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
 FROM STDIN (FORMAT BINARY);
 
+-- name: upsert(id, text_content, timestamp, source, metadata, embedding)^
+-- Write over the embedding of an id, or add one; the vector is not sent back, the caller has it.
+-- takes: NewEmbedding
+-- returns: EmbeddingSummary
+INSERT INTO semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
+VALUES (
+    COALESCE(:id::uuid, gen_random_uuid()),
+    :text_content,
+    COALESCE(:timestamp::timestamptz, clock_timestamp()),
+    :source,
+    :metadata,
+    :embedding
+)
+ON CONFLICT (id) DO UPDATE SET
+    text_content = excluded.text_content,
+    timestamp = excluded.timestamp,
+    source = excluded.source,
+    metadata = excluded.metadata,
+    embedding = excluded.embedding
+RETURNING id, text_content, timestamp, source, metadata;
+
+-- name: upsert_many(id, text_content, timestamp, source, metadata, embedding)
+-- The same for many embeddings, each column an array. In the order of their ids, so that of two who write the same rows one
+-- waits for the other.
+-- returns: inserted bool
+-- not null: inserted
+-- only: postgres
+INSERT INTO semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
+SELECT id, text_content, COALESCE(timestamp, clock_timestamp()), source, metadata, embedding
+FROM unnest(
+    :id::uuid[],
+    :text_content::text[],
+    :timestamp::timestamptz[],
+    :source::text[],
+    :metadata::jsonb[],
+    :embedding::vector[]
+) AS given (id, text_content, timestamp, source, metadata, embedding)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    text_content = excluded.text_content,
+    timestamp = excluded.timestamp,
+    source = excluded.source,
+    metadata = excluded.metadata,
+    embedding = excluded.embedding
+RETURNING xmax = 0 AS inserted;
+
+-- name: ids_of_texts(texts, sources)
+-- For each text, from the source at the same place, the id of the embedding that find_by_text gives.
+-- returns: UUID | None
+-- nullable: id
+-- uses: idx_embedding_text
+SELECT (
+    SELECT id
+    FROM semantic_embeddings
+    WHERE text_content = wanted.text_content
+        AND source IS NOT DISTINCT FROM wanted.source
+    ORDER BY timestamp DESC, id
+    LIMIT 1
+) AS id
+FROM unnest(:texts::text[], :sources::text[]) WITH ORDINALITY AS wanted (text_content, source, position)
+ORDER BY position;
+
+-- name: lock_texts()!
+-- Make others who want to embed any text wait until this transaction ends, and wait for those who do already: see lock_text.
+SELECT pg_advisory_xact_lock(hashtextextended('semantic_embeddings', 1));
+
+-- name: replace_vector(id, vector)!
+-- Give an embedding another vector.
+UPDATE semantic_embeddings
+SET embedding = :vector
+WHERE id = :id;
+
 -- name: find_by_id(id)^
 -- One embedding, whole.
 -- returns: Embedding
@@ -72,19 +144,22 @@ SELECT id, text_content, timestamp, source, metadata, embedding
 FROM semantic_embeddings;
 
 -- name: find_by_text(text_content, source)^
--- The oldest embedding of a text from a source, NULL being a source of its own.
+-- The newest embedding of a text from a source, NULL being a source of its own.
 -- returns: Embedding
 -- uses: idx_embedding_text
 SELECT id, text_content, timestamp, source, metadata, embedding
 FROM semantic_embeddings
 WHERE text_content = :text_content
     AND source IS NOT DISTINCT FROM :source
-ORDER BY timestamp, id
+ORDER BY timestamp DESC, id
 LIMIT 1;
 
 -- name: lock_text(text_content)!
--- Make others who want to embed the same text wait until this transaction ends.
-SELECT pg_advisory_xact_lock(hashtextextended(:text_content, 0));
+-- Make others who want to embed the same text wait until this transaction ends. The first lock, which they share, is that of
+-- lock_texts: a lock for each text of a large batch would not fit into the server's memory of locks.
+SELECT
+    pg_advisory_xact_lock_shared(hashtextextended('semantic_embeddings', 1)),
+    pg_advisory_xact_lock(hashtextextended(:text_content, 0));
 
 -- name: nearest_full(vector, k, candidates, ef_search, index, filenode, with_vectors)
 -- The k embeddings nearest by cosine where nothing filters them, by an hnsw index on the vectors as they are: a search in one

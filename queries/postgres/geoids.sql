@@ -31,6 +31,78 @@ COPY geoid_states (
 )
 FROM STDIN (FORMAT BINARY);
 
+-- name: upsert(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)^
+-- Write over the state of an id, or add one; the vector is not sent back, the caller has it.
+-- takes: NewGeoid
+-- returns: GeoidSummary
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+VALUES (
+    COALESCE(:id::uuid, gen_random_uuid()),
+    COALESCE(:timestamp::timestamptz, clock_timestamp()),
+    :metadata,
+    :entropy,
+    :coherence_factor,
+    :energy_level,
+    :creation_context,
+    :tags,
+    :state_vector
+)
+ON CONFLICT (id) DO UPDATE SET
+    timestamp = excluded.timestamp,
+    metadata = excluded.metadata,
+    entropy = excluded.entropy,
+    coherence_factor = excluded.coherence_factor,
+    energy_level = excluded.energy_level,
+    creation_context = excluded.creation_context,
+    tags = excluded.tags,
+    state_vector = excluded.state_vector
+RETURNING id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags;
+
+-- name: upsert_many(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)
+-- The same for many states, each column an array. In the order of their ids, so that of two who write the same rows one
+-- waits for the other.
+-- returns: inserted bool
+-- not null: inserted
+-- only: postgres
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+SELECT
+    id, COALESCE(timestamp, clock_timestamp()), metadata, entropy, coherence_factor, energy_level, creation_context,
+    tags::text[], state_vector
+FROM unnest(
+    :id::uuid[],
+    :timestamp::timestamptz[],
+    :metadata::jsonb[],
+    :entropy::float8[],
+    :coherence_factor::float8[],
+    :energy_level::float8[],
+    :creation_context::text[],
+    :tags::text[],
+    :state_vector::vector[]
+) AS given (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    timestamp = excluded.timestamp,
+    metadata = excluded.metadata,
+    entropy = excluded.entropy,
+    coherence_factor = excluded.coherence_factor,
+    energy_level = excluded.energy_level,
+    creation_context = excluded.creation_context,
+    tags = excluded.tags,
+    state_vector = excluded.state_vector
+RETURNING xmax = 0 AS inserted;
+
+-- name: replace_vector(id, vector)!
+-- Give a state another vector.
+UPDATE geoid_states
+SET state_vector = :vector
+WHERE id = :id;
+
 -- name: find_by_id(id)^
 -- One state, whole.
 -- returns: Geoid

@@ -36,6 +36,81 @@ COPY portal_configurations (
 )
 FROM STDIN (FORMAT BINARY);
 
+-- name: upsert(id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp, last_used_timestamp, configuration_parameters, status)^
+-- Write over the portal of an id, or add one.
+-- takes: NewPortal
+-- returns: Portal
+INSERT INTO portal_configurations (
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status
+)
+VALUES (
+    COALESCE(:id::uuid, gen_random_uuid()),
+    :source_dimension,
+    :target_dimension,
+    :radius,
+    :energy_requirement,
+    :stability_factor,
+    COALESCE(:creation_timestamp::timestamptz, clock_timestamp()),
+    :last_used_timestamp,
+    :configuration_parameters,
+    :status
+)
+ON CONFLICT (id) DO UPDATE SET
+    source_dimension = excluded.source_dimension,
+    target_dimension = excluded.target_dimension,
+    radius = excluded.radius,
+    energy_requirement = excluded.energy_requirement,
+    stability_factor = excluded.stability_factor,
+    creation_timestamp = excluded.creation_timestamp,
+    last_used_timestamp = excluded.last_used_timestamp,
+    configuration_parameters = excluded.configuration_parameters,
+    status = excluded.status
+RETURNING
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status;
+
+-- name: upsert_many(id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp, last_used_timestamp, configuration_parameters, status)
+-- The same for many portals, each column an array. In the order of their ids, so that of two who write the same rows one
+-- waits for the other.
+-- returns: inserted bool
+-- not null: inserted
+-- only: postgres
+INSERT INTO portal_configurations (
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status
+)
+SELECT
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor,
+    COALESCE(creation_timestamp, clock_timestamp()), last_used_timestamp, configuration_parameters, status
+FROM unnest(
+    :id::uuid[],
+    :source_dimension::int4[],
+    :target_dimension::int4[],
+    :radius::float8[],
+    :energy_requirement::float8[],
+    :stability_factor::float8[],
+    :creation_timestamp::timestamptz[],
+    :last_used_timestamp::timestamptz[],
+    :configuration_parameters::jsonb[],
+    :status::text[]
+) AS given (
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status
+)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    source_dimension = excluded.source_dimension,
+    target_dimension = excluded.target_dimension,
+    radius = excluded.radius,
+    energy_requirement = excluded.energy_requirement,
+    stability_factor = excluded.stability_factor,
+    creation_timestamp = excluded.creation_timestamp,
+    last_used_timestamp = excluded.last_used_timestamp,
+    configuration_parameters = excluded.configuration_parameters,
+    status = excluded.status
+RETURNING xmax = 0 AS inserted;
+
 -- name: find_by_id(id)^
 -- One portal.
 -- returns: Portal

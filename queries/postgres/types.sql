@@ -14,3 +14,9 @@ ORDER BY wanted.position;
 -- name: forget_prepared()!
 -- Drop the session's prepared statements, and with them psycopg's record of them.
 DEALLOCATE ALL;
+
+-- name: vector()$
+-- A result with pgvector's type: a connection that gets one of a type that was dropped and created again learns it anew.
+-- returns: Vector | None
+-- nullable: vector
+SELECT NULL::vector(1024) AS vector;

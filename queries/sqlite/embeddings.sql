@@ -20,6 +20,51 @@ SELECT clock_timestamp();
 INSERT INTO semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
 VALUES (:id, :text_content, :timestamp, :source, :metadata, :embedding);
 
+-- name: upsert(id, text_content, timestamp, source, metadata, embedding)^
+-- Write over the embedding of an id, or add one; the vector is not sent back, the caller has it.
+INSERT INTO semantic_embeddings (id, text_content, timestamp, source, metadata, embedding)
+VALUES (
+    COALESCE(:id, gen_random_uuid()),
+    :text_content,
+    COALESCE(:timestamp, clock_timestamp()),
+    :source,
+    :metadata,
+    :embedding
+)
+ON CONFLICT (id) DO UPDATE SET
+    text_content = excluded.text_content,
+    timestamp = excluded.timestamp,
+    source = excluded.source,
+    metadata = excluded.metadata,
+    embedding = excluded.embedding
+RETURNING id, text_content, timestamp, source, metadata;
+
+-- name: ids_of_texts(texts, sources)
+-- For each text, from the source at the same place, the id of the embedding that find_by_text gives.
+SELECT (
+    SELECT id
+    FROM semantic_embeddings
+    WHERE text_content = wanted.value
+        AND source IS given.value
+    ORDER BY timestamp DESC, id
+    LIMIT 1
+) AS id
+FROM json_each(:texts) AS wanted
+JOIN json_each(:sources) AS given USING (key)
+ORDER BY wanted.key;
+
+-- name: lock_texts()!
+-- Make others who want to write wait until this transaction ends: an update of no row takes the write lock.
+UPDATE semantic_embeddings
+SET source = source
+WHERE false;
+
+-- name: replace_vector(id, vector)!
+-- Give an embedding another vector.
+UPDATE semantic_embeddings
+SET embedding = :vector
+WHERE id = :id;
+
 -- name: find_by_id(id)^
 -- One embedding, whole.
 SELECT id, text_content, timestamp, source, metadata, embedding
@@ -63,12 +108,12 @@ FROM semantic_embeddings
 ORDER BY +rowid;
 
 -- name: find_by_text(text_content, source)^
--- The oldest embedding of a text from a source, NULL being a source of its own.
+-- The newest embedding of a text from a source, NULL being a source of its own.
 SELECT id, text_content, timestamp, source, metadata, embedding
 FROM semantic_embeddings
 WHERE text_content = :text_content
     AND source IS :source
-ORDER BY timestamp, id
+ORDER BY timestamp DESC, id
 LIMIT 1;
 
 -- name: lock_text(text_content)!

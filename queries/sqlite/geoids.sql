@@ -29,6 +29,39 @@ VALUES (
     :id, :timestamp, :metadata, :entropy, :coherence_factor, :energy_level, :creation_context, :tags, :state_vector
 );
 
+-- name: upsert(id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector)^
+-- Write over the state of an id, or add one; the vector is not sent back, the caller has it.
+INSERT INTO geoid_states (
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector
+)
+VALUES (
+    COALESCE(:id, gen_random_uuid()),
+    COALESCE(:timestamp, clock_timestamp()),
+    :metadata,
+    :entropy,
+    :coherence_factor,
+    :energy_level,
+    :creation_context,
+    :tags,
+    :state_vector
+)
+ON CONFLICT (id) DO UPDATE SET
+    timestamp = excluded.timestamp,
+    metadata = excluded.metadata,
+    entropy = excluded.entropy,
+    coherence_factor = excluded.coherence_factor,
+    energy_level = excluded.energy_level,
+    creation_context = excluded.creation_context,
+    tags = excluded.tags,
+    state_vector = excluded.state_vector
+RETURNING id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags;
+
+-- name: replace_vector(id, vector)!
+-- Give a state another vector.
+UPDATE geoid_states
+SET state_vector = :vector
+WHERE id = :id;
+
 -- name: find_by_id(id)^
 -- One state, whole.
 SELECT id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags, state_vector

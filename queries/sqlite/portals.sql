@@ -35,6 +35,38 @@ VALUES (
     :creation_timestamp, :last_used_timestamp, :configuration_parameters, :status
 );
 
+-- name: upsert(id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp, last_used_timestamp, configuration_parameters, status)^
+-- Write over the portal of an id, or add one.
+INSERT INTO portal_configurations (
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status
+)
+VALUES (
+    COALESCE(:id, gen_random_uuid()),
+    :source_dimension,
+    :target_dimension,
+    :radius,
+    :energy_requirement,
+    :stability_factor,
+    COALESCE(:creation_timestamp, clock_timestamp()),
+    :last_used_timestamp,
+    :configuration_parameters,
+    :status
+)
+ON CONFLICT (id) DO UPDATE SET
+    source_dimension = excluded.source_dimension,
+    target_dimension = excluded.target_dimension,
+    radius = excluded.radius,
+    energy_requirement = excluded.energy_requirement,
+    stability_factor = excluded.stability_factor,
+    creation_timestamp = excluded.creation_timestamp,
+    last_used_timestamp = excluded.last_used_timestamp,
+    configuration_parameters = excluded.configuration_parameters,
+    status = excluded.status
+RETURNING
+    id, source_dimension, target_dimension, radius, energy_requirement, stability_factor, creation_timestamp,
+    last_used_timestamp, configuration_parameters, status;
+
 -- name: find_by_id(id)^
 -- One portal.
 SELECT
