@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Unpack
+from uuid import UUID
 
 from . import batches, checks, sql
 from .entity import Entity
@@ -22,7 +23,8 @@ from .model.embeddings import (
     values,
     where,
 )
-from .search import run
+from .search import pairs, run
+from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .sql import Connection, postgres
@@ -38,9 +40,11 @@ __all__ = [
     "Fused",
     "Hit",
     "NewEmbedding",
+    "Pair",
     "count",
     "delete",
     "delete_where",
+    "duplicates",
     "entity",
     "explain",
     "get",
@@ -144,6 +148,16 @@ def explain(
     """
     options = Options(exact, probes, ef_search, recall)
     return run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
+
+
+def duplicates(
+    conn: Connection, similarity: float = 0.95, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> Iterator[Pair]:
+    """Yield every pair of embeddings that pass all *filters* and whose similarity is at least *similarity*, each once.
+
+    All else is as in geoids.pairs. get_many fetches their texts.
+    """
+    return pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 def hybrid(conn: Connection, text: str, vector: VectorLike, k: int = 10, **filters: Unpack[Filters]) -> list[Fused]:

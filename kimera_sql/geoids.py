@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, Unpack
 from uuid import UUID
@@ -14,7 +14,9 @@ from . import batches, checks, sql
 from .entity import Entity
 from .errors import InUse, InvalidValue, NotFound
 from .model.geoids import Bucket, Filters, Geoid, GeoidSummary, Gone, Hit, NewGeoid, values, where
+from .search import pairs as all_pairs
 from .search import run
+from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .sql import Connection
@@ -29,6 +31,7 @@ __all__ = [
     "Gone",
     "Hit",
     "NewGeoid",
+    "Pair",
     "add_tags",
     "centroid",
     "count",
@@ -42,6 +45,7 @@ __all__ = [
     "insert",
     "insert_many",
     "latest",
+    "pairs",
     "prune",
     "remove_tags",
     "series",
@@ -191,6 +195,22 @@ def _nearest(
         diversity=diversity,
     )
     return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+def pairs(
+    conn: Connection, similarity: float = 0.9, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> Iterator[Pair]:
+    """Yield every pair of states that pass all *filters* and whose similarity is at least *similarity*, each once.
+
+    The search is exact and needs no index: it compares all states with each other in this process, in blocks, with some
+    300 MB of memory. Pairs come in order of their first id, then the second. *after*, the ids of the last pair that was
+    handled, goes on behind that pair.
+    No transaction or cursor stays open between pairs unless one is the caller's, who may write, commit and roll back
+    meanwhile. The states are those that there were at the beginning: states that are inserted later are not compared,
+    those deleted before they are compared drop out, and a pair can name one that has been deleted since.
+    Raises InvalidValue.
+    """
+    return all_pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 def series(conn: Connection, bucket: timedelta, **filters: Unpack[Filters]) -> list[Bucket]:

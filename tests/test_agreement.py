@@ -117,6 +117,7 @@ class Together(RuleBasedStateMachine):
         self.everywhere(geoids.find, limit=limit, **filters)
         self.everywhere(geoids.series, timedelta(seconds=2), **filters)
         self.everywhere(geoids.centroid, **filters)
+        self.everywhere(lambda conn: [*geoids.pairs(conn, 0.5, **filters)])
         self.everywhere(geoids.delete_where, dry_run=True, **filters)
 
     @rule(data=st.data(), tags=TAGS, changes=JSON)
@@ -214,6 +215,10 @@ class Together(RuleBasedStateMachine):
         ]
         assert all(np.array_equal(ours[0], vector) for vector in ours)
         hits = [embeddings.similar(conn, unit(9), source=source, exact=True) for conn in self.connections]
+        similarities = [
+            sorted(pair.similarity for pair in embeddings.duplicates(conn, source=source)) for conn in self.connections
+        ]
+        assert all(same(found, similarities[0]) for found in similarities)
         texts = [sorted(f"{hit.embedding.text_content} {hit.embedding.source}" for hit in found) for found in hits]
         assert all(found == texts[0] for found in texts)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Unpack
+from uuid import UUID
 
 from .. import checks
 from ..model.embeddings import (
@@ -20,6 +21,7 @@ from ..model.embeddings import (
     values,
     where,
 )
+from ..search.blocks import Pair
 from ..search.plan import Explanation, Options
 from ..sql.rows import mapper
 from ..tables import VECTOR_TABLES
@@ -27,7 +29,7 @@ from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import batches, sql
 from .entity import Entity
-from .search import run
+from .search import pairs, run
 from .search.run import Source
 from .sql import Connection, postgres
 
@@ -38,9 +40,11 @@ __all__ = [
     "Fused",
     "Hit",
     "NewEmbedding",
+    "Pair",
     "count",
     "delete",
     "delete_where",
+    "duplicates",
     "entity",
     "explain",
     "get",
@@ -144,6 +148,16 @@ async def explain(
     """
     options = Options(exact, probes, ef_search, recall)
     return await run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
+
+
+def duplicates(
+    conn: Connection, similarity: float = 0.95, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> AsyncIterator[Pair]:
+    """Yield every pair of embeddings that pass all *filters* and whose similarity is at least *similarity*, each once.
+
+    All else is as in geoids.pairs. get_many fetches their texts.
+    """
+    return pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 async def hybrid(
