@@ -30,6 +30,7 @@ _OPTIONS: Final = {
     "prefix": "--prefix",
     "processes": "--processes",
     "sample": "--sample",
+    "similarity": "--similarity",
     "slot": "--slot",
     "target": "--target",
     "time": "--to",

@@ -313,9 +313,14 @@ def test_any_number_of_axes_gives_the_same_pairs(similarity: float, monkeypatch:
 
 def test_few_pairs_are_left_to_be_compared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the bound would be of no use; where it can't be, all components make it exact."""
-    compared = []
+    compared: list[int] = []
     cosines_of = blocks._cosines
-    monkeypatch.setattr(blocks, "_cosines", lambda one, other: compared.append(len(one)) or cosines_of(one, other))
+
+    def counted(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+        compared.append(len(one))
+        return cosines_of(one, other)
+
+    monkeypatch.setattr(blocks, "_cosines", counted)
     flat = np.random.default_rng(0).standard_normal((2000, 1024)).astype(np.float32)
     places = np.arange(2000, dtype=np.int32)
     for vectors in (flat, clustered(2000)):
