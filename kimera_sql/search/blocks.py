@@ -33,10 +33,10 @@ _WORTH_IT: Final = 1024
 """Rows from which on axes save more time than it takes to find them."""
 
 _SAMPLE: Final = 2048
-"""Rows that the axes are found with."""
+"""The axes are found with up to so many rows."""
 
 _SLACK: Final = 1e-4
-"""Bounds are computed in single precision, which can make them too small by some 1e-6."""
+"""Bounds are made larger by this: in single precision they can be too small by some 1e-6."""
 
 _SAME: Final = 1 - 1e-9
 """Vectors with such a similarity have the same direction: in double precision errors are some 1e-15."""
@@ -66,7 +66,7 @@ class Block:
         self._places = np.concatenate([places for places, _ in chunks])
         self._vectors = np.concatenate([vectors for _, vectors in chunks])
         self._least = min(similarity, _SAME)
-        self._axes = _axes(self._vectors[:: len(self._vectors) // _SAMPLE + 1], self._least - _SLACK)
+        self._axes = _axes(self._vectors[:: len(self._vectors) // _SAMPLE + 1], self._least)
         self._parts = _parts(self._vectors, self._axes)
         self._found = [(self._places[:0], self._places[:0], np.empty(0))]
         self._count = 0
@@ -76,8 +76,8 @@ class Block:
         parts = _parts(vectors, self._axes).T
         row = 0
         while row < len(self._places) and np.any(self._places[row] < places):
-            left = np.flatnonzero(self._parts[row : row + _TILE] @ parts >= self._least - _SLACK)
-            first, second = np.divmod(left, len(places))
+            maybe = np.flatnonzero(self._parts[row : row + _TILE] @ parts >= self._least)
+            first, second = np.divmod(maybe, len(places))
             first += row
             later = self._places[first] < places[second]
             first, second = first[later], second[later]
@@ -119,8 +119,8 @@ def _axes(sample: Vectors, least: float) -> Vectors:
     for number in _AXES:
         few = axes[:, -number:]
         parts = _parts(sample, few)
-        left = parts[::2] @ parts[1::2].T >= least
-        if np.count_nonzero(left) <= _FEW * left.size:
+        maybe = parts[::2] @ parts[1::2].T >= least
+        if np.count_nonzero(maybe) <= _FEW * maybe.size:
             return few
     return axes
 
@@ -128,7 +128,8 @@ def _axes(sample: Vectors, least: float) -> Vectors:
 def _parts(vectors: Vectors, axes: Vectors) -> Vectors:
     """Return the components of *vectors*, scaled to length 1, along *axes*, and the length of what is left."""
     along = _units(vectors) @ axes
-    left = np.sqrt(np.maximum(1 - np.einsum("ij,ij->i", along, along), 0))
+    # The product of two of these lengths is larger by the slack or more (Cauchy and Schwarz again).
+    left = np.sqrt(1 + _SLACK - np.einsum("ij,ij->i", along, along))
     return np.column_stack([along, left])
 
 
