@@ -1,12 +1,10 @@
-"""Every pair of similar rows: geoids.pairs, a product of whole matrices in memory, and a join by an hnsw index."""
+"""Every pair of similar rows: geoids.pairs for all rows, and joins by an hnsw index for some of them."""
 
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, TypeAlias
@@ -15,10 +13,10 @@ from uuid import UUID
 import numpy as np
 import psycopg
 from blocks import ServerClock
-from data import loaded, made
+from data import loaded, made, similarities
 from report import Measurement, bars, database, parser, show, write
 
-from kimera_sql import SqlitePool, add_adapters, geoids, indexes, migrate
+from kimera_sql import add_adapters, geoids, indexes
 from kimera_sql.sql import Connection
 from kimera_sql.vectors import Vector
 
@@ -48,29 +46,25 @@ def fill(conn: Connection, rows: Vector) -> None:
     )
 
 
-def truth(rows: Vector, similarity: float) -> Found:
+def truth(rows: Vector, share: int, similarity: float) -> Found:
+    """Return the pairs of the first *share* rows, found exactly."""
     found: Found = {}
-    for start in range(0, len(rows), 1000):
-        cosines = rows[start : start + 1000] @ rows[start:].T
-        ones, others = np.nonzero(cosines >= similarity)
-        for one, other, cosine in zip(ones.tolist(), others.tolist(), cosines[ones, others].tolist(), strict=True):
-            if one < other:
-                found[start + one, start + other] = cosine
+    for one, cosines in zip(range(share), similarities(rows, rows[:share]), strict=True):
+        for other in np.flatnonzero(cosines >= similarity).tolist():
+            if other != one:
+                found[min(one, other), max(one, other)] = float(cosines[other])
     return found
 
 
-def by_pairs(conn: Connection, similarity: float) -> Found:
-    return {(pair.first.int, pair.second.int): pair.similarity for pair in geoids.pairs(conn, similarity)}
-
-
-def alone(place: str, similarity: float) -> tuple[Found, float, float, float, float]:
-    """Run in a process of its own, and return the pairs, seconds, CPU seconds of both sides, and MB of memory grown."""
-    if place.endswith(".db"):
-        with SqlitePool(place) as pool, pool.connection() as file:
-            return spent(lambda: by_pairs(file, similarity), None)
-    with psycopg.connect(place, autocommit=True) as conn, psycopg.connect(place, autocommit=True) as watching:
+def alone(conninfo: str, similarity: float) -> tuple[Found, float, float, float, float]:
+    """Find all pairs in a process of its own, and return them, and what spent returns."""
+    with psycopg.connect(conninfo, autocommit=True) as conn, psycopg.connect(conninfo, autocommit=True) as watching:
         add_adapters(conn)
-        return spent(lambda: by_pairs(conn, similarity), ServerClock(watching))
+
+        def work() -> Found:
+            return {(pair.first.int, pair.second.int): pair.similarity for pair in geoids.pairs(conn, similarity)}
+
+        return spent(work, ServerClock(watching))
 
 
 def peak() -> float:
@@ -79,18 +73,12 @@ def peak() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def spent(work: Callable[[], Found], clock: ServerClock | None) -> tuple[Found, float, float, float, float]:
-    before = peak()
-    served, began, busy = sum(clock.read().values()) if clock else 0, perf_counter(), process_time()
+def spent(work: Callable[[], Found], clock: ServerClock) -> tuple[Found, float, float, float, float]:
+    """Return what *work* finds, its seconds, the CPU seconds of both sides, and by how many MB this process grew."""
+    before, served, began, busy = peak(), sum(clock.read().values()), perf_counter(), process_time()
     found = work()
     wall, client = perf_counter() - began, process_time() - busy
-    server = (sum(clock.read().values()) - served) / 1e9 if clock else 0.0
-    return found, wall, client, server, peak() - before
-
-
-def in_a_process(place: str, similarity: float) -> tuple[Found, float, float, float, float]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        return processes.submit(alone, place, similarity).result()
+    return found, wall, client, (sum(clock.read().values()) - served) / 1e9, peak() - before
 
 
 def row(
@@ -108,9 +96,8 @@ def row(
     }
 
 
-def joined(conninfo: str, rows: Vector, share: int, similarity: float, wanted: Found) -> list[Measurement]:
-    """Measure joins by an index for the first *share* rows, with their pairs alone."""
-    mine = {pair: cosine for pair, cosine in wanted.items() if min(pair) < share}
+def joined(conninfo: str, share: int, similarity: float, wanted: Found) -> list[Measurement]:
+    """Measure joins of the first *share* rows with all by an index, 20 neighbours of each, on one connection."""
     measured = []
     with psycopg.connect(conninfo, autocommit=True) as conn, psycopg.connect(conninfo, autocommit=True) as watching:
         add_adapters(conn)
@@ -124,9 +111,9 @@ def joined(conninfo: str, rows: Vector, share: int, similarity: float, wanted: F
                 pairs: list[Any] = conn.execute(_JOIN, [UUID(int=share), similarity], binary=True).fetchall()
                 return {(min(one.int, other.int), max(one.int, other.int)): cosine for one, other, cosine in pairs}
 
-            name = f"join by hnsw, ef_search {ef_search}, of {share:,} rows"
             found, *costs = spent(search, ServerClock(watching))
-            measured.append(row(name, similarity, found, mine, *costs))
+            measured.append(row(f"join, ef_search {ef_search}, {share:,} rows", similarity, found, wanted, *costs))
+            show(measured[-1:])
     return measured
 
 
@@ -136,36 +123,28 @@ def main() -> None:
         "--vectors", metavar="FILE", type=Path, help="compare these (.npy, .npz, .hdf5), not made ones"
     )
     options.add_argument("--rows", type=int, default=20_000, help="at most so many rows (%(default)s)")
-    options.add_argument("--similarity", type=float, nargs="+", default=[0.95, 0.9, 0.8], help="(%(default)s)")
-    options.add_argument("--joined", type=int, default=1000, help="rows to join by an index, 0 for none (%(default)s)")
+    options.add_argument("--similarity", type=float, nargs="+", default=[0.9, 0.95, 0.8], help="(%(default)s)")
+    options.add_argument("--sample", type=int, default=1000, help="rows whose pairs tell the recall (%(default)s)")
     arguments = options.parse_args()
-    data = (
+    rows = (
         made(arguments.rows, 1, 0, arguments.seed)
         if arguments.vectors is None
         else loaded(arguments.vectors, arguments.rows, 1, 0, arguments.seed)
-    )
-    rows = data.rows
+    ).rows
+    share = min(arguments.sample, len(rows))
     measured: list[Measurement] = []
-    with database(arguments) as conninfo, tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "benchmark.db")
-        with SqlitePool(path) as pool, pool.connection() as file:
-            migrate(file)
-            fill(file, rows)
+    with database(arguments) as conninfo:
         with psycopg.connect(conninfo, autocommit=True) as conn:
             add_adapters(conn)
             fill(conn, rows)
             conn.execute("VACUUM ANALYZE geoid_states")
-        least = min(arguments.similarity)
-        truths, *costs = spent(partial(truth, rows, least), None)
-        measured.append(row("whole vectors in memory, numpy", least, truths, truths, *costs))
         for similarity in arguments.similarity:
-            wanted = {pair: cosine for pair, cosine in truths.items() if cosine >= similarity}
-            for name, place in (("geoids.pairs", conninfo), ("geoids.pairs on SQLite", path)):
-                found, *costs = in_a_process(place, similarity)
-                measured.append(row(name, similarity, found, wanted, *costs))
-                show(measured[-1:])
-        if arguments.joined:
-            measured += joined(conninfo, rows, arguments.joined, least, truths)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+                found, *costs = processes.submit(alone, conninfo, similarity).result()
+            measured.append(row("geoids.pairs", similarity, found, truth(rows, share, similarity), *costs))
+            show(measured[-1:])
+        first = arguments.similarity[0]
+        measured += joined(conninfo, share, first, truth(rows, share, first))
     show(measured)
     write(arguments, measured, rows=len(rows))
     bars(arguments, measured, label="way", value="seconds")

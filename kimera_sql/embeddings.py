@@ -153,9 +153,9 @@ def explain(
 def duplicates(
     conn: Connection, similarity: float = 0.95, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
 ) -> Iterator[Pair]:
-    """Yield every pair of embeddings that pass all *filters* and whose similarity is at least *similarity*, each once.
+    """Yield every pair of embeddings that pass all *filters* with a similarity of at least *similarity*, each once.
 
-    All else is as in geoids.pairs. get_many fetches their texts.
+    All else is as in geoids.pairs. get_many gives their texts.
     """
     return pairs.find(conn, _table, similarity, after, where(**filters))
 

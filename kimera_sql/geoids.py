@@ -200,15 +200,15 @@ def _nearest(
 def pairs(
     conn: Connection, similarity: float = 0.9, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
 ) -> Iterator[Pair]:
-    """Yield every pair of states that pass all *filters* and whose similarity is at least *similarity*, each once.
+    """Yield every pair of states that pass all *filters* with a similarity of at least *similarity*, each once.
 
-    The search is exact and needs no index: it compares all states with each other in this process, in blocks, with some
-    300 MB of memory. Pairs come in order of their first id, then the second. *after*, the ids of the last pair that was
-    handled, goes on behind that pair.
-    No transaction or cursor stays open between pairs unless one is the caller's, who may write, commit and roll back
-    meanwhile. The states are those that there were at the beginning: states that are inserted later are not compared,
-    those deleted before they are compared drop out, and a pair can name one that has been deleted since.
-    Raises InvalidValue.
+    The search is exact and needs no index: all states are compared with each other in this process, block by block.
+    Pairs come in the order of their first ids, then of their second. *after*, the ids (first, second) of a pair, goes
+    on behind that pair.
+    Between two pairs no statement is open, and on an autocommit connection no transaction: the caller can write, commit
+    and roll back there. The states are those that there are when the first pair is asked for. Those inserted later are
+    not compared, those deleted before they are read drop out, and a pair can name one that has been deleted since.
+    Raises InvalidValue for a similarity outside -1 to 1.
     """
     return all_pairs.find(conn, _table, similarity, after, where(**filters))
 
