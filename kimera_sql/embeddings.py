@@ -29,7 +29,8 @@ from .model.embeddings import (
 )
 from .model.upserts import Upserted
 from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
-from .search import run
+from .search import pairs, run
+from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .search.unbounded import Search
@@ -48,12 +49,14 @@ __all__ = [
     "Fused",
     "Hit",
     "NewEmbedding",
+    "Pair",
     "Renewal",
     "Renewed",
     "Upserted",
     "count",
     "delete",
     "delete_where",
+    "duplicates",
     "end_renewal",
     "entity",
     "explain",
@@ -286,6 +289,16 @@ def explain(
     """
     options = Options(exact, probes, ef_search, recall)
     return run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
+
+
+def duplicates(
+    conn: Connection, similarity: float = 0.95, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> Iterator[Pair]:
+    """Yield every pair of embeddings that pass all *filters* with a similarity of at least *similarity*, each once.
+
+    All else is as in geoids.pairs. get_many gives their texts.
+    """
+    return pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 def hybrid(

@@ -14,7 +14,9 @@ from . import batches, checks, sql
 from .errors import InUse, InvalidValue, NotFound
 from .model.geoids import Bucket, Filters, Geoid, GeoidSummary, Gone, Hit, NewGeoid, values, where
 from .model.upserts import Upserted
+from .search import pairs as all_pairs
 from .search import run
+from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
 from .search.unbounded import Search
@@ -31,6 +33,7 @@ __all__ = [
     "Gone",
     "Hit",
     "NewGeoid",
+    "Pair",
     "Upserted",
     "add_tags",
     "centroid",
@@ -45,6 +48,7 @@ __all__ = [
     "insert",
     "insert_many",
     "latest",
+    "pairs",
     "prune",
     "remove_tags",
     "replace_vector",
@@ -274,6 +278,22 @@ def _nearest(
         diversity=diversity,
     )
     return [[Hit(*hit) for hit in hits] for hits in found]
+
+
+def pairs(
+    conn: Connection, similarity: float = 0.9, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> Iterator[Pair]:
+    """Yield every pair of states that pass all *filters* with a similarity of at least *similarity*, each once.
+
+    The search is exact and needs no index: all states are compared with each other in this process, block by block.
+    Pairs come in the order of their first ids, then of their second. *after*, the ids (first, second) of a pair, goes
+    on behind that pair.
+    Between two pairs no statement is open, and on an autocommit connection no transaction: the caller can write, commit
+    and roll back there. The states are those that there are when the first pair is asked for. Those inserted later are
+    not compared, those deleted before they are read drop out, and a pair can name one that has been deleted since.
+    Raises InvalidValue for a similarity outside -1 to 1.
+    """
+    return all_pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 def series(conn: Connection, bucket: timedelta, **filters: Unpack[Filters]) -> list[Bucket]:

@@ -147,6 +147,7 @@ class Together(RuleBasedStateMachine):
         self.everywhere(geoids.find, limit=limit, **filters)
         self.everywhere(geoids.series, timedelta(seconds=2), **filters)
         self.everywhere(geoids.centroid, **filters)
+        self.everywhere(lambda conn: [*geoids.pairs(conn, 0.5, **filters)])
         self.everywhere(geoids.delete_where, dry_run=True, **filters)
 
     @rule(data=st.data(), tags=TAGS, changes=JSON)
@@ -257,6 +258,10 @@ class Together(RuleBasedStateMachine):
             [hit for page in embeddings.similar_pages(conn, unit(9), 3, source=source) for hit in page]
             for conn in self.connections
         ]
+        similarities = [
+            sorted(pair.similarity for pair in embeddings.duplicates(conn, source=source)) for conn in self.connections
+        ]
+        assert all(same(found, similarities[0]) for found in similarities)
         texts = [sorted(f"{hit.embedding.text_content} {hit.embedding.source}" for hit in found) for found in hits]
         assert all(found == texts[0] for found in texts)
 

@@ -32,12 +32,12 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 
 PURE: Final = re.compile(
     r"model\.\w+|tables|checks|errors|foreign|strategies|schema|drift"
-    r"|sql\.(files|shapes|rows|binary|loaders|versions)|search\.(plan|kinds|measures|looks|diversity)"
+    r"|sql\.(files|shapes|rows|binary|loaders|versions)|search\.(plan|kinds|measures|looks|diversity|blocks)"
 )
 """Modules that decide or describe."""
 
 RUNS: Final = re.compile(
-    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall|samples)"
+    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall|samples|pairs)"
 )
 """Modules that run queries."""
 

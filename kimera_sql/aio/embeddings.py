@@ -27,6 +27,7 @@ from ..model.embeddings import (
     where,
 )
 from ..model.upserts import Upserted
+from ..search.blocks import Pair
 from ..search.plan import Explanation, Options
 from ..sql.rows import decode, mapper
 from ..tables import VECTOR_TABLES
@@ -34,7 +35,7 @@ from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import batches, sql
 from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
-from .search import run
+from .search import pairs, run
 from .search.run import Source
 from .search.unbounded import Search
 from .sql import Connection, postgres
@@ -48,12 +49,14 @@ __all__ = [
     "Fused",
     "Hit",
     "NewEmbedding",
+    "Pair",
     "Renewal",
     "Renewed",
     "Upserted",
     "count",
     "delete",
     "delete_where",
+    "duplicates",
     "end_renewal",
     "entity",
     "explain",
@@ -286,6 +289,16 @@ async def explain(
     """
     options = Options(exact, probes, ef_search, recall)
     return await run.explain(conn, _table, as_vector(vector), k, where(**filters), options)
+
+
+def duplicates(
+    conn: Connection, similarity: float = 0.95, *, after: tuple[UUID, UUID] | None = None, **filters: Unpack[Filters]
+) -> AsyncIterator[Pair]:
+    """Yield every pair of embeddings that pass all *filters* with a similarity of at least *similarity*, each once.
+
+    All else is as in geoids.pairs. get_many gives their texts.
+    """
+    return pairs.find(conn, _table, similarity, after, where(**filters))
 
 
 async def hybrid(

@@ -18,6 +18,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "adopt": ("adopt", "add", "take over tables of these names that something else made"),
     "embeddings": ("embeddings", "add", "which model the stored vectors are of, and renewing them by another"),
     "index": ("index", "add", "vector indexes and their recall"),
+    "pairs": ("pairs", "add", "every pair of similar rows, such as near-duplicates"),
     "backup": ("backup", "add", "dumps, base backups and WAL, and proof that they are good"),
     "restore": ("restore", "add", "restore a dump into a database that is checked first"),
     "recover": ("recover", "add", "make a new server that is as this one was at a moment"),
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone. Without this Python would say so once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print("kimera-sql: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("\n  ".join(("kimera-sql: interrupted", *getattr(interrupt, "__notes__", ()))), file=sys.stderr)
         return 130
     except Exception as error:
         from .errors import said

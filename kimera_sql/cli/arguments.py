@@ -34,6 +34,7 @@ _OPTIONS: Final = {
     "rate": "--rate",
     "retries": "--retries",
     "sample": "--sample",
+    "similarity": "--similarity",
     "slot": "--slot",
     "target": "--target",
     "time": "--to",

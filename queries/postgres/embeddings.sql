@@ -492,6 +492,28 @@ ORDER BY timestamp, id
 LIMIT :limit
 FOR UPDATE;
 
+-- name: matching_ids(first, source, since, until, metadata)
+-- The ids, from the first on, of the embeddings that pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors, +first
+-- returns: UUID
+-- plan: custom
+SELECT id
+FROM semantic_embeddings
+WHERE (:first::uuid IS NULL OR id >= :first)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY id;
+
+-- name: vectors_of(ids)
+-- The vectors of a list of embeddings.
+-- returns: id UUID, embedding Vector
+SELECT id, embedding
+FROM semantic_embeddings
+WHERE id = ANY(:ids)
+ORDER BY id;
+
 -- name: delete_by_ids(ids)!
 -- Remove the embeddings of a list of ids.
 DELETE FROM semantic_embeddings

@@ -582,6 +582,31 @@ ORDER BY timestamp, id
 LIMIT :limit
 FOR UPDATE;
 
+-- name: matching_ids(first, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The ids, from the first on, of the states that pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +first
+-- returns: UUID
+-- plan: custom
+SELECT id
+FROM geoid_states
+WHERE (:first::uuid IS NULL OR id >= :first)
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY id;
+
+-- name: vectors_of(ids)
+-- The vectors of a list of states.
+-- returns: id UUID, state_vector Vector
+SELECT id, state_vector
+FROM geoid_states
+WHERE id = ANY(:ids)
+ORDER BY id;
+
 -- name: delete_by_ids(ids)!
 -- Remove the states of a list of ids.
 DELETE FROM geoid_states

@@ -185,6 +185,25 @@ WHERE (:source IS NULL OR source = :source)
 ORDER BY timestamp, id
 LIMIT :limit;
 
+-- name: matching_ids(first, source, since, until, metadata)
+-- The ids, from the first on, of the embeddings that pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors, +first
+SELECT id
+FROM semantic_embeddings
+WHERE (:first IS NULL OR id >= :first)
+    AND (:source IS NULL OR source = :source)
+    AND (:since IS NULL OR timestamp >= :since)
+    AND (:until IS NULL OR timestamp < :until)
+    AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+ORDER BY id;
+
+-- name: vectors_of(ids)
+-- The vectors of a list of embeddings.
+SELECT id, embedding
+FROM semantic_embeddings
+WHERE id IN (SELECT value FROM json_each(:ids))
+ORDER BY id;
+
 -- name: delete_by_ids(ids)!
 -- Remove the embeddings of a list of ids.
 DELETE FROM semantic_embeddings

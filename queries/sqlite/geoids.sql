@@ -252,6 +252,28 @@ WHERE (:tags_all IS NULL OR json_contains(tags, :tags_all))
 ORDER BY timestamp, id
 LIMIT :limit;
 
+-- name: matching_ids(first, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The ids, from the first on, of the states that pass every filter given.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +first
+SELECT id
+FROM geoid_states
+WHERE (:first IS NULL OR id >= :first)
+    AND (:tags_all IS NULL OR json_contains(tags, :tags_all))
+    AND (:tags_any IS NULL OR json_overlaps(tags, :tags_any))
+    AND (:entropy_min IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max IS NULL OR entropy <= :entropy_max)
+    AND (:since IS NULL OR timestamp >= :since)
+    AND (:until IS NULL OR timestamp < :until)
+    AND (:metadata IS NULL OR json_contains(metadata, :metadata))
+ORDER BY id;
+
+-- name: vectors_of(ids)
+-- The vectors of a list of states.
+SELECT id, state_vector
+FROM geoid_states
+WHERE id IN (SELECT value FROM json_each(:ids))
+ORDER BY id;
+
 -- name: delete_by_ids(ids)!
 -- Remove the states of a list of ids.
 DELETE FROM geoid_states

@@ -66,6 +66,7 @@ def test_an_empty_url_is_an_error() -> None:
         ("index", "drop", "name"),
         ("index", "build", "geoid_states"),
         ("index", "tune", "geoid_states"),
+        ("pairs", "geoid_states"),
         ("maintain", "vacuum"),
         ("maintain", "all"),
     ],
