@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from . import sql
-from .entity import Entity, Id, New, Record
+from .entity import Entity, New, Record
 from .errors import InvalidValue
 from .model.upserts import Upserted
 from .sql import Connection
@@ -20,7 +20,7 @@ _AT_ONCE: Final = 250
 """Items that upsert_many holds in memory and writes together."""
 
 
-class UpsertEntity(Entity[New, Record, Id]):
+class UpsertEntity(Entity[New, Record, UUID]):
     """An entity whose rows have UUIDs, and can be written again."""
 
     def upsert(self, conn: Connection, new: New) -> Record:
@@ -51,7 +51,7 @@ class UpsertEntity(Entity[New, Record, Id]):
             raise InvalidValue(f"duplicates: expected 'last' or 'refuse', got {duplicates!r}")
         self._learn_types(conn)
         inserted = count = 0
-        seen: dict[Id, int] | None = {} if duplicates == "refuse" else None
+        seen: dict[UUID, int] | None = {} if duplicates == "refuse" else None
         with sql.atomic(conn):
             for rows in self._batches(conn, items):
                 inserted += self._upsert_batch(conn, rows, count, seen)
@@ -79,7 +79,7 @@ class UpsertEntity(Entity[New, Record, Id]):
             yield rows
 
     def _upsert_batch(
-        self, conn: Connection, rows: list[dict[str, Any]], first: int, seen: dict[Id, int] | None
+        self, conn: Connection, rows: list[dict[str, Any]], first: int, seen: dict[UUID, int] | None
     ) -> int:
         """Upsert *rows*, the first of which is item number *first*, and return how many were new."""
         for number, row in enumerate(rows, start=first):

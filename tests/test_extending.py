@@ -155,6 +155,9 @@ def add_column(copy: Copy) -> None:
         file = f"queries/{dialect}/geoids.sql"
         copy.change(file, r"creation_context, tags\b", "creation_context, tags, mood")
         copy.change(file, r"(:creation_context,\s+:tags)\b", r"\1, :mood")
+        copy.change(file, r"( +)tags = excluded\.tags,\n", r"\g<0>\1mood = excluded.mood,\n")
+    copy.change("queries/postgres/geoids.sql", r"( +):tags::text\[\],\n", r"\g<0>\1:mood::text[],\n")
+    copy.change("queries/postgres/geoids.sql", r"tags::text\[\], state_vector", "tags::text[], mood, state_vector")
     copy.change("queries/postgres/geoids.sql", r"text\[\], vector", "text[], text, vector")
 
 
@@ -165,8 +168,11 @@ def test_a_column(copy: Copy) -> None:
 new = dict(state_vector=np.ones(1024), entropy=0, coherence_factor=0, energy_level=0, mood="calm")
 print(geoids.get(conn, geoids.insert(conn, geoids.NewGeoid(**new)).id).mood)
 print(geoids.insert_many(conn, [geoids.NewGeoid(**new)]), [state.mood for state in geoids.latest(conn)])
+again = [geoids.NewGeoid(**{**new, "id": state.id, "mood": "wild"}) for state in geoids.latest(conn)]
+print(geoids.upsert_many(conn, again[:1]).updated, geoids.upsert(conn, again[1]).mood)
+print([state.mood for state in geoids.latest(conn)])
 """
-    assert copy.both(code) == ["calm\n1 ['calm', 'calm']\n"] * 2
+    assert copy.both(code) == ["calm\n1 ['calm', 'calm']\n1 wild\n['wild', 'wild']\n"] * 2
     schema = {file for file in copy.touched if file.startswith("schema/")}
     assert len(schema) == 2
     assert copy.touched - schema == {

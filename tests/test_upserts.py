@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import re
 import sqlite3
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -28,7 +30,7 @@ from kimera_sql import SqlitePool, add_adapters, aio, embeddings, geoids, migrat
 from kimera_sql.embeddings import NewEmbedding
 from kimera_sql.errors import InvalidValue, NotFound, SchemaError, VectorError
 from kimera_sql.geoids import Upserted
-from kimera_sql.sql import Connection
+from kimera_sql.sql import Connection, statements
 
 KINDS = {"geoids": GEOIDS, "embeddings": EMBEDDINGS, "portals": PORTALS}
 BAD_FIELDS = [
@@ -144,6 +146,35 @@ def matches(item: Any, row: Any) -> bool:
     except AssertionError:
         return False
     return True
+
+
+@pytest.mark.parametrize("dialect", ["postgres", "sqlite"])
+@pytest.mark.parametrize("entity", KINDS)
+def test_a_row_is_written_over_whole(dialect: Any, entity: str) -> None:
+    """Nothing else would notice a column that is forgotten behind ON CONFLICT."""
+    upserting = [one.text for one in statements(dialect, entity).values() if "ON CONFLICT" in one.text]
+    assert len(upserting) == (2 if dialect == "postgres" else 1)
+    for statement in upserting:
+        columns = re.search(r"INSERT INTO \w+ \(([^)]*)\)", re.sub(r"/\*.*?\*/ ", "", statement))
+        assert columns
+        id, *others = (name.strip() for name in columns[1].split(","))
+        assert id == "id"
+        assert re.findall(r"(\w+) = excluded\.(\w+)", statement) == [(name, name) for name in others]
+
+
+def test_items_may_come_asynchronously(database: str) -> None:
+    async def items() -> AsyncIterator[geoids.NewGeoid]:
+        for number in range(300):
+            await asyncio.sleep(0)
+            yield state(number)
+
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(database) as conn:
+            await aio.add_adapters(conn)
+            assert await aio.geoids.upsert_many(conn, items()) == Upserted(300, 0)
+            assert await aio.geoids.upsert_many(conn, items()) == Upserted(0, 300)
+
+    asyncio.run(main())
 
 
 def test_upsert_many_of_nothing_is_nothing(conn: Connection, kind: Kind) -> None:

@@ -87,7 +87,7 @@ _queries = sql.Queries("embeddings")
 _table = VECTOR_TABLES["semantic_embeddings"]
 
 
-class _Embeddings(UpsertEntity[NewEmbedding, Embedding, UUID]):
+class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
     """An entity whose items without an id are known by their text and source."""
 
     async def upsert(self, conn: Connection, new: NewEmbedding) -> Embedding:
