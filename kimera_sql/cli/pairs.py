@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("table", choices=_TABLES)
     parser.add_argument(
-        "--similarity", type=float, metavar="COSINE", help="(0.9, or 0.95 for semantic_embeddings) the least"
+        "--similarity", type=float, metavar="COSINE", help="the least (0.9, or 0.95 for semantic_embeddings)"
     )
     parser.add_argument(
         "--after",
