@@ -40,6 +40,7 @@ __all__ = [
     "get",
     "get_many",
     "insert",
+    "insert_arrow",
     "insert_many",
     "latest",
     "prune",
@@ -49,6 +50,7 @@ __all__ = [
     "similar_many",
     "similar_to",
     "stream",
+    "stream_arrow",
     "update_metadata",
 ]
 
@@ -59,14 +61,16 @@ _table = VECTOR_TABLES["geoid_states"]
 _ALL: Mapping[str, Any] = {"other_than": None}
 """That no state is left out."""
 
-entity = Entity(_queries, Geoid, values, checks.identifier, vector="state_vector")
+entity = Entity(_queries, NewGeoid, Geoid, values, checks.identifier, vector="state_vector")
 insert = entity.insert
 insert_many = entity.insert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:

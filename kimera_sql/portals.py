@@ -25,24 +25,28 @@ __all__ = [
     "get",
     "get_many",
     "insert",
+    "insert_arrow",
     "insert_many",
     "mark_used",
     "route",
     "set_status",
     "stream",
+    "stream_arrow",
     "update_parameters",
 ]
 
 _queries = sql.Queries("portals")
 
-entity = Entity(_queries, Portal, values, checks.identifier, clock="creation_timestamp")
+entity = Entity(_queries, NewPortal, Portal, values, checks.identifier, clock="creation_timestamp")
 insert = entity.insert
 insert_many = entity.insert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 def between(conn: Connection, source_dimension: int, target_dimension: int, *, limit: int = 100) -> list[Portal]:

@@ -31,7 +31,7 @@ APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transition
 
 PURE: Final = re.compile(
     r"model\.\w+|tables|checks|errors|foreign|strategies|schema|drift"
-    r"|sql\.(files|shapes|rows|binary|loaders|versions)|search\.(plan|kinds|measures|looks|diversity)"
+    r"|sql\.(files|shapes|rows|binary|loaders|plain|arrow|versions)|search\.(plan|kinds|measures|looks|diversity)"
 )
 """Modules that decide or describe."""
 

@@ -48,25 +48,29 @@ __all__ = [
     "get_or_create",
     "hybrid",
     "insert",
+    "insert_arrow",
     "insert_many",
     "prune",
     "similar",
     "similar_many",
     "stream",
+    "stream_arrow",
 ]
 
 _queries = sql.Queries("embeddings")
 
 _table = VECTOR_TABLES["semantic_embeddings"]
 
-entity = Entity(_queries, Embedding, values, checks.identifier, vector="embedding")
+entity = Entity(_queries, NewEmbedding, Embedding, values, checks.identifier, vector="embedding")
 insert = entity.insert
 insert_many = entity.insert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 async def similar(

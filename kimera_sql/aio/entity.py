@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from .. import checks
 from ..errors import InvalidValue, NotFound, SchemaError
+from ..sql import arrow, plain
 from ..sql.rows import decode, mapper
 from ..twins import aeach
 from . import sql
@@ -31,6 +32,7 @@ class Entity(Generic[New, Record, Id]):
     """The functions that a module of one entity offers as its own.
 
     queries: the entity's named queries.
+    new: the dataclass of an item to insert.
     record: the dataclass of a whole row, its fields in the order of the columns.
     values: turns a new item into the columns to write, in the order of the query copy_in, or raises InvalidValue.
     identifier: checks an id.
@@ -43,6 +45,7 @@ class Entity(Generic[New, Record, Id]):
     def __init__(
         self,
         queries: sql.Queries,
+        new: type[New],
         record: type[Record],
         values: Callable[[New | Record], dict[str, Any]],
         identifier: Callable[[str, Id], Id],
@@ -53,6 +56,7 @@ class Entity(Generic[New, Record, Id]):
         advance_ids: sql.Query | None = None,
     ) -> None:
         self._queries = queries
+        self._new = new
         self._record = record
         self._values = values
         self._identifier = identifier
@@ -89,19 +93,37 @@ class Entity(Generic[New, Record, Id]):
             async for item in aeach(items):
                 number += 1
                 try:
-                    values = self._values(item)
+                    values = self._columns(item, now)
                 except InvalidValue as error:
                     raise type(error)(f"item {number}: {error}") from None
-                if "id" in values and values["id"] is None:
-                    values["id"] = uuid4()
-                if values[self._clock] is None:
-                    values[self._clock] = now
                 yield values
 
         try:
             return await self._queries.copy_in.copy(conn, rows())
         except CopyRefused:
             return await self._queries.insert.copy(conn, rows())
+
+    def _columns(self, item: New | Record, now: datetime | None) -> dict[str, Any]:
+        """Return the columns to write, with a new id and the time *now* where *item* has none. Raises InvalidValue."""
+        values = self._values(item)
+        if "id" in values and values["id"] is None:
+            values["id"] = uuid4()
+        if values[self._clock] is None:
+            values[self._clock] = now
+        return values
+
+    def item(self, given: Mapping[str, Any]) -> New | Record:
+        """Return the item that *given* is, values by name; ids and times can be text, and None counts as left out.
+
+        It is a record only if it has an id that new items have no field for. Raises InvalidValue as insert_many.
+        """
+        item = plain.item(self._new, self._record, given)
+        self._values(item)
+        if isinstance(item, self._record):
+            self._identifier("id", item.id)
+            if getattr(item, self._clock) is None:
+                raise InvalidValue(f"{self._clock}: missing, while there is an id")
+        return item
 
     async def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
@@ -162,3 +184,56 @@ class Entity(Generic[New, Record, Id]):
         async with aclosing(rows):  # type: ignore[type-var]
             async for row in rows:
                 yield make(row)
+
+    async def insert_arrow(self, conn: Connection, data: arrow.ArrowData) -> int:
+        """Insert the rows of *data*, all or none, and return how many there were; by name, as insert_many does.
+
+        *data* is a Table, a RecordBatch or a RecordBatchReader of pyarrow, or another library's data frame that gives
+        Arrow's stream; it is read as it is sent. Its columns are those of stream_arrow; what an item can leave out, a
+        column or a null can too. Other widths of numbers, texts and lists are taken as well.
+        Raises NotInstalled without pyarrow (the extra `arrow`), and InvalidValue as insert_many.
+        """
+        reader = arrow.reader(data, self._new, self._record)
+        now = await self._queries.now.fetchval(conn, datetime)
+        advance_ids = self._advance_ids if "id" in reader.schema.names else None
+
+        def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+            item = self.item(given)
+            values = self._columns(item, now)
+            if advance_ids is None:
+                return values
+            if not isinstance(item, self._record):
+                raise InvalidValue("id: missing, while other rows have one")
+            return {"id": item.id, **values}
+
+        missing = {**plain.optional(self._new), "id": uuid4, self._clock: lambda: now}
+        into = arrow.Writing(columns, missing, tuple(plain.kinds(self._record)) if self._vector else ())
+        batches = arrow.batches(reader, into)
+        if advance_ids is not None:
+            inserted = await self._copy_with_ids.copy_batches(conn, batches)
+            await advance_ids.fetchval(conn, int)
+            return inserted
+        try:
+            return await self._queries.copy_in.copy_batches(conn, batches)
+        except CopyRefused:
+            return await self._queries.insert.copy_batches(conn, batches)
+
+    async def stream_arrow(self, conn: Connection, *, chunk: int = 1000) -> AsyncIterator[arrow.RecordBatch]:
+        """Yield every row, the oldest first, in record batches of pyarrow of *chunk* rows; otherwise as stream does.
+
+        Vectors are fixed-size lists of float32 without nulls, ids are strings, JSON is its text, and times are
+        microseconds in UTC. Without a row, there is one batch, which is empty.
+        Raises NotInstalled without pyarrow (the extra `arrow`).
+        """
+        arrow.pyarrow()
+        rows = self.stream(conn, chunk=chunk)
+        records: list[Record] = []
+        some = False
+        async with aclosing(rows):  # type: ignore[type-var]
+            async for record in rows:
+                records.append(record)
+                if len(records) == chunk:
+                    yield arrow.batch(self._record, records)
+                    records, some = [], True
+        if records or not some:
+            yield arrow.batch(self._record, records)
