@@ -21,12 +21,12 @@ FLOORS: Final = (
     ("search", "entity", "batches"),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
-    ("transfer", "verify", "ops"),
+    ("transfer", "files", "verify", "ops"),
     ("embedded", "demo", "cli", "pytest_plugin"),
 )
 """The rooms from the ground up. Within a floor anything goes, save what APART says."""
 
-APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transitions", "portals", "metrics")
+APART: Final = ("transfer", "files", "verify", "ops", "geoids", "embeddings", "transitions", "portals", "metrics")
 """Rooms that do not import another one of their own floor."""
 
 PURE: Final = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime
@@ -12,6 +13,7 @@ from .. import checks
 from ..errors import InvalidValue, NotFound, SchemaError
 from ..sql import arrow, plain
 from ..sql.rows import decode, mapper
+from ..tables import Table
 from ..twins import aeach
 from . import sql
 from .sql import Connection
@@ -57,7 +59,7 @@ class Entity(Generic[New, Record, Id]):
     ) -> None:
         self._queries = queries
         self._new = new
-        self._record = record
+        self.record = record
         self._values = values
         self._identifier = identifier
         self._clock = clock
@@ -77,7 +79,7 @@ class Entity(Generic[New, Record, Id]):
             raise SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed the row over")
         if self._vector is not None:
             row = (*row, values[self._vector])
-        return mapper(sql.dialect(conn), self._record)(row)
+        return mapper(sql.dialect(conn), self.record)(row)
 
     async def insert_many(self, conn: Connection, items: AsyncIterable[New] | Iterable[New]) -> int:
         """Insert *items*, all or none and on PostgreSQL by COPY where that can be, and return how many there were.
@@ -117,9 +119,9 @@ class Entity(Generic[New, Record, Id]):
 
         It is a record only if it has an id that new items have no field for. Raises InvalidValue as insert_many.
         """
-        item = plain.item(self._new, self._record, given)
+        item = plain.item(self._new, self.record, given)
         self._values(item)
-        if isinstance(item, self._record):
+        if isinstance(item, self.record):
             self._identifier("id", item.id)
             if getattr(item, self._clock) is None:
                 raise InvalidValue(f"{self._clock}: missing, while there is an id")
@@ -127,7 +129,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
-        kind = get_type_hints(self._record)["id"]
+        kind = get_type_hints(self.record)["id"]
         found = await self._queries.existing_ids.fetchall(conn, ids=list(ids))
         return {decode(sql.dialect(conn), kind, id) for (id,) in found}
 
@@ -141,7 +143,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def get(self, conn: Connection, id: Id) -> Record:
         """Return the row of *id*. Raises NotFound."""
-        found = await self._queries.find_by_id.fetchone(conn, self._record, id=self._identifier("id", id))
+        found = await self._queries.find_by_id.fetchone(conn, self.record, id=self._identifier("id", id))
         if found is None:
             raise NotFound(f"no row has the id {id}")
         return found
@@ -149,7 +151,7 @@ class Entity(Generic[New, Record, Id]):
     async def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
         """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
         wanted = [self._identifier("ids", id) for id in ids]
-        records = await self._queries.find_by_ids.fetchall(conn, self._record, ids=list(dict.fromkeys(wanted)))
+        records = await self._queries.find_by_ids.fetchall(conn, self.record, ids=list(dict.fromkeys(wanted)))
         found = {record.id: record for record in records}
         return [found[id] for id in wanted if id in found]
 
@@ -177,7 +179,7 @@ class Entity(Generic[New, Record, Id]):
 
         Unless *ordered*, they come in the order in which they are stored, which is none to rely on, but faster.
         """
-        make = mapper(sql.dialect(conn), self._record)
+        make = mapper(sql.dialect(conn), self.record)
         query = self._queries.stream_all if ordered else self._queries.stream_unordered
         rows = query.stream(conn, chunk=checks.limit(chunk, "chunk"))
         # Else the rows would be closed some time after the records, by whoever frees them.
@@ -193,7 +195,7 @@ class Entity(Generic[New, Record, Id]):
         column or a null can too. Other widths of numbers, texts and lists are taken as well.
         Raises NotInstalled without pyarrow (the extra `arrow`), and InvalidValue as insert_many.
         """
-        reader = arrow.reader(data, self._new, self._record)
+        reader = arrow.reader(data, self._new, self.record)
         now = await self._queries.now.fetchval(conn, datetime)
         advance_ids = self._advance_ids if "id" in reader.schema.names else None
 
@@ -202,12 +204,12 @@ class Entity(Generic[New, Record, Id]):
             values = self._columns(item, now)
             if advance_ids is None:
                 return values
-            if not isinstance(item, self._record):
+            if not isinstance(item, self.record):
                 raise InvalidValue("id: missing, while other rows have one")
             return {"id": item.id, **values}
 
         missing = {**plain.optional(self._new), "id": uuid4, self._clock: lambda: now}
-        into = arrow.Writing(columns, missing, tuple(plain.kinds(self._record)) if self._vector else ())
+        into = arrow.Writing(columns, missing, tuple(plain.kinds(self.record)) if self._vector else ())
         batches = arrow.batches(reader, into)
         if advance_ids is not None:
             inserted = await self._copy_with_ids.copy_batches(conn, batches)
@@ -233,7 +235,13 @@ class Entity(Generic[New, Record, Id]):
             async for record in rows:
                 records.append(record)
                 if len(records) == chunk:
-                    yield arrow.batch(self._record, records)
+                    yield arrow.batch(self.record, records)
                     records, some = [], True
         if records or not some:
-            yield arrow.batch(self._record, records)
+            yield arrow.batch(self.record, records)
+
+
+def of_table(table: Table) -> Entity[Any, Any, Any]:
+    """Return the entity of *table*."""
+    entity: Entity[Any, Any, Any] = importlib.import_module(f"{__package__}.{table.entity}").entity
+    return entity

@@ -26,6 +26,7 @@ _OPTIONS: Final = {
     "m": "--m",
     "memory": "--ram",
     "name": "--to-name",
+    "path": "FILE",
     "precision": "--precision",
     "prefix": "--prefix",
     "processes": "--processes",

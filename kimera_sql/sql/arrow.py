@@ -127,7 +127,7 @@ class Batch:
         """Yield the columns to write of each row. Raises InvalidValue with the row's number."""
         for place in range(self.data.num_rows):
             try:
-                yield self.into.make(_values(self.data, place))
+                yield self.into.make(values(self.data, place))
             except InvalidValue as error:
                 raise type(error)(f"item {self.number + place}: {error}") from None
 
@@ -164,14 +164,15 @@ class Batch:
         return [next(given) if there else _one(kind, missing()) for there in column.is_valid().to_pylist()]
 
 
-def _values(data: RecordBatch, place: int) -> dict[str, Any]:
-    values = {}
+def values(data: RecordBatch, place: int) -> dict[str, Any]:
+    """Return the values of a row by name. Raises InvalidValue for one that Python cannot hold."""
+    found = {}
     for name, column in zip(data.schema.names, data.columns, strict=True):
         try:
-            values[name] = column[place].as_py()
+            found[name] = column[place].as_py()
         except (ValueError, OverflowError) as error:  # no UTF-8, a part of a microsecond, a year that Python lacks
             raise InvalidValue(f"{name}: {error}") from None
-    return values
+    return found
 
 
 def reader(data: ArrowData, new: type, record: type) -> Any:
@@ -181,7 +182,9 @@ def reader(data: ArrowData, new: type, record: type) -> Any:
     """
     arrow = pyarrow()
     try:
-        opened = arrow.RecordBatchReader.from_stream(data)
+        # Through the stream, the errors of a reader would lose their types.
+        is_reader = isinstance(data, arrow.RecordBatchReader)
+        opened: Any = data if is_reader else arrow.RecordBatchReader.from_stream(data)
     except TypeError:
         raise InvalidValue(
             f"data: expected a Table, RecordBatch or RecordBatchReader, or a data frame, got {type(data).__name__}"
