@@ -434,6 +434,55 @@ with sqlite.connect(":memory:") as conn:
     assert not list(tmp_path.glob("*parquet*"))
 
 
+@pytest.mark.ends
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+def test_a_lost_connection_leaves_nothing(
+    database: str, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"s{suffix}"
+    with psycopg.connect(database, autocommit=True) as other:
+        add_adapters(other)
+        geoids.insert_many(other, [state(number % 7) for number in range(1500)])
+
+        def cut(rows: Iterator[Any], total: int, label: str) -> Iterator[Any]:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+            yield from rows
+
+        for function in (unload, load):
+            if function is load:
+                monkeypatch.undo()
+                unload(other, "geoid_states", path)
+                empty(other, geoids)
+            before = sorted(tmp_path.iterdir())
+            with psycopg.connect(database, autocommit=True) as conn:
+                add_adapters(conn)
+                pid = conn.info.backend_pid
+                monkeypatch.setattr("kimera_sql.files.progress", cut)
+                with pytest.raises(psycopg.OperationalError):
+                    function(conn, "geoid_states", path)
+            assert sorted(tmp_path.iterdir()) == before
+        assert geoids.count(other) == 0
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_role_without_rights_gets_the_servers_error(database: str, tmp_path: Path, suffix: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        add_adapters(conn)
+        geoids.insert_many(conn, [state(number) for number in range(3)])
+        unload(conn, "geoid_states", tmp_path / f"s{suffix}")
+        before = sorted(tmp_path.iterdir())
+        conn.execute("SET ROLE pg_read_all_data")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            load(conn, "geoid_states", tmp_path / f"s{suffix}")
+        conn.execute("SET ROLE pg_monitor")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            unload(conn, "geoid_states", tmp_path / f"other{suffix}")
+        assert sorted(tmp_path.iterdir()) == before
+        conn.execute("RESET ROLE")
+        assert geoids.count(conn) == 3
+
+
 def test_the_commands(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database) as conn:
         add_adapters(conn)

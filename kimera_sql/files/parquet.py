@@ -15,11 +15,9 @@ from ..progress import Bar
 from ..sql import arrow, plain
 from .sources import Source
 
-_AT_ONCE: Final = 1000
-"""Rows that are held in memory at once."""
-
-_GROUP: Final = 10_000
-"""Rows of a row group, the piece that other programs read at once."""
+_READ_AT_ONCE: Final = 1000
+_GROUP: Final = 5000
+"""Rows of a row group, the piece that other programs read at once. It is held in memory."""
 
 
 def write(file: BinaryIO, record: type, records: Iterator[Any]) -> None:
@@ -28,8 +26,8 @@ def write(file: BinaryIO, record: type, records: Iterator[Any]) -> None:
     # A dictionary of vectors would never find one again.
     repeating = [name for name, kind in plain.kinds(record).items() if kind.kind is not np.ndarray]
     with parquet.ParquetWriter(file, arrow.schema(record), compression="zstd", use_dictionary=repeating) as writer:
-        while chunk := list(itertools.islice(records, _AT_ONCE)):
-            writer.write_batch(arrow.batch(record, chunk), row_group_size=_GROUP)
+        while group := list(itertools.islice(records, _GROUP)):
+            writer.write_batch(arrow.batch(record, group))
 
 
 @contextmanager
@@ -39,7 +37,7 @@ def reader(path: Path, label: str) -> Iterator[Any]:
 
         def batches() -> Iterator[arrow.RecordBatch]:
             done = 0
-            for batch in file.iter_batches(_AT_ONCE):
+            for batch in _batches(file):
                 yield batch
                 done += batch.num_rows
                 bar.draw(label, done, file.metadata.num_rows)
@@ -51,16 +49,23 @@ def reader(path: Path, label: str) -> Iterator[Any]:
 def source(path: Path) -> Iterator[Source]:
     """Open the file *path* to be loaded row by row."""
     with _opened(path) as file:
-        rows = ((batch, place) for batch in file.iter_batches(_AT_ONCE) for place in range(batch.num_rows))
+        rows = ((batch, place) for batch in _batches(file) for place in range(batch.num_rows))
         yield Source(file.metadata.num_rows, rows, lambda row: arrow.values(*row))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     parquet = arrow.pyarrow("pyarrow.parquet")
+    path.stat()  # its error says less than Arrow's, and all there is to say
     try:
-        # With a buffer a row group is read piece by piece, not whole.
-        with path.open("rb") as file, parquet.ParquetFile(file, buffer_size=2**20) as opened:
+        # Else a whole row group would be read into memory, and other programs make them large.
+        with parquet.ParquetFile(path, memory_map=True) as opened:
             yield opened
     except arrow.pyarrow().ArrowException as error:
         raise FileError(f"{path}: {error}; nothing was loaded") from error
+
+
+def _batches(file: Any) -> Iterator[arrow.RecordBatch]:
+    # All groups at once would stay in memory, one after the other.
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(_READ_AT_ONCE, row_groups=[group])
