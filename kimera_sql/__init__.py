@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from .errors import ConnectionFailed as ConnectionFailed
     from .errors import CopyError as CopyError
     from .errors import FallbackWarning as FallbackWarning
+    from .errors import FileError as FileError
     from .errors import InUse as InUse
     from .errors import InvalidValue as InvalidValue
     from .errors import KimeraError as KimeraError
     from .errors import MaintenanceError as MaintenanceError
     from .errors import NotFound as NotFound
+    from .errors import NotInstalled as NotInstalled
     from .errors import QueryError as QueryError
     from .errors import SchemaError as SchemaError
     from .errors import SettingsError as SettingsError
@@ -52,11 +54,13 @@ _PLACES: Final = {
     "ConnectionFailed": "errors",
     "CopyError": "errors",
     "FallbackWarning": "errors",
+    "FileError": "errors",
     "InUse": "errors",
     "InvalidValue": "errors",
     "KimeraError": "errors",
     "MaintenanceError": "errors",
     "NotFound": "errors",
+    "NotInstalled": "errors",
     "QueryError": "errors",
     "SchemaError": "errors",
     "SettingsError": "errors",

@@ -17,6 +17,10 @@ class ConnectionFailed(KimeraError):
     """No connection could be made; the message lists each attempt and its cause."""
 
 
+class NotInstalled(KimeraError, ImportError):
+    """An optional dependency is needed and not installed; the message names the extra that brings it."""
+
+
 class InvalidValue(KimeraError, ValueError):
     """A value was refused before any SQL was sent; the message names the field and the fault."""
 
@@ -47,6 +51,10 @@ class QueryError(KimeraError):
 
 class CopyError(KimeraError):
     """A database cannot be copied into another, or did not arrive there as it was."""
+
+
+class FileError(KimeraError):
+    """A file cannot be read or written, or is not what its name says; the message says what became of it."""
 
 
 class UnsupportedByServer(KimeraError):

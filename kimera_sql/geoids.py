@@ -46,6 +46,7 @@ __all__ = [
     "get",
     "get_many",
     "insert",
+    "insert_arrow",
     "insert_many",
     "latest",
     "pairs",
@@ -58,6 +59,7 @@ __all__ = [
     "similar_pages",
     "similar_to",
     "stream",
+    "stream_arrow",
     "update_metadata",
     "upsert",
     "upsert_many",
@@ -71,16 +73,18 @@ _table = VECTOR_TABLES["geoid_states"]
 _ALL: Mapping[str, Any] = {"other_than": None}
 """That no state is left out."""
 
-entity = UpsertEntity(_queries, Geoid, values, checks.identifier, vector="state_vector")
+entity = UpsertEntity(_queries, NewGeoid, Geoid, values, checks.identifier, vector="state_vector")
 insert = entity.insert
 insert_many = entity.insert_many
 upsert = entity.upsert
 upsert_many = entity.upsert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "get",
     "get_many",
     "insert",
+    "insert_arrow",
     "insert_many",
     "latest",
     "names",
@@ -29,20 +30,29 @@ __all__ = [
     "record",
     "series",
     "stream",
+    "stream_arrow",
 ]
 
 _queries = sql.Queries("metrics")
 
 entity = Entity(
-    _queries, Metric, values, identifier, copy_with_ids=_queries.copy_in_with_ids, advance_ids=_queries.advance_ids
+    _queries,
+    NewMetric,
+    Metric,
+    values,
+    identifier,
+    copy_with_ids=_queries.copy_in_with_ids,
+    advance_ids=_queries.advance_ids,
 )
 insert = entity.insert
 insert_many = entity.insert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 def record(

@@ -27,11 +27,13 @@ __all__ = [
     "get",
     "get_many",
     "insert",
+    "insert_arrow",
     "insert_many",
     "mark_used",
     "route",
     "set_status",
     "stream",
+    "stream_arrow",
     "update_parameters",
     "upsert",
     "upsert_many",
@@ -39,16 +41,18 @@ __all__ = [
 
 _queries = sql.Queries("portals")
 
-entity = UpsertEntity(_queries, Portal, values, checks.identifier, clock="creation_timestamp")
+entity = UpsertEntity(_queries, NewPortal, Portal, values, checks.identifier, clock="creation_timestamp")
 insert = entity.insert
 insert_many = entity.insert_many
 upsert = entity.upsert
 upsert_many = entity.upsert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 def between(conn: Connection, source_dimension: int, target_dimension: int, *, limit: int = 100) -> list[Portal]:

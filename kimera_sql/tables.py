@@ -52,6 +52,14 @@ BOOKKEEPING: Final = (
 """What kimera_sql keeps for itself beside them."""
 
 
+def named(name: str) -> Table:
+    """Return the table *name*. Raises InvalidValue if there is none."""
+    for table in TABLES:
+        if table.name == name:
+            return table
+    raise InvalidValue(f"table: expected one of {', '.join(NAMES)}, got {name!r}")
+
+
 def with_vectors(name: str) -> Table:
     """Return the table *name*, which has vectors. Raises InvalidValue for any other."""
     if name not in VECTOR_TABLES:

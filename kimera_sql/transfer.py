@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 import struct
@@ -16,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from . import sql
-from .entity import Entity
+from .entity import Entity, of_table
 from .errors import CopyError
 from .progress import progress
 from .sql import Connection
-from .tables import BOOKKEEPING, NAMES, TABLES, Table
+from .tables import BOOKKEEPING, NAMES, TABLES
 
 _queries = sql.Queries("transfer")
 
@@ -52,7 +51,7 @@ def copy(
     """
     with sql.snapshot(source), sql.atomic(target):
         _check_tables(source, leave_out)
-        return [_copy(table.name, _entity(table), source, target, skip_existing) for table in TABLES]
+        return [_copy(table.name, of_table(table), source, target, skip_existing) for table in TABLES]
 
 
 def _check_tables(source: Connection, leave_out: Collection[str]) -> None:
@@ -63,11 +62,6 @@ def _check_tables(source: Connection, leave_out: Collection[str]) -> None:
             f"{', '.join(unknown)}: not known to kimera_sql, which copies its own tables; leave out by name what is "
             "not to be copied (--leave-out TABLE); nothing was copied"
         )
-
-
-def _entity(table: Table) -> Entity[Any, Any, Any]:
-    entity: Entity[Any, Any, Any] = importlib.import_module(f"{__package__}.{table.entity}").entity
-    return entity
 
 
 def _copy(

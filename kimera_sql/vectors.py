@@ -165,11 +165,23 @@ def sent_alike(arrays: Sequence[Any]) -> list[memoryview] | None:
         return None
     if not all(type(array) is np.ndarray and array.dtype == _SINGLE and array.shape == shape for array in arrays):
         return None
-    sent = np.empty((len(arrays), 2 + shape[0]), _SENT)
-    sent[:, 2:] = np.array(arrays)
-    sent[:, :2].view(">u4")[:] = (4 + 4 * shape[0], shape[0] << 16)
+    return sent_block(np.array(arrays))
+
+
+def sent_block(block: NDArray[np.float32]) -> list[memoryview]:
+    """Return each row of *block* as a VECTOR is sent behind its length."""
+    rows, dimensions = block.shape
+    sent = np.empty((rows, 2 + dimensions), _SENT)
+    sent[:, 2:] = block
+    sent[:, :2].view(">u4")[:] = (4 + 4 * dimensions, dimensions << 16)
     width, data = sent.strides[0], sent.data.cast("B")
     return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def are_storable(block: NDArray[np.float32]) -> bool:
+    """Return whether as_vector would take every row of *block*."""
+    squares = np.einsum("ij,ij->i", block, block)
+    return bool(((squares >= _LEAST_SQUARE) & (squares <= _GREATEST_SQUARE)).all())
 
 
 def _text(array: NDArray[Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -22,6 +23,7 @@ from strategies import unit
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, metrics, migrate, portals, transitions
 from kimera_sql.errors import KimeraError
 from kimera_sql.sql import Connection
+from kimera_sql.sql.arrow import pyarrow
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +132,24 @@ class Together(RuleBasedStateMachine):
             self.everywhere(geoids.upsert, new)
             self.everywhere(geoids.replace_vector, new.id, vectors[-1])
             self.everywhere(geoids.get, new.id)
+
+    @rule(vectors=st.lists(VECTORS, min_size=1, max_size=5), tags=TAGS, metadata=JSON, at=TIMES, good=st.booleans())
+    def arrow(self, vectors: list[Any], tags: list[str], metadata: Any, at: Any, good: bool) -> None:
+        count = len(vectors)
+        table = pyarrow().table(
+            {
+                "id": [str(self.new_id(self.ids)) for _ in vectors],
+                "state_vector": vectors,
+                "entropy": [*[1.0] * (count - 1), 1.0 if good else float("nan")],
+                "coherence_factor": [0.0] * count,
+                "energy_level": [0.0] * count,
+                "tags": pyarrow().array([tags] * count, pyarrow().list_(pyarrow().string())),
+                "metadata": [json.dumps(metadata)] * count,
+                "timestamp": [at] * count,
+            }
+        )
+        self.everywhere(geoids.insert_arrow, table)
+        self.everywhere(streamed)
 
     @rule(vector=VECTORS, k=st.integers(1, 20), filters=FILTERS, with_vectors=st.booleans())
     def similar(self, vector: Any, k: int, filters: Any, with_vectors: bool) -> None:
@@ -264,6 +284,11 @@ class Together(RuleBasedStateMachine):
         assert all(same(found, similarities[0]) for found in similarities)
         texts = [sorted(f"{hit.embedding.text_content} {hit.embedding.source}" for hit in found) for found in hits]
         assert all(found == texts[0] for found in texts)
+
+
+def streamed(conn: Connection) -> list[Any]:
+    rows = [batch.to_pylist() for batch in geoids.stream_arrow(conn, chunk=2)]
+    return [[{**row, "metadata": json.loads(row["metadata"])} for row in batch] for batch in rows]
 
 
 def same(one: Any, other: Any) -> bool:

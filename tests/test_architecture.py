@@ -22,17 +22,18 @@ FLOORS: Final = (
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
-    ("transfer", "verify", "ops"),
+    ("transfer", "files", "verify", "ops"),
     ("embedded", "demo", "cli", "pytest_plugin"),
 )
 """The rooms from the ground up. Within a floor anything goes, save what APART says."""
 
-APART: Final = ("transfer", "verify", "ops", "geoids", "embeddings", "transitions", "portals", "metrics")
+APART: Final = ("transfer", "files", "verify", "ops", "geoids", "embeddings", "transitions", "portals", "metrics")
 """Rooms that do not import another one of their own floor."""
 
 PURE: Final = re.compile(
     r"model\.\w+|tables|checks|errors|foreign|strategies|schema|drift"
-    r"|sql\.(files|shapes|rows|binary|loaders|versions)|search\.(plan|kinds|measures|looks|diversity|blocks)"
+    r"|sql\.(files|shapes|rows|binary|loaders|plain|arrow|versions)"
+    r"|search\.(plan|kinds|measures|looks|diversity|blocks)"
 )
 """Modules that decide or describe."""
 

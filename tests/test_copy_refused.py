@@ -14,6 +14,7 @@ from strategies import unit
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
 from kimera_sql.errors import InvalidValue, NotFound
+from kimera_sql.sql.arrow import pyarrow
 from kimera_sql.sql.postgres import Connection
 
 
@@ -85,6 +86,15 @@ def test_rows_go_in_under_row_level_security(guarded: Connection, table: str) ->
     assert entity.insert_many(guarded, map(new, range(1, 251))) == 250
     assert entity.count(guarded) == before + 250
     assert entity.insert_many(guarded, []) == 0
+
+
+def test_rows_of_arrow_go_in_too_and_one_that_is_refused_is_named(guarded: Connection) -> None:
+    pa = pyarrow()
+    data = {"state_vector": [unit(1)] * 250, "coherence_factor": [0.0] * 250, "energy_level": [0.0] * 250}
+    assert geoids.insert_arrow(guarded, pa.table({**data, "entropy": [1.0] * 250})) == 250
+    with pytest.raises(InvalidValue, match=r"^item 249: entropy: "):
+        geoids.insert_arrow(guarded, pa.table({**data, "entropy": [*[1.0] * 249, float("nan")]}))
+    assert geoids.count(guarded) == 251
 
 
 def test_an_unordered_stream_yields_what_the_policy_lets_see(guarded: Connection) -> None:

@@ -338,7 +338,7 @@ __all__ = ["Dream", "NewDream", "entity", "insert", "insert_many"]
 
 _queries = sql.Queries("dreams")
 
-entity = Entity(_queries, Dream, values, checks.identifier)
+entity = Entity(_queries, NewDream, Dream, values, checks.identifier)
 insert = entity.insert
 insert_many = entity.insert_many
 '''

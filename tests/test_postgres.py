@@ -29,6 +29,7 @@ from kimera_sql.metrics import NewMetric
 from kimera_sql.portals import NewPortal
 from kimera_sql.search import indexes, run
 from kimera_sql.search.plan import Plan
+from kimera_sql.sql.arrow import pyarrow
 from kimera_sql.sql.postgres import Connection
 from kimera_sql.tables import Table
 from kimera_sql.transitions import NewTransition
@@ -43,6 +44,10 @@ STEP = NewTransition(
 EMBEDDING = NewEmbedding(text_content="text", embedding=VECTOR)
 PORTAL = NewPortal(source_dimension=1, target_dimension=2, radius=1, energy_requirement=1, stability_factor=1, id=STATE)
 METRIC = NewMetric(metric_name="load", metric_value=1, component="core")
+ONE_STATE = pyarrow().table(
+    {"state_vector": [VECTOR], "entropy": [0.5], "coherence_factor": [0.5], "energy_level": [1.0]}
+)
+ONE_TEXT = pyarrow().table({"text_content": ["text"], "embedding": [VECTOR]})
 
 WRITES: dict[str, Callable[[Connection], object]] = {
     "geoids.insert": lambda conn: geoids.insert(conn, replace(GEOID, id=None)),
@@ -72,6 +77,8 @@ WRITES: dict[str, Callable[[Connection], object]] = {
     "metrics.prune": lambda conn: metrics.prune(conn, seconds(10**9), batch=1),
     "embeddings.prune": lambda conn: embeddings.prune(conn, seconds(10**9), batch=1),
     "geoids.prune": lambda conn: prune_one_of_two(conn),
+    "geoids.insert_arrow": lambda conn: geoids.insert_arrow(conn, ONE_STATE),
+    "embeddings.insert_arrow": lambda conn: embeddings.insert_arrow(conn, ONE_TEXT),
 }
 READS: dict[str, Callable[[Connection], object]] = {
     "geoids.get": lambda conn: geoids.get(conn, STATE),
@@ -104,6 +111,8 @@ READS: dict[str, Callable[[Connection], object]] = {
     "metrics.latest": lambda conn: metrics.latest(conn, "load"),
     "metrics.series": lambda conn: metrics.series(conn, "load", bucket=timedelta(1), since=seconds(0)),
     "metrics.names": lambda conn: metrics.names(conn),
+    "geoids.stream_arrow": lambda conn: list(geoids.stream_arrow(conn)),
+    "embeddings.stream_arrow": lambda conn: list(embeddings.stream_arrow(conn)),
 }
 
 SETTINGS = {

@@ -37,6 +37,7 @@ ELSEWHERE: Final = {
     "backup archive-command": "needs a folder of the server's user",
     "backup base": "needs a server that archives",
     "demo": "takes long",
+    "load": "needs the file that unload writes",
     "monitor connections --watch": "goes on until it is stopped",
     "recover": "needs a server that archives",
     "verify --update": "writes the snapshot of the shipped queries",

@@ -65,6 +65,7 @@ __all__ = [
     "get_or_create",
     "hybrid",
     "insert",
+    "insert_arrow",
     "insert_many",
     "model",
     "name_model",
@@ -77,6 +78,7 @@ __all__ = [
     "similar_many",
     "similar_pages",
     "stream",
+    "stream_arrow",
     "upsert",
     "upsert_many",
     "within",
@@ -126,16 +128,18 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
         return [None if id is None else decode(sql.dialect(conn), UUID, id) for (id,) in found]
 
 
-entity = _Embeddings(_queries, Embedding, values, checks.identifier, vector="embedding")
+entity = _Embeddings(_queries, NewEmbedding, Embedding, values, checks.identifier, vector="embedding")
 insert = entity.insert
 insert_many = entity.insert_many
 upsert = entity.upsert
 upsert_many = entity.upsert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 async def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:

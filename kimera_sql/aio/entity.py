@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+import importlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
@@ -10,7 +11,9 @@ from uuid import uuid4
 
 from .. import checks
 from ..errors import InvalidValue, NotFound, SchemaError
+from ..sql import arrow, plain
 from ..sql.rows import decode, mapper
+from ..tables import Table
 from ..twins import aeach
 from . import sql
 from .sql import Connection
@@ -31,6 +34,7 @@ class Entity(Generic[New, Record, Id]):
     """The functions that a module of one entity offers as its own.
 
     queries: the entity's named queries.
+    new: the dataclass of an item to insert.
     record: the dataclass of a whole row, its fields in the order of the columns.
     values: turns a new item into the columns to write, in the order of the query copy_in, or raises InvalidValue.
     identifier: checks an id.
@@ -43,6 +47,7 @@ class Entity(Generic[New, Record, Id]):
     def __init__(
         self,
         queries: sql.Queries,
+        new: type[New],
         record: type[Record],
         values: Callable[[New | Record], dict[str, Any]],
         identifier: Callable[[str, Id], Id],
@@ -53,7 +58,8 @@ class Entity(Generic[New, Record, Id]):
         advance_ids: sql.Query | None = None,
     ) -> None:
         self._queries = queries
-        self._record = record
+        self._new = new
+        self.record = record
         self._values = values
         self._identifier = identifier
         self._clock = clock
@@ -80,10 +86,7 @@ class Entity(Generic[New, Record, Id]):
 
         async def rows() -> AsyncIterator[dict[str, Any]]:
             async for values in self._checked(items):
-                if "id" in values and values["id"] is None:
-                    values["id"] = uuid4()
-                if values[self._clock] is None:
-                    values[self._clock] = now
+                self._complete(values, now)
                 yield values
 
         try:
@@ -91,9 +94,29 @@ class Entity(Generic[New, Record, Id]):
         except CopyRefused:
             return await self._queries.insert.copy(conn, rows())
 
+    def _complete(self, values: dict[str, Any], now: datetime | None) -> None:
+        """Give *values*, the columns to write, a new id and the time *now* where they have none."""
+        if "id" in values and values["id"] is None:
+            values["id"] = uuid4()
+        if values[self._clock] is None:
+            values[self._clock] = now
+
+    def item(self, given: Mapping[str, Any]) -> New | Record:
+        """Return the item that *given* is, values by name; ids and times can be text, and None counts as left out.
+
+        It is a record only if it has an id that new items have no field for. Raises InvalidValue as insert_many.
+        """
+        item = plain.item(self._new, self.record, given)
+        self._values(item)
+        if isinstance(item, self.record):
+            self._identifier("id", item.id)
+            if getattr(item, self._clock) is None:
+                raise InvalidValue(f"{self._clock}: missing, while there is an id")
+        return item
+
     async def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
-        kind = get_type_hints(self._record)["id"]
+        kind = get_type_hints(self.record)["id"]
         found = await self._queries.existing_ids.fetchall(conn, ids=list(ids))
         return {decode(sql.dialect(conn), kind, id) for (id,) in found}
 
@@ -107,7 +130,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def get(self, conn: Connection, id: Id) -> Record:
         """Return the row of *id*. Raises NotFound."""
-        found = await self._queries.find_by_id.fetchone(conn, self._record, id=self._identifier("id", id))
+        found = await self._queries.find_by_id.fetchone(conn, self.record, id=self._identifier("id", id))
         if found is None:
             raise NotFound(f"no row has the id {id}")
         return found
@@ -115,7 +138,7 @@ class Entity(Generic[New, Record, Id]):
     async def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
         """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
         wanted = [self._identifier("ids", id) for id in ids]
-        records = await self._queries.find_by_ids.fetchall(conn, self._record, ids=list(dict.fromkeys(wanted)))
+        records = await self._queries.find_by_ids.fetchall(conn, self.record, ids=list(dict.fromkeys(wanted)))
         found = {record.id: record for record in records}
         return [found[id] for id in wanted if id in found]
 
@@ -143,7 +166,7 @@ class Entity(Generic[New, Record, Id]):
 
         Unless *ordered*, they come in the order in which they are stored, which is none to rely on, but faster.
         """
-        make = mapper(sql.dialect(conn), self._record)
+        make = mapper(sql.dialect(conn), self.record)
         query = self._queries.stream_all if ordered else self._queries.stream_unordered
         return self._made(query.stream(conn, chunk=checks.limit(chunk, "chunk")), make)
 
@@ -153,6 +176,60 @@ class Entity(Generic[New, Record, Id]):
             async for row in rows:
                 yield make(row)
 
+    async def insert_arrow(self, conn: Connection, data: arrow.ArrowData) -> int:
+        """Insert the rows of *data*, all or none, and return how many there were; by name, as insert_many does.
+
+        *data* is a Table, a RecordBatch or a RecordBatchReader of pyarrow, or another library's data frame that gives
+        Arrow's stream; it is read as it is sent. Its columns are those of stream_arrow; what an item can leave out, a
+        column or a null can too. Other widths of numbers, texts and lists are taken as well.
+        Raises NotInstalled without pyarrow (the extra `arrow`), and InvalidValue as insert_many.
+        """
+        reader = arrow.reader(data, self._new, self.record)
+        now = await self._queries.now.fetchval(conn, datetime)
+        advance_ids = self._advance_ids if "id" in reader.schema.names else None
+
+        def columns(given: Mapping[str, Any]) -> dict[str, Any]:
+            item = self.item(given)
+            values = self._values(item)
+            self._complete(values, now)
+            if advance_ids is None:
+                return values
+            if not isinstance(item, self.record):
+                raise InvalidValue("id: missing, while other rows have one")
+            return {"id": item.id, **values}
+
+        missing = {**plain.optional(self._new), "id": uuid4, self._clock: lambda: now}
+        into = arrow.Writing(columns, missing, tuple(plain.kinds(self.record)) if self._vector else ())
+        batches = arrow.batches(reader, into)
+        if advance_ids is not None:
+            inserted = await self._copy_with_ids.copy_batches(conn, batches)
+            await advance_ids.fetchval(conn, int)
+            return inserted
+        try:
+            return await self._queries.copy_in.copy_batches(conn, batches)
+        except CopyRefused:
+            return await self._queries.insert.copy_batches(conn, batches)
+
+    async def stream_arrow(self, conn: Connection, *, chunk: int = 1000) -> AsyncIterator[arrow.RecordBatch]:
+        """Yield every row, the oldest first, in record batches of pyarrow of *chunk* rows; otherwise as stream does.
+
+        Vectors are fixed-size lists of float32 without nulls, ids are strings, JSON is its text, and times are
+        microseconds in UTC. Without a row, there is one batch, which is empty.
+        Raises NotInstalled without pyarrow (the extra `arrow`).
+        """
+        arrow.pyarrow()
+        rows = self.stream(conn, chunk=chunk)
+        records: list[Record] = []
+        some = False
+        async with aclosing(rows):  # type: ignore[type-var]
+            async for record in rows:
+                records.append(record)
+                if len(records) == chunk:
+                    yield arrow.batch(self.record, records)
+                    records, some = [], True
+        if records or not some:
+            yield arrow.batch(self.record, records)
+
     async def _write(self, conn: Connection, query: sql.Query, new: New) -> Record:
         values = self._values(new)
         row = await query.fetchone(conn, **values)
@@ -160,7 +237,7 @@ class Entity(Generic[New, Record, Id]):
             raise self._passed_over("the row")
         if self._vector is not None:
             row = (*row, values[self._vector])
-        return mapper(sql.dialect(conn), self._record)(row)
+        return mapper(sql.dialect(conn), self.record)(row)
 
     async def _checked(self, items: AsyncIterable[New] | Iterable[New]) -> AsyncIterator[dict[str, Any]]:
         """Yield the columns to write of each of *items*. Raises InvalidValue with the item's number."""
@@ -175,3 +252,9 @@ class Entity(Generic[New, Record, Id]):
 
     def _passed_over(self, what: str) -> SchemaError:
         return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")
+
+
+def of_table(table: Table) -> Entity[Any, Any, Any]:
+    """Return the entity of *table*."""
+    entity: Entity[Any, Any, Any] = importlib.import_module(f"{__package__}.{table.entity}").entity
+    return entity

@@ -28,11 +28,13 @@ __all__ = [
     "get_many",
     "incoming",
     "insert",
+    "insert_arrow",
     "insert_many",
     "outgoing",
     "path",
     "record",
     "stream",
+    "stream_arrow",
     "summary",
     "trajectory",
     "unbalanced",
@@ -40,14 +42,16 @@ __all__ = [
 
 _queries = sql.Queries("transitions")
 
-entity = Entity(_queries, Transition, values, checks.identifier)
+entity = Entity(_queries, NewTransition, Transition, values, checks.identifier)
 insert = entity.insert
 insert_many = entity.insert_many
+insert_arrow = entity.insert_arrow
 get = entity.get
 get_many = entity.get_many
 delete = entity.delete
 count = entity.count
 stream = entity.stream
+stream_arrow = entity.stream_arrow
 
 
 async def record(

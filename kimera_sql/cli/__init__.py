@@ -30,6 +30,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "config": ("maintain", "add_config", "the server's settings for its memory"),
     "roles": ("maintain", "add_roles", "make roles with least privilege; takes a superuser"),
     "copy": ("copy", "add", "copy everything from one database into another"),
+    "load": ("files", "add_load", "insert the rows of a file of Parquet, JSON Lines or numpy into a table"),
+    "unload": ("files", "add_unload", "write the rows of a table into such a file"),
     "demo": (
         "demo",
         "add",
@@ -74,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="kimera-sql",
         description="The database of Kimera SWM. It is found by --dsn or --embedded, else by KIMERA_DB_HOST, _PORT, "
         "_NAME, _USER and _PASSWORD, else by DATABASE_URL, else by libpq's variables (PGHOST ...). With none of these, "
-        "init and maintain prune use an SQLite file, and the others refuse.",
+        "init, load, unload and maintain prune use an SQLite file, and the others refuse.",
     )
     _add_place(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -28,6 +28,7 @@ _OPTIONS: Final = {
     "memory": "--ram",
     "model": "--model",
     "name": "--to-name",
+    "path": "FILE",
     "precision": "--precision",
     "prefix": "--prefix",
     "processes": "--processes",

@@ -64,6 +64,26 @@ def uuid(value: UUID) -> bytes:
     return b"\0\0\0\x10" + value.bytes
 
 
+def row_head(columns: int) -> bytes:
+    """Return what each row of *columns* columns begins with."""
+    return _columns(columns)
+
+
+def column(kind: str, values: Sequence[Any]) -> Sequence[bytes | memoryview]:
+    """Return each of *values*, of the server's type *kind*, in UTF-8 behind its length."""
+    return _column(_UTF8[kind], values)
+
+
+def json_documents(texts: Sequence[str]) -> list[bytes]:
+    """Return each of *texts*, which are JSON, as a JSONB is sent behind its length."""
+    return [_document(text.encode()) for text in texts]
+
+
+def text_arrays(arrays: Sequence[Sequence[bytes | memoryview]]) -> list[bytes]:
+    """Return each of *arrays*, of texts behind their lengths, as a TEXT[] is sent behind its length."""
+    return [_behind_length(array(_TEXT, items)) for items in arrays]
+
+
 def rows_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Sequence[Any]]], bytes] | None:
     """Return the function that encodes rows of *columns*, types of the server, None where one of them is not known.
 
@@ -73,7 +93,7 @@ def rows_encoder(columns: Sequence[str], encoding: str) -> Callable[[Sequence[Se
     if not all(column in encoders for column in columns):
         return None
     chosen = [encoders[column] for column in columns]
-    head = _columns(len(columns))
+    head = row_head(len(columns))
 
     def encode(rows: Sequence[Sequence[Any]]) -> bytes:
         if not rows:
@@ -109,12 +129,10 @@ def _fault(columns: Sequence[str], chosen: Sequence[Encoder], rows: Sequence[Seq
 
 def _encoders(encoding: str) -> Mapping[str, Encoder]:
     def text(value: str) -> bytes:
-        encoded = value.encode(encoding)
-        return _length(len(encoded)) + encoded
+        return _behind_length(value.encode(encoding))
 
     def texts(value: Sequence[str]) -> bytes:
-        encoded = array(_TEXT, [text(item) for item in value])
-        return _length(len(encoded)) + encoded
+        return _behind_length(array(_TEXT, [text(item) for item in value]))
 
     return {
         "uuid": uuid,
@@ -129,17 +147,24 @@ def _encoders(encoding: str) -> Mapping[str, Encoder]:
     }
 
 
+def _behind_length(encoded: bytes) -> bytes:
+    return _length(len(encoded)) + encoded
+
+
 def _timestamptz(value: datetime) -> bytes:
     since = value - EPOCH
     return _int8(8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def _jsonb(value: Any) -> bytes:
-    encoded = json_text(value.obj if isinstance(value, (Json, Jsonb)) else value).encode()
+    return _document(json_text(value.obj if isinstance(value, (Json, Jsonb)) else value).encode())
+
+
+def _document(encoded: bytes) -> bytes:
     return _length(1 + len(encoded)) + b"\x01" + encoded  # 1 is the version of the format
 
 
-def column(type: str, oid: int, values: Sequence[Any], encoding: str) -> bytes:
+def array_of(type: str, oid: int, values: Sequence[Any], encoding: str) -> bytes:
     """Return *values*, of the server's *type* with that *oid*, as an array of it; *encoding* is the session's.
 
     PostgreSQL has no arrays of arrays that differ in length: a text[] is sent as the text that it is cast from.
@@ -156,5 +181,7 @@ def _array_text(items: Sequence[str]) -> str:
 
 
 def _vector(value: Any) -> bytes:
-    encoded = sent(value)
-    return _length(len(encoded)) + encoded
+    return _behind_length(sent(value))
+
+
+_UTF8: Final = _encoders("utf-8")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -16,9 +17,11 @@ from psycopg.types import TypeInfo
 
 from ..errors import InvalidValue, UnsupportedByServer
 from ..sql import binary
+from ..sql.arrow import Batch
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
+from ..twins import each
 from . import types
 from .sessions import new_cursor, session
 
@@ -34,6 +37,9 @@ _ENCODED_AT_ONCE: Final = 32
 
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
+
+_COPY_LINE: Final = re.compile(r"^COPY .*, line (\d+)", re.MULTILINE)
+"""Where a server's error is in a COPY. There can be lines of JSON above."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -234,24 +240,39 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
     types.known(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, rows)
+    with atomic(conn), psycopg.Cursor(conn) as cursor:
+        with _copy(cursor, statement) as copy:
+            _write(copy, statement, rows, conn.info.encoding)
+        return cursor.rowcount
+
+
+def copy_batches(conn: Connection, statement: Statement, batches: Iterable[Batch]) -> int:
+    """Send the rows of *batches* as copy does."""
+    types.known(conn)
+    if statement.suffix != "#":
+        return _insert(conn, statement, each(row for batch in batches for row in batch.rows()))
+    with atomic(conn), psycopg.Cursor(conn) as cursor:
+        with _copy(cursor, statement) as copy:
+            _write_batches(copy, statement, batches, conn.info.encoding)
+        return cursor.rowcount
+
+
+@contextmanager
+def _copy(cursor: psycopg.Cursor[Any], statement: Statement) -> Iterator[psycopg.Copy]:
     begun = False
     try:
-        with atomic(conn), psycopg.Cursor(conn) as cursor:
-            with cursor.copy(statement.text) as copy:
-                begun = True
-                before = _copying.set(_copying.get() | {id(conn)})
-                try:
-                    _write(copy, statement, rows, conn.info.encoding)
-                finally:
-                    _copying.reset(before)
-            return cursor.rowcount
+        with cursor.copy(statement.text) as copy:
+            begun = True
+            before = _copying.set(_copying.get() | {id(cursor.connection)})
+            try:
+                yield copy
+            finally:
+                _copying.reset(before)
     except psycopg.Error as error:
         if not begun and isinstance(error, psycopg.errors.FeatureNotSupported):
             raise CopyRefused(str(error)) from error
-        _, found, line = (error.diag.context or "").partition(", line ")
-        digits = "".join(itertools.takewhile(str.isdigit, line))
-        if found and digits:
-            error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
+        if found := _COPY_LINE.search(error.diag.context or ""):
+            error.add_note(f"item {int(found[1]) - 1} (counted from 0) was refused; nothing was written")
         raise
 
 
@@ -278,6 +299,25 @@ def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str,
                 chunk = bytearray()
     if encode is not None:
         copy.write(chunk + _encoded(encode, taken, item) + binary.END)
+
+
+def _write_batches(copy: psycopg.Copy, statement: Statement, batches: Iterable[Batch], encoding: str) -> None:
+    """Send each of *batches* through *copy*: whole if that can be, else by rows, of which one may be at fault."""
+    copy.write(binary.BEGIN)
+    for batch in batches:
+        whole = batch.encoded(statement.types) if binary.codec(encoding) == "utf-8" else None
+        for sent in [_encoded_batch(batch, statement, encoding)] if whole is None else whole:
+            copy.write(sent)
+    copy.write(binary.END)
+
+
+def _encoded_batch(batch: Batch, statement: Statement, encoding: str) -> bytes:
+    encode = binary.rows_encoder(statement.types, encoding)
+    assert encode is not None  # noqa: S101 - narrows the type: all types of shipped statements are known
+    rows = list(batch.rows())
+    for item, row in enumerate(rows, start=batch.number):
+        check_encoding(encoding, row, f"item {item}: ")
+    return encode([list(row.values()) for row in rows])
 
 
 def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[Sequence[Any]], last: int) -> bytes:

@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
 from . import shapes
-from .binary import array, codec, column, json_text, uuid
+from .binary import array, array_of, codec, json_text, uuid
 from .files import Dialect, query_file, statements
 
 Row: TypeAlias = tuple[Any, ...]
@@ -63,7 +63,7 @@ class _ColumnDumper(Dumper):
     def dump(self, obj: Column) -> bytes:
         conn = cast("psycopg.Connection[Any]", self.connection)
         element = conn.adapters.types[obj.type.removesuffix("[]")]
-        return column(obj.type, element.oid, obj.values, conn.info.encoding)
+        return array_of(obj.type, element.oid, obj.values, conn.info.encoding)
 
 
 psycopg.adapters.register_dumper(Column, _ColumnDumper)

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 import psycopg
 
 from ..errors import QueryError, UnsupportedByServer
+from ..sql.arrow import Batch
 from ..sql.files import Dialect, Statement, statements
 from ..sql.rows import Row, decode, mapper, noted_mapper
 from . import postgres, sqlite
@@ -29,6 +30,7 @@ class Driver(Protocol):
     def execute(self, conn: Any, statement: Statement, parameters: Mapping[str, Any]) -> int: ...
     def stream(self, conn: Any, statement: Statement, parameters: Mapping[str, Any], chunk: int) -> Iterator[Row]: ...
     def copy(self, conn: Any, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int: ...
+    def copy_batches(self, conn: Any, statement: Statement, batches: Iterable[Batch]) -> int: ...
     def script(self, conn: Any, text: str) -> None: ...
     def atomic(self, conn: Any) -> AbstractContextManager[None]: ...
     def transaction(self, conn: Any) -> AbstractContextManager[None]: ...
@@ -162,6 +164,10 @@ class Query:
         A COPY takes the values of a row in the order of its columns; a driver's error has a note with the row's number.
         """
         return _driver(conn).copy(conn, self.statement(conn), rows)
+
+    def copy_batches(self, conn: Connection, batches: Iterable[Batch]) -> int:
+        """Write the rows of *batches*, which are Arrow's, as copy does."""
+        return _driver(conn).copy_batches(conn, self.statement(conn), batches)
 
 
 def atomic(conn: Connection) -> AbstractContextManager[None]:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 from ..errors import InvalidValue
+from ..sql.arrow import Batch
 from ..sql.files import Statement
 from ..sql.rows import STREAM_ENDED, Row, to_sqlite
+from ..twins import each
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
@@ -103,6 +105,11 @@ def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[
             error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
         raise
     return sent
+
+
+def copy_batches(conn: sqlite3.Connection, statement: Statement, batches: Iterable[Batch]) -> int:
+    """Run *statement* for each row of *batches* as copy does."""
+    return copy(conn, statement, each(row for batch in batches for row in batch.rows()))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from kimera_sql import InvalidValue, add_adapters, sql
+from kimera_sql.checks import JsonObject
 from kimera_sql.sql import binary
 
 TYPES: Final = ("uuid", "timestamptz", "jsonb", "int4", "int8", "float8", "text", "text[]", "vector")
@@ -174,3 +175,12 @@ def test_text_goes_in_the_encoding_of_the_session(conn: psycopg.Connection, quer
     conn.execute("SET client_encoding TO 'UTF8'")
     add_adapters(conn)
     assert arrived(conn)[0][6:8] == ("é", ["ü"])
+
+
+def test_the_item_is_named_though_the_server_tells_of_lines_of_json_too(conn: psycopg.Connection, queries: Any) -> None:
+    document = JsonObject()
+    document.text = '{"a": NaN}'
+    rows = [[*[None] * 2, document, *[None] * 6]]
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation) as caught:
+        queries.copy_in.copy(conn, named([[None] * 9, [None] * 9, *rows]))
+    assert caught.value.__notes__ == ["item 2 (counted from 0) was refused; nothing was written"]

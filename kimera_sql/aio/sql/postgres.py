@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,9 +16,11 @@ from psycopg.types import TypeInfo
 
 from ...errors import InvalidValue, UnsupportedByServer
 from ...sql import binary
+from ...sql.arrow import Batch
 from ...sql.files import Statement, literal
 from ...sql.loaders import use_own
 from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
+from ...twins import aeach
 from . import types
 from .sessions import new_cursor, session
 
@@ -33,6 +36,9 @@ _ENCODED_AT_ONCE: Final = 32
 
 _SENT_AT_ONCE: Final = 2**17
 """Bytes of a COPY that are collected and sent together."""
+
+_COPY_LINE: Final = re.compile(r"^COPY .*, line (\d+)", re.MULTILINE)
+"""Where a server's error is in a COPY. There can be lines of JSON above."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -233,24 +239,39 @@ async def copy(conn: Connection, statement: Statement, rows: AsyncIterable[Mappi
     await types.known(conn)
     if statement.suffix != "#":
         return await _insert(conn, statement, rows)
+    async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
+        async with _copy(cursor, statement) as copy:
+            await _write(copy, statement, rows, conn.info.encoding)
+        return cursor.rowcount
+
+
+async def copy_batches(conn: Connection, statement: Statement, batches: Iterable[Batch]) -> int:
+    """Send the rows of *batches* as copy does."""
+    await types.known(conn)
+    if statement.suffix != "#":
+        return await _insert(conn, statement, aeach(row for batch in batches for row in batch.rows()))
+    async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
+        async with _copy(cursor, statement) as copy:
+            await _write_batches(copy, statement, batches, conn.info.encoding)
+        return cursor.rowcount
+
+
+@asynccontextmanager
+async def _copy(cursor: psycopg.AsyncCursor[Any], statement: Statement) -> AsyncIterator[psycopg.AsyncCopy]:
     begun = False
     try:
-        async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
-            async with cursor.copy(statement.text) as copy:
-                begun = True
-                before = _copying.set(_copying.get() | {id(conn)})
-                try:
-                    await _write(copy, statement, rows, conn.info.encoding)
-                finally:
-                    _copying.reset(before)
-            return cursor.rowcount
+        async with cursor.copy(statement.text) as copy:
+            begun = True
+            before = _copying.set(_copying.get() | {id(cursor.connection)})
+            try:
+                yield copy
+            finally:
+                _copying.reset(before)
     except psycopg.Error as error:
         if not begun and isinstance(error, psycopg.errors.FeatureNotSupported):
             raise CopyRefused(str(error)) from error
-        _, found, line = (error.diag.context or "").partition(", line ")
-        digits = "".join(itertools.takewhile(str.isdigit, line))
-        if found and digits:
-            error.add_note(f"item {int(digits) - 1} (counted from 0) was refused; nothing was written")
+        if found := _COPY_LINE.search(error.diag.context or ""):
+            error.add_note(f"item {int(found[1]) - 1} (counted from 0) was refused; nothing was written")
         raise
 
 
@@ -279,6 +300,27 @@ async def _write(
                 chunk = bytearray()
     if encode is not None:
         await copy.write(chunk + _encoded(encode, taken, item) + binary.END)
+
+
+async def _write_batches(
+    copy: psycopg.AsyncCopy, statement: Statement, batches: Iterable[Batch], encoding: str
+) -> None:
+    """Send each of *batches* through *copy*: whole if that can be, else by rows, of which one may be at fault."""
+    await copy.write(binary.BEGIN)
+    for batch in batches:
+        whole = batch.encoded(statement.types) if binary.codec(encoding) == "utf-8" else None
+        for sent in [_encoded_batch(batch, statement, encoding)] if whole is None else whole:
+            await copy.write(sent)
+    await copy.write(binary.END)
+
+
+def _encoded_batch(batch: Batch, statement: Statement, encoding: str) -> bytes:
+    encode = binary.rows_encoder(statement.types, encoding)
+    assert encode is not None  # noqa: S101 - narrows the type: all types of shipped statements are known
+    rows = list(batch.rows())
+    for item, row in enumerate(rows, start=batch.number):
+        check_encoding(encoding, row, f"item {item}: ")
+    return encode([list(row.values()) for row in rows])
 
 
 def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[Sequence[Any]], last: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import aiosqlite
 import psycopg
 
 from ...errors import QueryError, UnsupportedByServer
+from ...sql.arrow import Batch
 from ...sql.files import Dialect, Statement, statements
 from ...sql.rows import Row, decode, mapper, noted_mapper
 from . import postgres, sqlite
@@ -30,6 +31,7 @@ class Driver(Protocol):
         self, conn: Any, statement: Statement, parameters: Mapping[str, Any], chunk: int
     ) -> AsyncIterator[Row]: ...
     async def copy(self, conn: Any, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int: ...
+    async def copy_batches(self, conn: Any, statement: Statement, batches: Iterable[Batch]) -> int: ...
     async def script(self, conn: Any, text: str) -> None: ...
     def atomic(self, conn: Any) -> AbstractAsyncContextManager[None]: ...
     def transaction(self, conn: Any) -> AbstractAsyncContextManager[None]: ...
@@ -165,6 +167,10 @@ class Query:
         A COPY takes the values of a row in the order of its columns; a driver's error has a note with the row's number.
         """
         return await _driver(conn).copy(conn, self.statement(conn), rows)
+
+    async def copy_batches(self, conn: Connection, batches: Iterable[Batch]) -> int:
+        """Write the rows of *batches*, which are Arrow's, as copy does."""
+        return await _driver(conn).copy_batches(conn, self.statement(conn), batches)
 
 
 def atomic(conn: Connection) -> AbstractAsyncContextManager[None]:

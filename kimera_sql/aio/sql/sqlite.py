@@ -10,8 +10,10 @@ from typing import Any, Final, Literal
 import aiosqlite
 
 from ...errors import InvalidValue
+from ...sql.arrow import Batch
 from ...sql.files import Statement
 from ...sql.rows import STREAM_ENDED, Row, to_sqlite
+from ...twins import aeach
 
 _CHUNK: Final = 1000
 """Rows that are held in memory at once."""
@@ -106,6 +108,11 @@ async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIter
             error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
         raise
     return sent
+
+
+async def copy_batches(conn: aiosqlite.Connection, statement: Statement, batches: Iterable[Batch]) -> int:
+    """Run *statement* for each row of *batches* as copy does."""
+    return await copy(conn, statement, aeach(row for batch in batches for row in batch.rows()))
 
 
 @asynccontextmanager
