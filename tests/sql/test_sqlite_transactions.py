@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -24,6 +26,7 @@ from kimera_sql import (
     InvalidValue,
     SqlitePool,
     UnsupportedByServer,
+    WrongModel,
     add_adapters,
     aio,
     embeddings,
@@ -34,6 +37,7 @@ from kimera_sql import (
     transfer,
     transitions,
 )
+from kimera_sql.sql.arrow import pyarrow
 from kimera_sql.tables import NAMES
 
 MODULES: Final[dict[str, Any]] = {
@@ -66,6 +70,16 @@ PORTAL = portals.NewPortal(
 )
 METRIC = metrics.NewMetric(metric_name="load", metric_value=1, component="test", timestamp=seconds(0))
 
+
+def insert_arrow(module: Any, conn: Any) -> Any:
+    """Insert a row as the first one, under an id of its own."""
+    (batch,) = islice(module.stream_arrow(conn), 1)
+    columns = {name: batch.column(name).slice(0, 1) for name in batch.schema.names}
+    (id,) = columns["id"].to_pylist()
+    columns["id"] = pyarrow().array([str(NEW) if isinstance(id, str) else 7])
+    return module.insert_arrow(conn, pyarrow().table(columns))
+
+
 WRITERS: Final[dict[str, Callable[[Any], Any]]] = {
     "geoids.insert": lambda conn: geoids.insert(conn, replace(STATE, id=NEW)),
     "geoids.insert_many": lambda conn: geoids.insert_many(conn, [replace(STATE, id=None)] * 3),
@@ -96,7 +110,22 @@ WRITERS: Final[dict[str, Callable[[Any], Any]]] = {
     "metrics.record": lambda conn: metrics.record(conn, "load", 1, component="test"),
     "metrics.prune": lambda conn: metrics.prune(conn, datetime.now(UTC), batch=1),
     "metrics.delete": lambda conn: metrics.delete(conn, 1),
+    "geoids.upsert": lambda conn: geoids.upsert(conn, STATE),
+    "geoids.upsert_many": lambda conn: geoids.upsert_many(conn, [STATE, replace(STATE, id=NEW)]),
+    "geoids.replace_vector": lambda conn: geoids.replace_vector(conn, ONE, unit(2)),
+    "embeddings.upsert": lambda conn: embeddings.upsert(conn, replace(TEXT, id=None)),
+    "embeddings.upsert_many": lambda conn: embeddings.upsert_many(conn, [TEXT, replace(TEXT, id=None)]),
+    "embeddings.replace_vector": lambda conn: embeddings.replace_vector(conn, ONE, unit(2)),
+    "embeddings.name_model": lambda conn: embeddings.name_model(conn, "minilm"),
+    "portals.upsert": lambda conn: portals.upsert(conn, PORTAL),
+    "portals.upsert_many": lambda conn: portals.upsert_many(conn, [PORTAL, replace(PORTAL, id=NEW)]),
+    **{f"{name}.insert_arrow": partial(insert_arrow, module) for name, module in MODULES.items()},
 }
+
+
+def wrong_model(conn: Any) -> None:
+    with pytest.raises(WrongModel):
+        embeddings.require_model(conn, "another")
 
 
 def common(module: Any, id: Any) -> dict[str, Callable[[Any], Any]]:
@@ -106,6 +135,7 @@ def common(module: Any, id: Any) -> dict[str, Callable[[Any], Any]]:
         "get": lambda conn: module.get(conn, id),
         "get_many": lambda conn: module.get_many(conn, [id]),
         "stream": lambda conn: list(module.stream(conn)),
+        "stream_arrow": lambda conn: list(module.stream_arrow(conn)),
     }
 
 
@@ -122,6 +152,13 @@ READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "geoids.similar_many": lambda conn: geoids.similar_many(conn, [unit(0), unit(1)]),
     "geoids.similar_pages": lambda conn: list(geoids.similar_pages(conn, unit(0), 1)),
     "geoids.within": lambda conn: list(geoids.within(conn, unit(0), 0.5)),
+    "geoids.pairs": lambda conn: list(geoids.pairs(conn)),
+    "embeddings.duplicates": lambda conn: list(embeddings.duplicates(conn)),
+    "embeddings.model": embeddings.model,
+    "embeddings.renewal": embeddings.renewal,
+    "embeddings.renew": lambda conn: refused(embeddings.renew, conn, lambda texts: texts, model="other"),
+    "embeddings.end_renewal": lambda conn: refused(embeddings.end_renewal, conn),
+    "embeddings.require_model": wrong_model,
     "geoids.series": lambda conn: geoids.series(conn, timedelta(seconds=1)),
     "geoids.centroid": geoids.centroid,
     "geoids.explain": lambda conn: refused(geoids.explain, conn, unit(0)),
@@ -149,10 +186,10 @@ READERS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def refused(function: Callable[..., Any], *arguments: Any) -> None:
+def refused(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
     """Call what needs PostgreSQL."""
     with pytest.raises(UnsupportedByServer):
-        function(*arguments)
+        function(*arguments, **options)
 
 
 def test_no_function_is_forgotten() -> None:
@@ -214,7 +251,7 @@ def opened(request: pytest.FixtureRequest, mode: str) -> Iterator[Callable[[Path
 def rows(path: Path) -> list[list[Any]]:
     """All rows that the file holds."""
     with closing(sqlite3.connect(path)) as conn:
-        return [list(conn.execute(f"SELECT * FROM {table} ORDER BY id")) for table in NAMES]  # noqa: S608
+        return [list(conn.execute(f"SELECT * FROM {table} ORDER BY id")) for table in (*NAMES, "kimera_models")]  # noqa: S608
 
 
 def schema(path: Path) -> list[str]:
