@@ -251,7 +251,7 @@ def opened(request: pytest.FixtureRequest, mode: str) -> Iterator[Callable[[Path
 def rows(path: Path) -> list[list[Any]]:
     """All rows that the file holds."""
     with closing(sqlite3.connect(path)) as conn:
-        return [list(conn.execute(f"SELECT * FROM {table} ORDER BY id")) for table in (*NAMES, "kimera_models")]  # noqa: S608
+        return [list(conn.execute(f"SELECT * FROM {table} ORDER BY 1")) for table in (*NAMES, "kimera_models")]  # noqa: S608
 
 
 def schema(path: Path) -> list[str]:
