@@ -26,7 +26,7 @@ from . import binary, plain
 RecordBatch: TypeAlias = Any
 """A pyarrow.RecordBatch. pyarrow has no types of its own."""
 
-_AT_ONCE: Final = 192
+_AT_ONCE: Final = 128
 """Rows that are encoded together: so few that the server still has rows to work on meanwhile."""
 
 _JOINED_AT_ONCE: Final = 32
