@@ -222,6 +222,11 @@ BAD: Final[dict[str, tuple[str, Any, str]]] = {
     "the zero vector": ("state_vector", pa.array([VECTOR, [0.0] * 1024, VECTOR]), "item 1: .*zero vector"),
     "numbers beyond float32": ("state_vector", pa.array([[1e300] * 1024] * 3), "item 0: .*overflows"),
     "a norm beyond": ("state_vector", pa.array([[1e17] * 1024] * 3), "item 0: .*norm 3.2e.18"),
+    "squares beyond": (
+        "state_vector",
+        pa.array([[1e30] * 1024] * 3, pa.list_(pa.float32(), 1024)),
+        "item 0: .*norm 3.2",
+    ),
     "text for vectors": ("state_vector", pa.array(["a", "b", "c"]), "item 0: state_vector: expected a numpy array"),
 }
 

@@ -247,7 +247,12 @@ def test_what_the_server_refuses_ends_the_load(filled: Connection, tmp_path: Pat
     path.write_bytes(lines(WHOLE, {**WHOLE, "id": str(UUID(int=3))}))
     with pytest.raises(Exception, match=r"(?i)unique") as caught:
         load(filled, "geoid_states", path, set_aside=aside)
-    assert caught.value.__notes__ == ["item 1 (counted from 0) was refused; nothing was written"]
+    refused = "item 1 (counted from 0) was refused; nothing was written"
+    assert caught.value.__notes__ == [refused]
+    path.write_bytes(lines(WHOLE, {}, {**WHOLE, "id": str(UUID(int=3))}))
+    with pytest.raises(Exception, match=r"(?i)unique") as caught:
+        load(filled, "geoid_states", path, set_aside=aside)
+    assert caught.value.__notes__ == [refused, "rows that were set aside are not counted there"]
     assert geoids.count(filled) == 5
     assert not aside.exists()
 

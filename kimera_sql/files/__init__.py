@@ -86,7 +86,12 @@ def load(conn: Connection, table: str, path: Path, *, set_aside: Path | None = N
         else:
             source = stack.enter_context(arrays.source(path, vector))
         aside = None if set_aside is None else jsonlines.Aside(stack.enter_context(new_file(set_aside)))
-        rows = _insert(conn, entity, _items(entity, source, table, aside))
+        try:
+            rows = _insert(conn, entity, _items(entity, source, table, aside))
+        except Exception as error:
+            if aside is not None and aside.rows and hasattr(error, "__notes__"):
+                error.add_note("rows that were set aside are not counted there")
+            raise
         return Loaded(table, rows, aside.rows if aside else 0)
 
 

@@ -26,7 +26,7 @@ from . import binary, plain
 RecordBatch: TypeAlias = Any
 """A pyarrow.RecordBatch. pyarrow has no types of its own."""
 
-_AT_ONCE: Final = 192
+_AT_ONCE: Final = 128
 """Rows that are encoded together: so few that the server still has rows to work on meanwhile."""
 
 _JOINED_AT_ONCE: Final = 32
@@ -169,10 +169,18 @@ def values(data: RecordBatch, place: int) -> dict[str, Any]:
     found = {}
     for name, column in zip(data.schema.names, data.columns, strict=True):
         try:
-            found[name] = column[place].as_py()
+            found[name] = _value(column[place])
         except (ValueError, OverflowError) as error:  # no UTF-8, a part of a microsecond, a year that Python lacks
             raise InvalidValue(f"{name}: {error}") from None
     return found
+
+
+def _value(scalar: Any) -> Any:
+    kind = scalar.type
+    # As numbers of Python a vector would take a hundred times as long.
+    if _is_list(kind) and pyarrow().types.is_floating(kind.value_type) and scalar.is_valid:
+        return scalar.values.to_numpy(zero_copy_only=False) if not scalar.values.null_count else scalar.as_py()
+    return scalar.as_py()
 
 
 def reader(data: ArrowData, new: type, record: type) -> Any:
