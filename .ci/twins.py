@@ -29,6 +29,7 @@ WORDS: Final = {
     "AsyncCursor": "Cursor",
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
+    "AsyncLibpqWriter": "LibpqWriter",
     "AsyncPool": "Pool",
     "AsyncPooledConnection": "PooledConnection",
     "AsyncServerCursor": "ServerCursor",

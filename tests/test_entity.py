@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,7 +12,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
+import psycopg
 import pytest
+from fix_twins import asynchronous
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import (
@@ -428,3 +431,22 @@ def test_rows_are_hashable_and_frozen(conn: Connection, kind: Kind) -> None:
     assert {stored, kind.module.get(conn, stored.id)} == {stored}
     with pytest.raises(AttributeError):
         stored.id = None
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+def test_a_server_that_says_much_while_rows_come_is_heard(database: str, kind: str) -> None:
+    """It waits until its notices are read, and takes no more rows: they must not wait for it in turn."""
+    with psycopg.connect(database, autocommit=True) as owner:
+        owner.execute(
+            "CREATE FUNCTION talk() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE NOTICE '%', repeat('x', 2000); RETURN NEW; END$$"
+        )
+        owner.execute("CREATE TRIGGER talk BEFORE INSERT ON system_metrics FOR EACH ROW EXECUTE FUNCTION talk()")
+    items = [metrics.NewMetric(metric_name="m", metric_value=1, component="c")] * 20_000
+    with psycopg.connect(database) if kind == "synchronous" else asynchronous(database) as conn:
+        inserted: list[int] = []
+        inserting = threading.Thread(target=lambda: inserted.append(metrics.insert_many(conn, items)), daemon=True)
+        inserting.start()
+        inserting.join(120)
+        assert inserted == [len(items)]

@@ -10,9 +10,13 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
+from psycopg.abc import Buffer, PQGen
+from psycopg.copy import AsyncLibpqWriter
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
+from psycopg.waiting import Ready, Wait
 
 from ...errors import InvalidValue, UnsupportedByServer
 from ...sql import binary
@@ -256,11 +260,47 @@ async def copy_batches(conn: Connection, statement: Statement, batches: Iterable
         return cursor.rowcount
 
 
+class _CopyWriter(AsyncLibpqWriter):
+    """Sends what a COPY takes, and reads what the server says meanwhile.
+
+    A server that has much to say, such as a notice for each row, waits until somebody reads it, and takes no more rows.
+    psycopg's own writer waits until it takes more, for ever.
+    """
+
+    async def write(self, data: Buffer) -> None:
+        """Send *data*, or leave some of it to be sent with what comes next."""
+        self._unflushed += len(data)
+        flush = self._unflushed >= self.flush_threshold
+        if flush:
+            self._unflushed = 0
+        await self.connection.wait(_put(self.connection.pgconn, data, flush=flush))
+
+    async def finish(self, exc: BaseException | None = None) -> None:
+        """End the COPY, by an error if there is one."""
+        await self.connection.wait(_flush(self.connection.pgconn))
+        await super().finish(exc)
+
+
+def _put(pgconn: PGconn, data: Buffer, *, flush: bool) -> PQGen[None]:
+    while pgconn.put_copy_data(data) == 0:
+        yield Wait.RW
+    if flush:
+        yield from _flush(pgconn)
+
+
+def _flush(pgconn: PGconn) -> PQGen[None]:
+    """Send what is left, until the socket takes more. flush reads what has come where it can't send."""
+    while pgconn.flush():
+        yield Wait.RW
+    while not ((yield Wait.RW) & Ready.W):
+        pgconn.consume_input()
+
+
 @asynccontextmanager
 async def _copy(cursor: psycopg.AsyncCursor[Any], statement: Statement) -> AsyncIterator[psycopg.AsyncCopy]:
     begun = False
     try:
-        async with cursor.copy(statement.text) as copy:
+        async with cursor.copy(statement.text, writer=_CopyWriter(cursor)) as copy:
             begun = True
             before = _copying.set(_copying.get() | {id(cursor.connection)})
             try:
