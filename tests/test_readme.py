@@ -37,6 +37,8 @@ ELSEWHERE: Final = {
     "backup archive-command": "needs a folder of the server's user",
     "backup base": "needs a server that archives",
     "demo": "takes long",
+    "embeddings drop": "there is nothing to drop before a renewal",
+    "embeddings renew": "needs a function of your own; tests/cli/test_cli_embeddings.py has one",
     "load": "needs the file that unload writes",
     "monitor connections --watch": "goes on until it is stopped",
     "recover": "needs a server that archives",
