@@ -84,7 +84,10 @@ class Entity(Generic[New, Record, Id]):
         now = self._queries.now.fetchval(conn, datetime)
 
         def rows() -> Iterator[dict[str, Any]]:
-            for values in self._checked(items):
+            number = -1
+            for item in each(items):
+                number += 1
+                values = self._numbered(number, item)
                 self._complete(values, now)
                 yield values
 
@@ -238,16 +241,12 @@ class Entity(Generic[New, Record, Id]):
             row = (*row, values[self._vector])
         return mapper(sql.dialect(conn), self.record)(row)
 
-    def _checked(self, items: Iterable[New]) -> Iterator[dict[str, Any]]:
-        """Yield the columns to write of each of *items*. Raises InvalidValue with the item's number."""
-        number = -1
-        for item in each(items):
-            number += 1
-            try:
-                values = self._values(item)
-            except InvalidValue as error:
-                raise type(error)(f"item {number}: {error}") from None
-            yield values
+    def _numbered(self, number: int, item: New) -> dict[str, Any]:
+        """Return the columns to write of *item*. Raises InvalidValue with its *number*."""
+        try:
+            return self._values(item)
+        except InvalidValue as error:
+            raise type(error)(f"item {number}: {error}") from None
 
     def _passed_over(self, what: str) -> SchemaError:
         return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")

@@ -207,6 +207,7 @@ def _begin(conn: psycopg.Connection[Any], wanted: str) -> str:
             raise InvalidValue("model: nobody has said which model the stored embeddings are of; name_model says it")
         if serving == wanted:
             raise InvalidValue(f"model: the stored embeddings are of {wanted!r} already")
+        _check_free(conn)
         beside = renewal(conn)
         if beside is None:
             _create(conn, wanted)
@@ -218,11 +219,13 @@ def _begin(conn: psycopg.Connection[Any], wanted: str) -> str:
     return serving
 
 
-def _create(conn: psycopg.Connection[Any], model: str) -> None:
+def _check_free(conn: psycopg.Connection[Any]) -> None:
+    """Raise SchemaError where something would be left with the old vectors, or lost with them."""
     if obstacles := [what for (what,) in _queries.obstacles.fetchall(conn)]:
-        raise SchemaError(
-            f"{_TABLE}: these hold on to the table and would be left with the old vectors: {', '.join(obstacles)}"
-        )
+        raise SchemaError(f"{_TABLE}: another table cannot take its place while it has {', '.join(obstacles)}")
+
+
+def _create(conn: psycopg.Connection[Any], model: str) -> None:
     for made in (
         _queries.create_schema,
         _queries.create_table,
@@ -327,6 +330,7 @@ class _Work:
             _queries.shut.execute(conn)
             if _queries.waiting.fetchval(conn, int):
                 return False
+            _check_free(conn)
             _exchange(conn)
             return True
 

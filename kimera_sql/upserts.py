@@ -13,6 +13,7 @@ from .errors import InvalidValue
 from .model.upserts import Upserted
 from .sql import Connection
 from .sql.rows import check_encoding, columns
+from .twins import each
 
 _types = sql.Queries("types")
 
@@ -68,8 +69,9 @@ class UpsertEntity(Entity[New, Record, UUID]):
         encoding = conn.info.encoding if sql.is_postgres(conn) else "utf-8"
         rows: list[dict[str, Any]] = []
         number = -1
-        for values in self._checked(items):
+        for item in each(items):
             number += 1
+            values = self._numbered(number, item)
             check_encoding(encoding, values, f"item {number}: ")
             rows.append(values)
             if len(rows) == _AT_ONCE:

@@ -238,6 +238,24 @@ def test_what_holds_on_to_the_table_is_named_and_nothing_is_begun(conn: psycopg.
     assert embeddings.renewal(conn) is None
 
 
+def test_what_has_come_to_hold_on_to_the_table_meanwhile_is_named_too(conn: psycopg.Connection) -> None:
+    embeddings.renew(conn, by(NEW), model=NEW, switch=False)
+    conn.execute("CREATE VIEW seen AS SELECT text_content FROM semantic_embeddings")
+    with pytest.raises(SchemaError, match="view seen"):
+        embeddings.renew(conn, by(NEW), model=NEW)
+    conn.execute("DROP VIEW seen")
+    conn.execute("ALTER TABLE semantic_embeddings ADD extra INTEGER")
+    with pytest.raises(SchemaError, match="column extra, which was added since the renewal began"):
+        embeddings.renew(conn, by(NEW), model=NEW)
+    assert are_of(conn, OLD)
+    embeddings.end_renewal(conn)
+    embeddings.renew(conn, by(NEW), model=NEW)
+    conn.execute("CREATE VIEW seen AS SELECT extra FROM semantic_embeddings")
+    with pytest.raises(SchemaError, match="view seen"):
+        embeddings.renew(conn, by(OLD), model=OLD)
+    assert are_of(conn, NEW)
+
+
 @pytest.mark.ends
 def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Connection) -> None:
     embedded: list[str] = []

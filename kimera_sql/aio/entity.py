@@ -85,7 +85,10 @@ class Entity(Generic[New, Record, Id]):
         now = await self._queries.now.fetchval(conn, datetime)
 
         async def rows() -> AsyncIterator[dict[str, Any]]:
-            async for values in self._checked(items):
+            number = -1
+            async for item in aeach(items):
+                number += 1
+                values = self._numbered(number, item)
                 self._complete(values, now)
                 yield values
 
@@ -239,16 +242,12 @@ class Entity(Generic[New, Record, Id]):
             row = (*row, values[self._vector])
         return mapper(sql.dialect(conn), self.record)(row)
 
-    async def _checked(self, items: AsyncIterable[New] | Iterable[New]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the columns to write of each of *items*. Raises InvalidValue with the item's number."""
-        number = -1
-        async for item in aeach(items):
-            number += 1
-            try:
-                values = self._values(item)
-            except InvalidValue as error:
-                raise type(error)(f"item {number}: {error}") from None
-            yield values
+    def _numbered(self, number: int, item: New) -> dict[str, Any]:
+        """Return the columns to write of *item*. Raises InvalidValue with its *number*."""
+        try:
+            return self._values(item)
+        except InvalidValue as error:
+            raise type(error)(f"item {number}: {error}") from None
 
     def _passed_over(self, what: str) -> SchemaError:
         return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")

@@ -208,6 +208,7 @@ async def _begin(conn: psycopg.AsyncConnection[Any], wanted: str) -> str:
             raise InvalidValue("model: nobody has said which model the stored embeddings are of; name_model says it")
         if serving == wanted:
             raise InvalidValue(f"model: the stored embeddings are of {wanted!r} already")
+        await _check_free(conn)
         beside = await renewal(conn)
         if beside is None:
             await _create(conn, wanted)
@@ -219,11 +220,13 @@ async def _begin(conn: psycopg.AsyncConnection[Any], wanted: str) -> str:
     return serving
 
 
-async def _create(conn: psycopg.AsyncConnection[Any], model: str) -> None:
+async def _check_free(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Raise SchemaError where something would be left with the old vectors, or lost with them."""
     if obstacles := [what for (what,) in await _queries.obstacles.fetchall(conn)]:
-        raise SchemaError(
-            f"{_TABLE}: these hold on to the table and would be left with the old vectors: {', '.join(obstacles)}"
-        )
+        raise SchemaError(f"{_TABLE}: another table cannot take its place while it has {', '.join(obstacles)}")
+
+
+async def _create(conn: psycopg.AsyncConnection[Any], model: str) -> None:
     for made in (
         _queries.create_schema,
         _queries.create_table,
@@ -328,6 +331,7 @@ class _Work:
             await _queries.shut.execute(conn)
             if await _queries.waiting.fetchval(conn, int):
                 return False
+            await _check_free(conn)
             await _exchange(conn)
             return True
 

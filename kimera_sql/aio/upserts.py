@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 from ..errors import InvalidValue
 from ..model.upserts import Upserted
 from ..sql.rows import check_encoding, columns
+from ..twins import aeach
 from . import sql
 from .entity import Entity, New, Record
 from .sql import Connection
@@ -69,8 +70,9 @@ class UpsertEntity(Entity[New, Record, UUID]):
         encoding = conn.info.encoding if sql.is_postgres(conn) else "utf-8"
         rows: list[dict[str, Any]] = []
         number = -1
-        async for values in self._checked(items):
+        async for item in aeach(items):
             number += 1
+            values = self._numbered(number, item)
             check_encoding(encoding, values, f"item {number}: ")
             rows.append(values)
             if len(rows) == _AT_ONCE:

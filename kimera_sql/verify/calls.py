@@ -14,6 +14,8 @@ from .code import Code, Scope, as_dict, own_nodes
 from .text import COPY, Fault
 
 _METHODS: Final = ("fetchall", "fetchone", "fetchval", "execute", "stream")
+_NO_QUERIES: Final = ("entity", "__dict__")
+"""Attributes of Queries itself."""
 _OWN: Final = {"stream": {"chunk"}}
 """Keywords of a method's own."""
 
@@ -148,7 +150,7 @@ class _Checker:
         scope, made = self._code.resolve(scope, holder)
         if not (isinstance(made, ast.Call) and ast.unparse(made.func) in ("sql.Queries", "Queries")):
             return None
-        if len(made.args) != 1 or name == "entity":
+        if len(made.args) != 1 or name in _NO_QUERIES:
             return None
         _, entity = self._code.resolve(scope, made.args[0])
         pattern = f"{_known(entity)}.{name}"

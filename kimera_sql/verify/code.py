@@ -50,6 +50,8 @@ class Scope:
 Found: TypeAlias = tuple[Scope, ast.AST]
 """A piece of code, with the scope that it stands in."""
 
+Class: TypeAlias = tuple[Scope, ast.ClassDef]
+
 
 class Code:
     """The modules of a folder. unreadable: the files that are no Python."""
@@ -71,8 +73,9 @@ class Code:
         for module in self._modules.values():
             for node in module.names.values():
                 if isinstance(node, ast.Call) and (found := self._object(_top(module), node)):
-                    _, made, known = found
-                    attributes.setdefault(made, []).append(known)
+                    classes, known = found
+                    for _, made in classes:
+                        attributes.setdefault(made, []).append(known)
         for module in self._modules.values():
             yield from _scopes(_top(module), module.tree, attributes)
 
@@ -91,8 +94,9 @@ class Code:
         attributes: Mapping[str, Found] = {}
         bound = 0
         if isinstance(function, ast.Attribute) and (found := self._object(owner, function.value)):
-            owner, made, attributes = found
-            function, bound = _method(made, function.attr) or function, 1
+            classes, attributes = found
+            owner, function = _method(classes, function.attr) or (owner, function)
+            bound = 1
         if not isinstance(function, Function) or function in scope.calls:
             return None
         given = {**attributes, **_arguments(function, scope, call, bound)}
@@ -164,21 +168,28 @@ class Code:
     def _module(self, path: Path) -> Module | None:
         return self._modules.get(path.with_name(f"{path.name}.py")) or self._modules.get(path / "__init__.py")
 
-    def _object(self, scope: Scope, node: ast.AST) -> tuple[Scope, ast.ClassDef, Mapping[str, Found]] | None:
-        """Return the class of the object that an expression makes, and what its constructor sets `self.name` to."""
+    def _object(self, scope: Scope, node: ast.AST) -> tuple[list[Class], Mapping[str, Found]] | None:
+        """Return the class of the object that an expression makes, and what its constructor sets `self.name` to.
+
+        `self` is that object. Behind the class come those that it inherits from.
+        """
         scope, call = self.resolve(scope, node)
         if not isinstance(call, ast.Call):
             return None
         owner, made = self.resolve(scope, call.func)
         if not isinstance(made, ast.ClassDef):
             return None
-        constructor = _method(made, "__init__")
-        if constructor is None:
-            return owner, made, {}
+        classes = [*self._lineage(owner, made)]
+        itself: Found = scope, call
+        found = _method(classes, "__init__")
+        if found is None:
+            return classes, {"self": itself}
+        owner, constructor = found
         inside = _inside(owner, constructor, _arguments(constructor, scope, call, bound=1))
         times = Counter(
             ast.unparse(node)
-            for node in ast.walk(made)
+            for _, one in classes
+            for node in ast.walk(one)
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         )
         attributes: dict[str, Found] = {
@@ -188,7 +199,14 @@ class Code:
             for target in node.targets
             if times[name := ast.unparse(target)] == 1
         }
-        return owner, made, attributes
+        return classes, {"self": itself, **attributes}
+
+    def _lineage(self, owner: Scope, made: ast.ClassDef) -> Iterator[Class]:
+        yield owner, made
+        for base in made.bases:
+            scope, found = self.resolve(owner, base.value if isinstance(base, ast.Subscript) else base)
+            if isinstance(found, ast.ClassDef):
+                yield from self._lineage(scope, found)
 
 
 def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
@@ -238,8 +256,13 @@ def _inside(
     return Scope(outer.module, names, outer, known, site, calls)
 
 
-def _method(made: ast.ClassDef, name: str) -> Function | None:
-    return next((one for one in made.body if isinstance(one, Function) and one.name == name), None)
+def _method(classes: Sequence[Class], name: str) -> tuple[Scope, Function] | None:
+    """Return the method *name* of the first of *classes* that has one."""
+    for owner, made in classes:
+        for one in made.body:
+            if isinstance(one, Function) and one.name == name:
+                return owner, one
+    return None
 
 
 def _arguments(function: Function, scope: Scope, call: ast.Call, bound: int) -> dict[str, Found]:

@@ -67,6 +67,7 @@ SELECT 'trigger ' || quote_ident(tgname)
 FROM pg_trigger
 WHERE tgrelid = to_regclass('semantic_embeddings')
     AND NOT tgisinternal
+    AND tgname NOT IN ('kimera_renewal', 'kimera_renewal_truncated')
 UNION
 SELECT 'publication ' || quote_ident(pubname)
 FROM pg_publication_rel
@@ -96,6 +97,21 @@ UNION
 SELECT 'statistics ' || quote_ident(stxname)
 FROM pg_statistic_ext
 WHERE stxrelid = to_regclass('semantic_embeddings')
+UNION
+SELECT format('column %%I, which was added since the renewal began', attname)
+FROM pg_attribute AS here
+WHERE attrelid = to_regclass('semantic_embeddings')
+    AND attnum > 0
+    AND NOT attisdropped
+    AND to_regclass('kimera_renewal.semantic_embeddings') IS NOT NULL
+    AND NOT EXISTS (
+        SELECT 1
+        FROM pg_attribute AS there
+        WHERE there.attrelid = to_regclass('kimera_renewal.semantic_embeddings')
+            AND there.attname = here.attname
+            AND there.atttypid = here.atttypid
+            AND NOT there.attisdropped
+    )
 UNION
 SELECT 'row-level security'
 FROM pg_class
