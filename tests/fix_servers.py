@@ -71,6 +71,9 @@ NAMES: Final = _names()
 ENDS: Final = [name for name in NAMES if name in ("postgres18", "postgres15", "url")]
 """The newest and the oldest, for what takes long."""
 
+CONNECTIONS: Final = ("conn", "pg_conn")
+"""Fixtures that give a connection to each server in turn."""
+
 
 def precisions(name: str) -> tuple[Precision, ...]:
     """The precisions of vector indexes that the pgvector of the server of a name knows."""
@@ -218,6 +221,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
         ends = metafunc.definition.get_closest_marker("ends")
         metafunc.parametrize("server", ENDS if ends else NAMES, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is to run on the ends alone, where it is given a connection to a server in between."""
+    between = {*NAMES} - {*ENDS}
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("ends")
+        and isinstance(item, pytest.Function)
+        and any(getattr(item, "callspec", None) and item.callspec.params.get(name) in between for name in CONNECTIONS)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in {*left_out}]
 
 
 @pytest.fixture(scope="session")

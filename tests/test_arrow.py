@@ -26,6 +26,8 @@ from kimera_sql.sql.arrow import pyarrow
 
 pa = pyarrow()
 
+pytestmark = pytest.mark.ends
+
 STATE: Final = UUID(int=7)
 
 TABLES: Final[dict[ModuleType, st.SearchStrategy[Any]]] = {

@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import psycopg
 import pytest
+from fix_servers import ENDS, Server
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql as composed
@@ -152,7 +153,7 @@ def matches(item: Any, row: Any) -> bool:
 @pytest.mark.parametrize("entity", KINDS)
 def test_a_row_is_written_over_whole(dialect: Any, entity: str) -> None:
     """Nothing else would notice a column that is forgotten behind ON CONFLICT."""
-    upserting = [one.text for one in statements(dialect, entity).values() if "ON CONFLICT" in one.text]
+    upserting = [one.text for one in statements(dialect, entity).values() if ".upsert" in one.name]
     assert len(upserting) == (2 if dialect == "postgres" else 1)
     for statement in upserting:
         columns = re.search(r"INSERT INTO \w+ \(([^)]*)\)", re.sub(r"/\*.*?\*/ ", "", statement))
@@ -234,6 +235,7 @@ def test_another_choice_of_duplicates_is_refused(conn: Connection, kind: Kind, b
         kind.module.upsert_many(conn, iter([]), duplicates=bad)
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize(("kind", "field", "value"), BAD_FIELDS)
 def test_a_bad_value_is_refused_by_name_and_nothing_is_written(
     conn: Connection, kind: Kind, field: str, value: Any
@@ -564,11 +566,17 @@ def at_once(functions: Sequence[Callable[[], Any]]) -> list[Any]:
         return [running.result(60) for running in [threads.submit(function) for function in functions]]
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
-def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
+@pytest.fixture(params=[*ENDS, "sqlite"])
+def connect(
+    request: pytest.FixtureRequest, start: Callable[[str], Server], tmp_path: Path
+) -> Iterator[Callable[[], Any]]:
     """A function that connects to a database of the test's own."""
-    if request.param == "postgres":
-        return functools.partial(autocommitting, request.getfixturevalue("database"))
+    if request.param != "sqlite":
+        server = start(request.param)
+        conninfo = server.create(template=server.template)
+        yield functools.partial(autocommitting, conninfo)
+        server.drop(conninfo)
+        return
     file = tmp_path / "file.db"
     with SqlitePool(file) as pool, pool.connection() as conn:
         migrate(conn)
@@ -578,7 +586,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]
         add_adapters(conn)
         return conn
 
-    return connected
+    yield connected
 
 
 def test_callers_who_write_a_text_at_once_make_one_row(connect: Callable[[], Any]) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from psycopg.pq import TransactionStatus
@@ -28,6 +28,8 @@ from kimera_sql.geoids import Pair
 from kimera_sql.search import blocks
 from kimera_sql.search.blocks import Block
 from kimera_sql.sql import Connection
+
+pytestmark = pytest.mark.ends
 
 ROWS: Final = 300
 NEAR: Final = 1e-9
@@ -282,6 +284,7 @@ def test_other_tasks_run_while_rows_are_compared(database: str) -> None:
 FEW: Final = st.lists(any_vectors | st.integers(0, 3).map(unit), min_size=2, max_size=12)
 
 
+@settings(max_examples=40)
 @given(FEW, st.floats(-1, 1))
 def test_a_block_rules_out_no_pair_that_is_similar(vectors: list[NDArray[np.float32]], similarity: float) -> None:
     """Vectors of every scale, equal ones, ones along few axes: the bound is one."""

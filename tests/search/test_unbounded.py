@@ -447,6 +447,7 @@ def test_nothing_is_streamed_in_pipeline_mode(pg_conn: psycopg.Connection) -> No
         next(geoids.within(pg_conn, unit(1), 0))
 
 
+@pytest.mark.ends
 @pytest.mark.parametrize("call", ENDLESS.values(), ids=ENDLESS)
 def test_a_connection_that_is_lost_is_the_drivers_error(
     autocommit: psycopg.Connection, indexed: str, call: Callable[[Any], Any]
