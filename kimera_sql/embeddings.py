@@ -231,10 +231,11 @@ def within(
 ) -> Iterator[Hit]:
     """Yield every embedding that is at least as similar to *vector* as *similarity*, the most similar first.
 
-    The options and *filters* are those of similar. Up to 500 embeddings are found by a vector index, with the recall of
-    similar. If there are more, or no index serves, every row is compared, and what is found is fetched 1,000 at a time:
-    the rows that there were when it began. On PostgreSQL that is one transaction, which lasts until the iterator ends
-    or is closed. What the caller writes meanwhile stays, even when the iterator is closed early.
+    The options and *filters* are those of similar. Up to 500 embeddings are found by an hnsw index, and up to 100 by
+    ivfflat, with the recall of similar. If there are more, or no index serves, every row is compared, and what is found
+    is fetched 1,000 at a time: the rows that there were when it began. On PostgreSQL that is one transaction, which
+    lasts until the iterator ends or is closed. What the caller writes meanwhile stays, even when the iterator is closed
+    early.
     Raises InvalidValue if the transaction is committed or rolled back sooner.
     """
     options = Options(exact, probes, ef_search, recall)
@@ -256,7 +257,7 @@ def similar_pages(
     """Yield all embeddings in pages of *size*, the most similar to *vector* first. Only the last page can be shorter.
 
     The options and *filters* are those of similar. However many pages are read, no embedding comes twice and none is
-    left out. A vector index gives the first 100 embeddings, and then those up to 500. If more is read, every row is
+    left out. An index gives the first 100 embeddings, and hnsw then those up to 500. If more is read, every row is
     compared, once. What the index has missed comes at the start of the next of these parts; with *exact*, the order is
     strict.
 

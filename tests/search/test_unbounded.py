@@ -452,8 +452,8 @@ def test_nothing_is_streamed_in_pipeline_mode(pg_conn: psycopg.Connection) -> No
 def test_a_connection_that_is_lost_is_the_drivers_error(
     autocommit: psycopg.Connection, indexed: str, call: Callable[[Any], Any]
 ) -> None:
-    geoids.insert_many(autocommit, (state(number, unit(number)) for number in range(1000, 2000)))
-    embeddings.insert_many(autocommit, (text(number, unit(number)) for number in range(1000, 2000)))
+    geoids.insert_many(autocommit, (state(number, unit(number)) for number in range(1000, 1400)))
+    embeddings.insert_many(autocommit, (text(number, unit(number)) for number in range(1000, 1400)))
     hits = call(autocommit)
     next(hits)
     with psycopg.connect(indexed, autocommit=True) as other:

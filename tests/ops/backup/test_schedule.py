@@ -158,4 +158,4 @@ def test_crons_line_makes_backups_with_a_password_of_every_kind_of_character(
     ran = subprocess.run(["sh", "-c", command], env=environment(), capture_output=True, text=True, check=False)
     assert ran.stderr == ""
     assert ran.returncode == 0
-    assert [one.kind for one in backup.list_backups(folder)] == ["base", "dump"]
+    assert {one.kind for one in backup.list_backups(folder)} == {"base", "dump"}
