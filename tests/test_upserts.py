@@ -33,6 +33,8 @@ from kimera_sql.errors import InvalidValue, NotFound, SchemaError, VectorError
 from kimera_sql.geoids import Upserted
 from kimera_sql.sql import Connection, statements
 
+pytestmark = pytest.mark.ends
+
 KINDS = {"geoids": GEOIDS, "embeddings": EMBEDDINGS, "portals": PORTALS}
 BAD_FIELDS = [
     pytest.param(kind, field, value, id=f"{name}-{field}-{number}")
@@ -235,7 +237,6 @@ def test_another_choice_of_duplicates_is_refused(conn: Connection, kind: Kind, b
         kind.module.upsert_many(conn, iter([]), duplicates=bad)
 
 
-@pytest.mark.ends
 @pytest.mark.parametrize(("kind", "field", "value"), BAD_FIELDS)
 def test_a_bad_value_is_refused_by_name_and_nothing_is_written(
     conn: Connection, kind: Kind, field: str, value: Any
