@@ -187,7 +187,7 @@ def test_of_many_searches_on_a_connection_the_last_are_kept(filled: str, opened:
     with opened(filled) as pool, pool.connection() as conn:
         geoids.similar_many(conn, [unit(seed) for seed in range(250)], k=1)
     found = kept(filled)
-    assert 90 < len(found) <= 100  # some take each other's place
+    assert 80 < len(found) <= 100  # some take each other's place: 95 are left on average, with a deviation of 2
     assert {tuple(query) for _, query, _ in found} <= {tuple(unit(seed)[:3].tolist()) for seed in range(150, 250)}
 
 
