@@ -12,7 +12,6 @@ from typing import Any, Unpack
 from uuid import UUID
 
 from . import batches, checks, sql
-from .errors import NotFound
 from .model.embeddings import (
     Embedding,
     EmbeddingSummary,
@@ -144,8 +143,7 @@ stream_arrow = entity.stream_arrow
 
 def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:
     """Give an embedding another vector, and change nothing else of it. Raises NotFound, and VectorError."""
-    if not _queries.replace_vector.execute(conn, id=checks.identifier("id", id), vector=as_vector(vector)):
-        raise NotFound(f"no row has the id {id}")
+    entity.update(conn, _queries.replace_vector, UUID, id, vector=as_vector(vector))
 
 
 def similar(

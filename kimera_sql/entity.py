@@ -108,13 +108,17 @@ class Entity(Generic[New, Record, Id]):
 
         It is a record only if it has an id that new items have no field for. Raises InvalidValue as insert_many.
         """
+        return self._read(given)[0]
+
+    def _read(self, given: Mapping[str, Any]) -> tuple[New | Record, dict[str, Any]]:
+        """Return the item that *given* is, and its columns to write."""
         item = plain.item(self._new, self.record, given)
-        self._values(item)
+        values = self._values(item)
         if isinstance(item, self.record):
             self._identifier("id", item.id)
             if getattr(item, self._clock) is None:
                 raise InvalidValue(f"{self._clock}: missing, while there is an id")
-        return item
+        return item, values
 
     def existing_ids(self, conn: Connection, ids: Iterable[Id]) -> set[Id]:
         """Return those of *ids* that rows have."""
@@ -191,8 +195,7 @@ class Entity(Generic[New, Record, Id]):
         advance_ids = self._advance_ids if "id" in reader.schema.names else None
 
         def columns(given: Mapping[str, Any]) -> dict[str, Any]:
-            item = self.item(given)
-            values = self._values(item)
+            item, values = self._read(given)
             self._complete(values, now)
             if advance_ids is None:
                 return values

@@ -105,7 +105,7 @@ def require_model(conn: Connection, model: str) -> None:
     """
     if sql.is_postgres(conn) and conn.autocommit and postgres.outside_transaction(conn):
         raise InvalidValue("conn: outside a transaction the model can be another the next moment; begin one")
-    _check(conn, model)
+    _check(conn, _name(model))
 
 
 def _name(model: str) -> str:
@@ -124,8 +124,7 @@ def going_by(conn: Connection, model: str) -> Iterator[None]:
         _check(conn, wanted)
 
 
-def _check(conn: Connection, model: str) -> None:
-    wanted = _name(model)
+def _check(conn: Connection, wanted: str) -> None:
     serving = _embeddings.model.fetchval(conn, str)
     if serving != wanted:
         known = "nobody has said of which they are" if serving is None else f"they are of {serving!r}"
@@ -312,13 +311,14 @@ class _Work:
 
     def catch_up(self) -> None:
         """Make vectors until none is waiting."""
+        done, waiting = 0, _queries.waiting.fetchval(self._conn, int) or 0
         with Bar() as bar:
             while queued := _queries.next.fetchall(self._conn, limit=self._batch):
                 texts = {id: text for _, id, text in queued if text is not None}
                 vectors = self._vectors(list(dict.fromkeys(texts.values())))
                 self.made += _put(self._conn, queued, vectors)
-                waiting = _queries.waiting.fetchval(self._conn, int) or 0
-                bar.draw("embedding", self.made, self.made + waiting)
+                done += len(queued)
+                bar.draw("embedding", done, max(done, waiting))
 
     def change_places(self) -> None:
         """Let the new vectors serve, and keep the old ones beside them.
@@ -358,17 +358,18 @@ class _Work:
         }
 
     def _tried(self, texts: list[str]) -> list[VectorLike]:
-        for attempt in itertools.count():
+        failed = 0
+        while True:
             try:
                 return [*value(self._embed(texts))]
             except Exception as error:
-                if attempt == self._retries:
+                failed += 1
+                if failed > self._retries:
                     error.add_note(
-                        f"raised by embed at attempt {attempt + 1}; what it made before is kept for the next renew"
+                        f"raised by embed at attempt {failed}; what it made before is kept for the next renew"
                     )
                     raise
-                pause(min(2.0**attempt, _MOST_PAUSE))
-        raise AssertionError  # never reached: mypy does not know that count() has no end
+                pause(min(2.0 ** (failed - 1), _MOST_PAUSE))
 
 
 def _put(conn: psycopg.Connection[Any], queued: Sequence[Row], vectors: Mapping[str, Vector]) -> int:

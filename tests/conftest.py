@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [
         item for item in items if all(map(_has, (what for mark in item.iter_markers("needs") for what in mark.args)))
     ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    left_out = {*items} - {*kept}
+    config.hook.pytest_deselected(items=list(left_out))
     slow = Counter(item.path for item in kept if item.get_closest_marker("slow"))
     items[:] = sorted(kept, key=lambda item: -slow[item.path])
 

@@ -226,15 +226,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is to run on the ends alone, where it is given a connection to a server in between."""
     between = {*NAMES} - {*ENDS}
-    left_out = [
+    left_out = {
         item
         for item in items
         if item.get_closest_marker("ends")
         and isinstance(item, pytest.Function)
         and any(getattr(item, "callspec", None) and item.callspec.params.get(name) in between for name in CONNECTIONS)
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in {*left_out}]
+    }
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

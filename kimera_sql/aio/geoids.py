@@ -89,8 +89,7 @@ stream_arrow = entity.stream_arrow
 
 async def replace_vector(conn: Connection, id: UUID, vector: VectorLike) -> None:
     """Give a state another vector, and change nothing else of it. Raises NotFound, and VectorError."""
-    if not await _queries.replace_vector.execute(conn, id=checks.identifier("id", id), vector=as_vector(vector)):
-        raise NotFound(f"no row has the id {id}")
+    await entity.update(conn, _queries.replace_vector, UUID, id, vector=as_vector(vector))
 
 
 async def find(conn: Connection, *, limit: int = 100, **filters: Unpack[Filters]) -> list[GeoidSummary]:

@@ -106,7 +106,7 @@ async def require_model(conn: Connection, model: str) -> None:
     """
     if sql.is_postgres(conn) and conn.autocommit and postgres.outside_transaction(conn):
         raise InvalidValue("conn: outside a transaction the model can be another the next moment; begin one")
-    await _check(conn, model)
+    await _check(conn, _name(model))
 
 
 def _name(model: str) -> str:
@@ -125,8 +125,7 @@ async def going_by(conn: Connection, model: str) -> AsyncIterator[None]:
         await _check(conn, wanted)
 
 
-async def _check(conn: Connection, model: str) -> None:
-    wanted = _name(model)
+async def _check(conn: Connection, wanted: str) -> None:
     serving = await _embeddings.model.fetchval(conn, str)
     if serving != wanted:
         known = "nobody has said of which they are" if serving is None else f"they are of {serving!r}"
@@ -313,13 +312,14 @@ class _Work:
 
     async def catch_up(self) -> None:
         """Make vectors until none is waiting."""
+        done, waiting = 0, await _queries.waiting.fetchval(self._conn, int) or 0
         with Bar() as bar:
             while queued := await _queries.next.fetchall(self._conn, limit=self._batch):
                 texts = {id: text for _, id, text in queued if text is not None}
                 vectors = await self._vectors(list(dict.fromkeys(texts.values())))
                 self.made += await _put(self._conn, queued, vectors)
-                waiting = await _queries.waiting.fetchval(self._conn, int) or 0
-                bar.draw("embedding", self.made, self.made + waiting)
+                done += len(queued)
+                bar.draw("embedding", done, max(done, waiting))
 
     async def change_places(self) -> None:
         """Let the new vectors serve, and keep the old ones beside them.
@@ -359,17 +359,18 @@ class _Work:
         }
 
     async def _tried(self, texts: list[str]) -> list[VectorLike]:
-        for attempt in itertools.count():
+        failed = 0
+        while True:
             try:
                 return [*await avalue(self._embed(texts))]
             except Exception as error:
-                if attempt == self._retries:
+                failed += 1
+                if failed > self._retries:
                     error.add_note(
-                        f"raised by embed at attempt {attempt + 1}; what it made before is kept for the next renew"
+                        f"raised by embed at attempt {failed}; what it made before is kept for the next renew"
                     )
                     raise
-                await apause(min(2.0**attempt, _MOST_PAUSE))
-        raise AssertionError  # never reached: mypy does not know that count() has no end
+                await apause(min(2.0 ** (failed - 1), _MOST_PAUSE))
 
 
 async def _put(conn: psycopg.AsyncConnection[Any], queued: Sequence[Row], vectors: Mapping[str, Vector]) -> int:

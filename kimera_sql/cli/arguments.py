@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
-from ..errors import InvalidValue
+from ..errors import InvalidValue, SettingsError
 from ..ops import tuning
 
 _OPTIONS: Final = {
@@ -49,6 +52,18 @@ def in_options(message: str) -> str:
     """Return the *message* of an InvalidValue with the option in place of the parameter that it begins with."""
     field, colon, rest = message.partition(": ")
     return f"{_OPTIONS.get(field, field)}{colon}{rest}"
+
+
+def module(option: str, name: str) -> ModuleType:
+    """Import the module *name* that *option* was given; `python -m` looks for it in the same places.
+
+    Raises SettingsError.
+    """
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise SettingsError(f"{option} {name}: {error}") from error
 
 
 def add_folder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from dataclasses import asdict
 
 from .. import embeddings
 from ..errors import NotFound, SettingsError
+from .arguments import module
 from .connection import autocommit
 from .output import add_json, print_json, size_text
 
@@ -69,12 +68,13 @@ def _renew(arguments: argparse.Namespace) -> None:
 
 
 def _imported(place: str) -> embeddings.Embed:
-    module, _, function = place.partition(":")
-    sys.path.insert(0, "")  # as `python -m` does: the module is looked for from here
+    name, _, function = place.partition(":")
+    if not (name and function):
+        raise SettingsError(f"--embed: {place!r} is no MODULE:FUNCTION")
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
-        raise SettingsError(f"--embed: {place!r} is no MODULE:FUNCTION that can be imported: {error}") from error
+        found = getattr(module("--embed", name), function)
+    except AttributeError as error:
+        raise SettingsError(f"--embed: {place!r}: {error}") from error
     if not callable(found):
         raise SettingsError(f"--embed: {place!r} is no function")
     return found  # type: ignore[no-any-return]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import SettingsError
 from ..verify import Report, listed, verify_queries
+from .arguments import module
 from .connection import server
 from .output import add_json, print_json
 
@@ -42,13 +40,7 @@ def add_queries(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    records = None
-    if arguments.records is not None:
-        sys.path.insert(0, "")  # as `python -m` does: the module is looked for from here
-        try:
-            records = importlib.import_module(arguments.records)
-        except (ImportError, SyntaxError) as error:
-            raise SettingsError(f"--records {arguments.records}: {error}") from error
+    records = None if arguments.records is None else module("--records", arguments.records)
     options = {"stub": arguments.stub, "async_stub": arguments.async_stub, "update": arguments.update}
     if arguments.offline:
         report = verify_queries(None, arguments.folder, records, **options)

@@ -30,9 +30,7 @@ def find(
     conn: Connection, table: Table, similarity: float, after: tuple[UUID, UUID] | None, where: Mapping[str, Any]
 ) -> Iterator[Pair]:
     """Return an iterator over the pairs of *table*'s rows that pass *where*; see geoids.pairs."""
-    least = checks.number("similarity", similarity)
-    if not -1 <= least <= 1:
-        raise InvalidValue(f"similarity: {similarity} is not within -1 to 1")
+    least = checks.similarity("similarity", similarity)
     if after is not None:
         if not isinstance(after, tuple) or len(after) != 2:
             raise InvalidValue(f"after: expected a pair of ids (first, second), got {after!r}")

@@ -29,10 +29,15 @@ def _kinds(record: Any) -> Mapping[str, Kind]:
     return MappingProxyType(dict(record_kinds(record)))
 
 
-def optional(new: type) -> dict[str, Callable[[], Any]]:
+def optional(new: type) -> Mapping[str, Callable[[], Any]]:
     """Return what gives the default of each field of *new*, a dataclass, that can be left out."""
+    return _optional(cast(Hashable, new))
+
+
+@functools.cache
+def _optional(new: Any) -> Mapping[str, Callable[[], Any]]:
     made = {field.name: _maker(field) for field in fields(new)}
-    return {name: make for name, make in made.items() if make is not None}
+    return MappingProxyType({name: make for name, make in made.items() if make is not None})
 
 
 def _maker(field: Field[Any]) -> Callable[[], Any] | None:

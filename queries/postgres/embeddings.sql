@@ -90,11 +90,13 @@ ORDER BY position;
 -- Make others who want to embed any text wait until this transaction ends, and wait for those who do already: see lock_text.
 SELECT pg_advisory_xact_lock(hashtextextended('semantic_embeddings', 1));
 
--- name: replace_vector(id, vector)!
+-- name: replace_vector(id, vector)$
 -- Give an embedding another vector.
+-- returns: UUID
 UPDATE semantic_embeddings
 SET embedding = :vector
-WHERE id = :id;
+WHERE id = :id
+RETURNING id;
 
 -- name: find_by_id(id)^
 -- One embedding, whole.

@@ -97,11 +97,13 @@ ON CONFLICT (id) DO UPDATE SET
     state_vector = excluded.state_vector
 RETURNING xmax = 0 AS inserted;
 
--- name: replace_vector(id, vector)!
+-- name: replace_vector(id, vector)$
 -- Give a state another vector.
+-- returns: UUID
 UPDATE geoid_states
 SET state_vector = :vector
-WHERE id = :id;
+WHERE id = :id
+RETURNING id;
 
 -- name: find_by_id(id)^
 -- One state, whole.

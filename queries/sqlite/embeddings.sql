@@ -59,11 +59,12 @@ UPDATE semantic_embeddings
 SET source = source
 WHERE false;
 
--- name: replace_vector(id, vector)!
+-- name: replace_vector(id, vector)$
 -- Give an embedding another vector.
 UPDATE semantic_embeddings
 SET embedding = :vector
-WHERE id = :id;
+WHERE id = :id
+RETURNING id;
 
 -- name: find_by_id(id)^
 -- One embedding, whole.

@@ -56,11 +56,12 @@ ON CONFLICT (id) DO UPDATE SET
     state_vector = excluded.state_vector
 RETURNING id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags;
 
--- name: replace_vector(id, vector)!
+-- name: replace_vector(id, vector)$
 -- Give a state another vector.
 UPDATE geoid_states
 SET state_vector = :vector
-WHERE id = :id;
+WHERE id = :id
+RETURNING id;
 
 -- name: find_by_id(id)^
 -- One state, whole.
