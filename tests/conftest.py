@@ -44,17 +44,23 @@ if (
 ):
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
+FAULTS = Path(__file__).parent / "faults"
+"""The tests that do real harm: they kill, cut, stall and fill."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run, and put the files with the most slow tests first.
 
-    A process is then not left alone with a long file in the end.
+    A process is then not left alone with a long file in the end. All of faults/ is slow.
     """
     kept = [
         item for item in items if all(map(_has, (what for mark in item.iter_markers("needs") for what in mark.args)))
     ]
     left_out = {*items} - {*kept}
     config.hook.pytest_deselected(items=list(left_out))
+    for item in kept:
+        if FAULTS in item.path.parents:
+            item.add_marker("slow")
     slow = Counter(item.path for item in kept if item.get_closest_marker("slow"))
     items[:] = sorted(kept, key=lambda item: -slow[item.path])
 
