@@ -48,6 +48,8 @@ from kimera_sql import embeddings, geoids, metrics, portals, transitions
 from kimera_sql.errors import InvalidValue, NotFound, VectorError
 from kimera_sql.sql import Connection
 
+pytestmark = pytest.mark.ends
+
 STATES = (UUID(int=1), UUID(int=2))
 VECTOR = unit(0)
 
@@ -433,7 +435,6 @@ def test_rows_are_hashable_and_frozen(conn: Connection, kind: Kind) -> None:
         stored.id = None
 
 
-@pytest.mark.ends
 @pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
 def test_a_server_that_says_much_while_rows_come_is_heard(database: str, kind: str) -> None:
     """It waits until its notices are read, and takes no more rows: they must not wait for it in turn."""
