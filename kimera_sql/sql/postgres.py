@@ -196,8 +196,13 @@ def stream(
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
-            psycopg.ServerCursor(conn, cursor.name).close()
-            psycopg.Cursor.close(cursor)
+            closing = psycopg.ServerCursor(conn, cursor.name)
+            try:
+                closing.close()
+            finally:
+                # Where the connection was lost, or the task is cancelled meanwhile, there is nothing to tell the server.
+                for one in (closing, cursor):
+                    psycopg.Cursor.close(one)
 
 
 def _declared(

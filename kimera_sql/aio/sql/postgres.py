@@ -195,8 +195,13 @@ async def stream(
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
-            await psycopg.AsyncServerCursor(conn, cursor.name).close()
-            await psycopg.AsyncCursor.close(cursor)
+            closing = psycopg.AsyncServerCursor(conn, cursor.name)
+            try:
+                await closing.close()
+            finally:
+                # Where the connection was lost, or the task is cancelled meanwhile, there is nothing to tell the server.
+                for one in (closing, cursor):
+                    await psycopg.AsyncCursor.close(one)
 
 
 async def _declared(
