@@ -7,17 +7,20 @@ import importlib.util
 import os
 import pwd
 import re
+import shutil
+import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import psycopg
 from psycopg.pq import Conninfo
 
 from ...errors import BackupError
+from ...leftovers import temporary_folder
 
 _TICK: Final = 0.2
 """Seconds between two looks at a program that runs."""
@@ -137,37 +140,69 @@ def run(
     """Run *tool* to its end and return what it wrote to standard output.
 
     *connection*, libpq parameters as parameters() and connect.parse() give them, reaches it by PG* variables, and the
-    password by a temporary file of mode 0600; neither is in its arguments. Other PG* variables are kept from it.
-    *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as (root only).
-    Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any other
-    exception ends the tool first.
+    password by a file of mode 0600, which on Linux is in memory; neither is in its arguments. Other PG* variables are
+    kept from it. *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as
+    (root only). Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any
+    other exception ends the tool first, and so does the death of this process (on Linux).
     """
     secrets = [value for keyword, value in (connection or {}).items() if keyword in ("password", "sslpassword")]
-    with _environment(connection or {}) as environment:
-        try:
-            process = subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
-                [tool, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=environment,
-                user=user,
-                group=pwd.getpwnam(user).pw_gid if user else None,
-                extra_groups=[] if user else None,
-                cwd="/" if user else None,  # one that this user may be in
-            )
-        except OSError as error:
-            raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
+    with _passfile((connection or {}).get("password")) as passfile:
+        process = start(tool, arguments, connection, passfile=passfile, user=user, ends_by=signal.SIGTERM)
         try:
             stdout, stderr = _wait(process, tick)
         except BaseException:
-            _end(process)
+            end(process, signal.SIGTERM)
             raise
     if process.returncode != 0:
         raise BackupError(f"{tool.name} {_ending(process.returncode)}{scrub(_said(stderr or stdout), secrets)}")
     return stdout
+
+
+def start(
+    tool: Path,
+    arguments: Sequence[str | Path],
+    connection: Mapping[str, str] | None = None,
+    *,
+    passfile: PassFile | None = None,
+    output: IO[str] | None = None,
+    user: str | None = None,
+    ends_by: signal.Signals,
+) -> subprocess.Popen[str]:
+    """Start *tool* as run does, and return its process. What it writes goes into *output*, or into pipes.
+
+    On Linux it gets the signal *ends_by* when the thread that called this ends, by kill -9 too: end it before that.
+    """
+    environment = _environment(connection or {})
+    if passfile is not None:
+        environment["PGPASSFILE"] = passfile.path
+    try:
+        tool.stat()  # setpriv, in front of it, would not say it in our words
+        return subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
+            [*_tied(ends_by), tool, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output or subprocess.PIPE,
+            stderr=output or subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+            pass_fds=passfile.descriptors if passfile is not None else (),
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
+            cwd="/" if user else None,  # one that this user may be in
+        )
+    except OSError as error:
+        raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send *process* the signal *number* and wait for its end; if it takes too long, kill it."""
+    process.send_signal(number)
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def scrub(message: str, secrets: Sequence[str]) -> str:
@@ -241,8 +276,7 @@ def _advice(name: str, number: int | None) -> str:
     )
 
 
-@contextmanager
-def _environment(connection: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _environment(connection: Mapping[str, str]) -> dict[str, str]:
     hidden = {*_ENVIRONMENT.values(), *_SECRETS}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     given = {
@@ -250,16 +284,52 @@ def _environment(connection: Mapping[str, str]) -> Iterator[dict[str, str]]:
         for keyword, value in connection.items()
         if keyword in _ENVIRONMENT and keyword != "password"
     }
-    password = connection.get("password")
+    return {**kept, **given}
+
+
+@dataclass(frozen=True, slots=True)
+class PassFile:
+    """A file that libpq reads the password from. descriptors: those that a program must have to open it."""
+
+    path: str
+    descriptors: tuple[int, ...]
+
+
+@contextmanager
+def _passfile(password: str | None) -> Iterator[PassFile | None]:
+    """Give *password* as a file of mode 0600: in memory, where the system has such files, so that nothing can stay."""
     if not password:
-        yield {**kept, **given}
+        yield None
         return
-    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
-        passfile = Path(folder) / "passfile"
-        passfile.touch(0o600)
-        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-        passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
-        yield {**kept, **given, "PGPASSFILE": str(passfile)}
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    content = f"*:*:*:*:{escaped}\n".encode()
+    if not hasattr(os, "memfd_create"):
+        with temporary_folder() as folder:
+            path = folder / "passfile"
+            path.touch(0o600)
+            path.write_bytes(content)
+            yield PassFile(str(path), ())
+        return
+    with open(os.memfd_create("passfile"), "wb", buffering=0) as file:
+        os.fchmod(file.fileno(), 0o600)  # libpq passes over one that others may read
+        file.write(content)
+        yield PassFile(f"/dev/fd/{file.fileno()}", (file.fileno(),))
+
+
+def _tied(number: signal.Signals) -> list[str]:
+    """Return what makes a command, put behind it, get the signal *number* when the thread that starts it ends."""
+    setpriv = _setpriv()
+    return [] if setpriv is None else [setpriv, f"--pdeathsig={number.name.removeprefix('SIG')}", "--"]
+
+
+@functools.cache
+def _setpriv() -> str | None:
+    # Setting it in a preexec_fn would be a fork with Python in it, which is not safe beside a pool's threads.
+    found = shutil.which("setpriv", path=os.defpath)
+    if found is None:
+        return None
+    said = subprocess.run([found, "--help"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return found if "--pdeathsig" in said else None  # BusyBox has one without
 
 
 def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> tuple[str, str]:
@@ -269,15 +339,6 @@ def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> 
         except subprocess.TimeoutExpired:
             if tick is not None:
                 tick()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
 
 
 def _ending(code: int) -> str:
