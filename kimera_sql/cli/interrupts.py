@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from time import monotonic
 from types import FrameType
@@ -18,6 +20,10 @@ _GRACE: Final = 10.0
 """Seconds after a signal in which further ones are overlooked, so that none cuts the cleaning up short."""
 
 
+_AGAIN: Final = 0.01
+"""Seconds after which a KeyboardInterrupt is raised again that came where nothing can come of it."""
+
+
 class Interrupts:
     """Makes the signals that end a command a KeyboardInterrupt, for which psycopg cancels what the server runs.
 
@@ -30,11 +36,14 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._handle(self._interrupt)
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self._lost
         return self
 
     def __exit__(self, *_: object) -> None:
         # Not Python's own, which would write a traceback while it ends.
         self._handle(signal.SIG_DFL)
+        sys.unraisablehook = self._unraisable
 
     @property
     def told(self) -> str:
@@ -51,4 +60,13 @@ class Interrupts:
             return
         self.received = self.received or signal.Signals(number)
         self._overlooked_until = monotonic() + _GRACE
+        logging.disable()  # that connections are given up now is no news
         raise KeyboardInterrupt
+
+    def _lost(self, unraisable: sys.UnraisableHookArgs) -> None:
+        # In a __del__ or a weak reference's callback, Python would only write that it was ignored.
+        if self.received is None or not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self._unraisable(unraisable)
+            return
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)

@@ -33,10 +33,11 @@ def running(
     Raises BackupError when it ends before it is ready; what it had to say is in *log*.
     """
     arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with log.open("a") as output:
-        # Not by pg_ctl, whose server would live on without us.
-        process = tools.start(postgres, ["-D", data, *arguments], output=output, user=user, ends_by=signal.SIGQUIT)
-    try:
+    # Not by pg_ctl, whose server would live on without us
+    with (
+        log.open("a") as output,
+        tools.running(postgres, ["-D", data, *arguments], output=output, user=user, ends_by=signal.SIGQUIT) as process,
+    ):
         while not _is_ready(data):
             if process.poll() is not None:
                 raise BackupError("the server has ended")
@@ -46,9 +47,6 @@ def running(
         yield
         process.send_signal(stop)
         process.wait()
-    except BaseException:
-        tools.end(process, signal.SIGQUIT)
-        raise
 
 
 def _is_ready(data: Path) -> bool:

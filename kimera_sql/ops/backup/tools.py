@@ -7,7 +7,6 @@ import importlib.util
 import os
 import pwd
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,63 +145,54 @@ def run(
     other exception ends the tool first, and so does the death of this process (on Linux).
     """
     secrets = [value for keyword, value in (connection or {}).items() if keyword in ("password", "sslpassword")]
-    with _passfile((connection or {}).get("password")) as passfile:
-        process = start(tool, arguments, connection, passfile=passfile, user=user, ends_by=signal.SIGTERM)
-        try:
-            stdout, stderr = _wait(process, tick)
-        except BaseException:
-            end(process, signal.SIGTERM)
-            raise
+    with running(tool, arguments, connection, user=user, ends_by=signal.SIGTERM) as process:
+        stdout, stderr = _wait(process, tick)
     if process.returncode != 0:
         raise BackupError(f"{tool.name} {_ending(process.returncode)}{scrub(_said(stderr or stdout), secrets)}")
     return stdout
 
 
-def start(
+@contextmanager
+def running(
     tool: Path,
     arguments: Sequence[str | Path],
     connection: Mapping[str, str] | None = None,
     *,
-    passfile: PassFile | None = None,
     output: IO[str] | None = None,
     user: str | None = None,
     ends_by: signal.Signals,
-) -> subprocess.Popen[str]:
-    """Start *tool* as run does, and return its process. What it writes goes into *output*, or into pipes.
+) -> Iterator[subprocess.Popen[str]]:
+    """Start *tool* as run does, for the block to wait for. What it writes goes into *output*, or into pipes.
 
-    On Linux it gets the signal *ends_by* when the thread that called this ends, by kill -9 too: end it before that.
+    If the block fails, or this process dies of whatever, kill -9 too, the tool and its children get *ends_by*.
     """
-    environment = _environment(connection or {})
-    if passfile is not None:
-        environment["PGPASSFILE"] = passfile.path
-    try:
-        tool.stat()  # setpriv, in front of it, would not say it in our words
-        return subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
-            [*_tied(ends_by), tool, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output or subprocess.PIPE,
-            stderr=output or subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=environment,
-            pass_fds=passfile.descriptors if passfile is not None else (),
-            user=user,
-            group=pwd.getpwnam(user).pw_gid if user else None,
-            extra_groups=[] if user else None,
-            cwd="/" if user else None,  # one that this user may be in
-        )
-    except OSError as error:
-        raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
-
-
-def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send *process* the signal *number* and wait for its end; if it takes too long, kill it."""
-    process.send_signal(number)
-    try:
-        process.communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    with _passfile((connection or {}).get("password")) as passfile, _guard(ends_by) as guard:
+        environment = _environment(connection or {})
+        if passfile is not None:
+            environment["PGPASSFILE"] = passfile.path
+        try:
+            process = subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
+                [tool, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output or subprocess.PIPE,
+                stderr=output or subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+                pass_fds=passfile.descriptors if passfile is not None else (),
+                process_group=guard.pid,
+                user=user,
+                group=pwd.getpwnam(user).pw_gid if user else None,
+                extra_groups=[] if user else None,
+                cwd="/" if user else None,  # one that this user may be in
+            )
+        except OSError as error:
+            raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
+        try:
+            yield process
+        except BaseException:
+            _end(process, guard)
+            raise
 
 
 def scrub(message: str, secrets: Sequence[str]) -> str:
@@ -316,20 +306,33 @@ def _passfile(password: str | None) -> Iterator[PassFile | None]:
         yield PassFile(f"/dev/fd/{file.fileno()}", (file.fileno(),))
 
 
-def _tied(number: signal.Signals) -> list[str]:
-    """Return what makes a command, put behind it, get the signal *number* when the thread that starts it ends."""
-    setpriv = _setpriv()
-    return [] if setpriv is None else [setpriv, f"--pdeathsig={number.name.removeprefix('SIG')}", "--"]
+@contextmanager
+def _guard(number: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the leader of a new process group, which sends the group a signal when the block ends, or this process does.
+
+    The kernel could tell a child of its parent's death (PR_SET_PDEATHSIG), but not the child's children, of which
+    pg_basebackup has one that outlives it.
+    """
+    waiting = subprocess.Popen(  # noqa: S603 - no word of it is a stranger's
+        ["/bin/sh", "-c", 'read _; trap "" "$0"; kill -s "$0" 0', number.name.removeprefix("SIG")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+    try:
+        yield waiting
+    finally:
+        waiting.communicate()  # which closes its standard input
 
 
-@functools.cache
-def _setpriv() -> str | None:
-    # Setting it in a preexec_fn would be a fork with Python in it, which is not safe beside a pool's threads.
-    found = shutil.which("setpriv", path=os.defpath)
-    if found is None:
-        return None
-    said = subprocess.run([found, "--help"], capture_output=True, text=True, check=False).stdout  # noqa: S603
-    return found if "--pdeathsig" in said else None  # BusyBox has one without
+def _end(process: subprocess.Popen[str], guard: subprocess.Popen[bytes]) -> None:
+    guard.communicate()
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(guard.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> tuple[str, str]:
