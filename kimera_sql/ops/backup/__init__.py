@@ -34,6 +34,7 @@ from .recovery import Recovered, Target, recover
 from .restore import Restored, restore_dump
 from .retention import Removed, RemovedKind, prune_backups
 from .schedule import daily_schedule
+from .scratch import left_databases
 
 __all__ = [
     "ARCHIVE_PROGRAM",
@@ -53,6 +54,7 @@ __all__ = [
     "Target",
     "archive_settings",
     "daily_schedule",
+    "left_databases",
     "list_backups",
     "list_backups_of",
     "make_base",
