@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,33 +28,71 @@ _BUSY_TIMEOUT: Final = 30.0
 # spills over into pages of its own, and a search takes half as long again.
 _PAGE_SIZE: Final = 32768
 
+_IN_MEMORY: Final = ("", ":memory:")
+
+_OF_THE_DISK: Final = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+)
+
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """Open *path*, made if it is not there, ready for the entities' functions.
+    """Open *path*, made with mode 0600 if it is not there, ready for the entities' functions.
 
     Foreign keys are enforced, the journal is a WAL, and a transaction that writes takes its lock as it begins, so
-    that writers wait for each other instead of failing. Raises ConnectionFailed.
+    that writers wait for each other instead of failing. What cannot be written can still be read; where not even its
+    folder can be written, as on a read-only device, nobody else may change it meanwhile. Raises ConnectionFailed.
     """
     if sqlite3.sqlite_version_info < OLDEST:
         raise UnsupportedByServer(f"SQLite {sqlite3.sqlite_version} is too old; STRICT tables need 3.37")
     try:
-        conn = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level="IMMEDIATE", check_same_thread=False)
+        name, writable = (str(path), True) if str(path) in _IN_MEMORY else _prepare(Path(path))
+        conn = sqlite3.connect(
+            name, uri=not writable, timeout=_BUSY_TIMEOUT, isolation_level="IMMEDIATE", check_same_thread=False
+        )
         try:
-            conn.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
-            conn.execute("PRAGMA journal_mode = WAL")
+            if writable:
+                conn.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+                conn.execute("PRAGMA journal_mode = WAL")
+            else:
+                conn.execute("PRAGMA schema_version")  # looks into it, so that what is wrong is known now
             conn.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             conn.close()
             raise
-    except sqlite3.Error as error:
-        raise ConnectionFailed(f"SQLite ({path}): {error}") from error
+    except (sqlite3.Error, OSError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise ConnectionFailed(f"SQLite ({path}): {cause}") from error
     add_functions(conn)
     return conn
 
 
+def _prepare(path: Path) -> tuple[str, bool]:
+    """Make the file *path* if it is not there. Return how SQLite is to call it, and whether it can be written."""
+    # SQLite would make it, and its -wal and -shm with it, as the umask has it. Were it there, opening it here could
+    # undo SQLite's locks.
+    with suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    open_folder = os.access(path.parent, os.W_OK)
+    if open_folder and os.access(path, os.W_OK):
+        return str(path), True
+    # Without a -wal, SQLite has to be told that nobody makes one; with it, told so it would pass over what is in it.
+    closed = not open_folder and not path.with_name(f"{path.name}-wal").exists()
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if closed else ''}", False
+
+
+def name_file(error: sqlite3.OperationalError, path: Path) -> None:
+    """Give *error* a note with *path* if it is about the disk that the SQLite file is on."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
+        error.add_note(f"of the SQLite file {path.absolute()}")
+
+
 def named(path: Path | str) -> Path:
     """Return *path*, of a file that several connections can open. Raises SettingsError for a database in memory."""
-    if str(path) in ("", ":memory:") or str(path).startswith("file:"):
+    if str(path) in _IN_MEMORY or str(path).startswith("file:"):
         raise SettingsError(
             f"{str(path)!r}: each connection of a pool would have a database of its own; name a file, or use one "
             "connection (kimera_sql.sqlite.connect)"
@@ -115,6 +153,9 @@ class SqlitePool:
             try:
                 yield conn
                 end(conn, "COMMIT")
+            except sqlite3.OperationalError as error:
+                name_file(error, self.path)
+                raise
             finally:
                 end(conn, "ROLLBACK")  # what failed, or could not be committed
                 self._idle.append(conn)

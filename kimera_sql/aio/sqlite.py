@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,6 +92,9 @@ class SqlitePool:
             try:
                 yield conn
                 await end(conn, "COMMIT")
+            except sqlite3.OperationalError as error:
+                sqlite.name_file(error, self.path)
+                raise
             finally:
                 # A cancelled task gives its connection back all the same, with nothing left open.
                 await asyncio.shield(self._take_back(conn))

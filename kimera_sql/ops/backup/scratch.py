@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, LiteralString
@@ -58,19 +58,37 @@ def require_dump(path: Path) -> Dump | None:
 def new_database(
     conn: psycopg.Connection[Any], dump: Path, made: Dump | None, *, tablespace: str | None = None
 ) -> Iterator[str]:
-    """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it."""
+    """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it.
+
+    Those that killed runs have left go first, as far as this role may drop them.
+    """
+    for left in left_databases(conn):
+        with suppress(psycopg.Error):
+            conn.execute(composed.SQL("DROP DATABASE IF EXISTS {}").format(composed.Identifier(left)))
     name = f"kimera_restore_{uuid4().hex}"
+    again = conninfo_of(conn, tools.parameters(conn)["dbname"])
     try:
+        # Before it is made: nobody is to take it for one that was left.
+        _queries.claim_restore.execute(conn, name=name)
         conn.execute(_create(name, made.origin if made else None, tablespace))
         yield name
     except BaseException as error:
         try:
-            drop_database(conn, name)
+            with psycopg.connect(again, autocommit=True) if conn.closed else nullcontext(conn) as own:
+                drop_database(own, name)
         except psycopg.Error:
-            error.add_note(f"the half-made database {name} could not be dropped; drop it")
+            error.add_note(f"the half-made database {name} could not be dropped; the next restore or drill drops it")
         if isinstance(error, BackupError) and re.search('role ".*" does not exist', str(error)):
             error.add_note(f"the roles of a dump's server are in its globals: psql -f {layout.globals_file(dump)}")
         raise
+    finally:
+        with suppress(psycopg.Error):  # a connection that is lost keeps nothing
+            _queries.release_restore.execute(conn, name=name)
+
+
+def left_databases(conn: Connection) -> list[str]:
+    """Return the half-made databases on *conn*'s server that restores and drills left which were killed."""
+    return [name for (name,) in _queries.left_restores.fetchall(conn)]
 
 
 def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Dump | None, *options: str) -> Filled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -290,19 +291,20 @@ def test_the_password_is_nowhere(filled: str, tmp_path: Path, monkeypatch: pytes
             text=True,
         )
         wait_for_pg_dump(other)
-        (passfile,) = tmp_path.rglob("passfile")
-        assert passfile.stat().st_mode & 0o777 == 0o600
-        assert passfile.parent.stat().st_mode & 0o777 == 0o700
-        assert "planted-secret" in passfile.read_text()
         (pid,) = children("pg_dump")
-        assert "planted-secret" not in Path(f"/proc/{pid}/environ").read_text()
+        environ = Path(f"/proc/{pid}/environ").read_text()
+        assert "planted-secret" not in environ
+        (descriptor,) = re.findall("PGPASSFILE=/dev/fd/([0-9]+)", environ)
+        passfile = Path(f"/proc/{pid}/fd/{descriptor}")
+        assert "planted-secret" in passfile.read_text()
+        assert str(passfile.readlink()).startswith("/memfd:")
+        assert passfile.stat().st_mode & 0o777 == 0o600
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 seen[str(entry)] = entry.read_text(errors="replace")
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holder'")
         stdout, stderr = command.communicate()
     assert command.returncode == 0, stderr
-    assert not passfile.exists()
     assert any("--snapshot=" in line for line in seen.values())
     written = {path.name: path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
     assert len(written) == 3
