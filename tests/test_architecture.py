@@ -35,7 +35,7 @@ FLOORS: Final = (
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
     ("transfer", "files", "verify", "ops"),
-    ("embedded", "demo", "cli", "pytest_plugin"),
+    ("embedded", "supervisor", "demo", "cli", "pytest_plugin"),
 )
 """The rooms from the ground up. Within a floor anything goes, save what APART says."""
 

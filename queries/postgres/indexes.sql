@@ -43,7 +43,7 @@ SELECT
         + pg_stat_get_xact_tuples_updated(indrelid)
         + pg_stat_get_xact_tuples_deleted(indrelid)
 FROM pg_index
-WHERE indexrelid = to_regclass(:index_name)
+WHERE indexrelid = to_regclass(quote_ident(:index_name))
 ON CONFLICT (index_name) DO UPDATE
 SET
     rows_at_build = EXCLUDED.rows_at_build,

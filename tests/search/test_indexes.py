@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from psycopg import sql as composed
 from reference import assert_nearest, cosine
 from strategies import unit
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import InvalidValue, NotFound, UnsupportedByServer
+from kimera_sql.ops import maintenance
 from kimera_sql.search import Method, Precision, indexes, kinds, recall
 from kimera_sql.sql.postgres import Connection
 
@@ -435,6 +437,22 @@ def test_retrain_takes_the_rows_that_are_there_now(database: str) -> None:
         assert (old.rows_at_build, new.rows_at_build) == (20, 80)
         assert (new.name, new.lists, new.usable, new.tuned) == (old.name, 2, True, {})
         assert invalid(conn) == []
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("name", ["Capitals", 'a "quoted". name', "it's; 100 %s {} :name\\\n☃", "x" * 63])
+def test_an_index_of_any_name_is_tuned_retrained_and_dropped(database: str, name: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        add_adapters(conn)
+        fill(conn)
+        create = composed.SQL("CREATE INDEX {} ON geoid_states USING ivfflat (state_vector vector_cosine_ops)")
+        conn.execute(create.format(composed.Identifier(name)))
+        assert {one.index for one in recall.tune(conn, "geoid_states", target=0.5)} == {name}
+        assert indexes.find(conn, name).tuned
+        assert indexes.retrain(conn, name).rows_at_build == len(VECTORS)
+        assert [one.index for one in maintenance.reindex(conn, [name])] == [name]
+        indexes.drop(conn, name)
+        assert indexes.existing(conn) == []
 
 
 def test_retrain_needs_an_autocommit_connection(conn: Connection) -> None:
