@@ -11,13 +11,13 @@ from numbers import Integral, Real
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from .errors import InvalidValue
+from .errors import InvalidValue, VectorError
 
 V = TypeVar("V")
 T = TypeVar("T")
 
-_LONGEST_LABEL: Final = 2000
-"""Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
+LONGEST_LABEL: Final = 2000
+"""Bytes of a text in an index. PostgreSQL's B-trees and GIN refuse more than 2,704 that cannot be compressed."""
 
 _LONGEST_SPAN: Final = timedelta(days=36525)
 """A century, because far longer ago there are no datetimes."""
@@ -26,6 +26,13 @@ _encode_as_it_is: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False).
 
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def item_fault(number: int, error: Exception) -> InvalidValue:
+    """Return what is to be raised from *error*, which item *number* of many has caused."""
+    kind = VectorError if isinstance(error, VectorError) else InvalidValue
+    what = "" if isinstance(error, InvalidValue) else f"{type(error).__name__}: "
+    return kind(f"item {number}: {what}{error}")
 
 
 def optional(check: Callable[[str, V], T], field: str, value: V | None) -> T | None:
@@ -104,8 +111,8 @@ def label(field: str, value: str) -> str:
     """A TEXT that an index can hold whole."""
     result = text(field, value)
     size = len(result) if result.isascii() else len(result.encode())
-    if size > _LONGEST_LABEL:
-        raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {_LONGEST_LABEL}")
+    if size > LONGEST_LABEL:
+        raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {LONGEST_LABEL}")
     return result
 
 

@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg.waiting import Ready, Wait
 
+from ..checks import item_fault
 from ..errors import InvalidValue, UnsupportedByServer
 from ..sql import binary
 from ..sql.arrow import Batch
@@ -331,11 +332,16 @@ def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str,
     chunk, taken, item = bytearray(binary.BEGIN), list[list[Any]](), -1
     for row in rows:
         item += 1
-        check_encoding(encoding, row, f"item {item}: ")
-        if encode is None:
-            copy.write_row([to_postgres(value) for value in row.values()])
-            continue
-        taken.append(list(row.values()))
+        try:
+            check_encoding(encoding, row)
+            taken.append(list(row.values()))
+            if encode is None:
+                copy.write_row([to_postgres(value) for value in taken.pop()])
+                continue
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:
+            raise item_fault(item, error) from error
         if len(taken) == at_once:
             chunk += _encoded(encode, taken, item)
             taken.clear()
@@ -361,7 +367,10 @@ def _encoded_batch(batch: Batch, statement: Statement, encoding: str) -> bytes:
     assert encode is not None  # noqa: S101 - narrows the type: all types of shipped statements are known
     rows = list(batch.rows())
     for item, row in enumerate(rows, start=batch.number):
-        check_encoding(encoding, row, f"item {item}: ")
+        try:
+            check_encoding(encoding, row)
+        except InvalidValue as error:
+            raise item_fault(item, error) from error
     return encode([list(row.values()) for row in rows])
 
 
@@ -374,7 +383,7 @@ def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[
             try:
                 encode([row])
             except InvalidValue as error:
-                raise type(error)(f"item {item}: {error}") from error
+                raise item_fault(item, error) from error
         raise
 
 
@@ -384,7 +393,10 @@ def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, 
     with atomic(conn), psycopg.Cursor(conn) as cursor:
         for row in rows:
             _check_free(conn, statement.name)
-            chunk.append(_bind(statement, row, conn.info.encoding))
+            try:
+                chunk.append(_bind(statement, row, conn.info.encoding))
+            except Exception as error:
+                raise item_fault(count + len(chunk), error) from error
             if len(chunk) == _INSERTED_AT_ONCE:
                 cursor.executemany(statement.text, chunk)
                 count += len(chunk)

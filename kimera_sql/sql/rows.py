@@ -85,7 +85,7 @@ def to_postgres(value: Any) -> Any:
     return value
 
 
-def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "") -> None:
+def check_encoding(encoding: str, parameters: Mapping[str, Any]) -> None:
     """Raise InvalidValue for a text among *parameters* that a session in *encoding*, by Python's name, cannot send."""
     if codec(encoding) == "utf-8":
         return
@@ -96,7 +96,7 @@ def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "
                     text.encode(encoding)
                 except UnicodeEncodeError as error:
                     raise InvalidValue(
-                        f"{prefix}{name}: {text[error.start]!r} cannot be sent in the client_encoding of this session "
+                        f"{name}: {text[error.start]!r} cannot be sent in the client_encoding of this session "
                         f"({encoding}); set it to UTF8"
                     ) from None
 
