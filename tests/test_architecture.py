@@ -17,7 +17,7 @@ PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
     ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
-    ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
+    ("sql", "sqlite", "connect", "schema", "drift", "migrations", "retries"),
     ("search", "entity", "upserts", "batches"),
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
