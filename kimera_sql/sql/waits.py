@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -16,13 +16,6 @@ from ..errors import CommitUnknown
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 T = TypeVar("T")
-
-_OUTCOME_KNOWN: Final = (
-    CommitUnknown,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-    psycopg.errors.TransactionTimeout,
-)
-"""Errors of a lost connection that need no word on its COMMIT: the server's came before it began."""
 
 
 class Silence(Exception):
@@ -54,8 +47,11 @@ def may_commit(conn: AnyConnection) -> bool:
 
 
 def was_lost(conn: AnyConnection, error: BaseException) -> bool:
-    """Return whether *error* came of the loss of *conn*, so that what it was doing may or may not have taken effect."""
-    return conn.broken and isinstance(error, psycopg.OperationalError) and not isinstance(error, _OUTCOME_KNOWN)
+    """Return whether *error* came of the loss of *conn*, so that what it was doing may or may not have taken effect.
+
+    The server's own timeouts of transactions, which are InternalErrors, are no such loss: they come before a COMMIT.
+    """
+    return conn.broken and isinstance(error, psycopg.OperationalError) and not isinstance(error, CommitUnknown)
 
 
 @contextmanager

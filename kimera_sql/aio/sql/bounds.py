@@ -93,13 +93,17 @@ async def committing(conn: Connection, block: AbstractAsyncContextManager[T]) ->
 async def put(conn: Connection, settings: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """Set the server's *settings*, those that it knows, and return what they were.
 
-    They hold to the end of the transaction if *local*, else of the session.
+    They hold to the end of the transaction if *local*, else of the session. Behind a pooler, whose sessions are other
+    clients' too, there is none to set them for, and nothing is done.
     """
-    statement = statements("postgres", "bounds")["put"]
+    given = {
+        "names": list(settings),
+        "settings": list(settings.values()),
+        "local": local,
+        "pid": conn.info.backend_pid,
+    }
     cursor = new_cursor(conn)
-    await cursor.execute(
-        statement.text, {"names": list(settings), "settings": list(settings.values()), "local": local}, binary=True
-    )
+    await cursor.execute(statements("postgres", "bounds")["put"].text, given, binary=True)
     return {name: before for name, before, _ in await cursor.fetchall()}
 
 

@@ -61,7 +61,8 @@ def new_database(
     """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it."""
     name = f"kimera_restore_{uuid4().hex}"
     try:
-        conn.execute(_create(name, made.origin if made else None, tablespace))
+        with sql.without_timeouts(conn):
+            conn.execute(_create(name, made.origin if made else None, tablespace))
         yield name
     except BaseException as error:
         try:
@@ -85,7 +86,8 @@ def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Du
     faults = differences(made.contents, contents) if made else []
     with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
         faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
-        _queries.analyze.execute(inside)
+        with sql.without_timeouts(inside):
+            _queries.analyze.execute(inside)
     return Filled(contents, tuple(faults))
 
 
@@ -97,7 +99,7 @@ def require_rights(conn: psycopg.Connection[Any], name: str, dump: Path, made: D
     """
     listed = tools.run(_pg_restore(conn, made), ["--list", dump.absolute()])
     user = conn.info.user
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside, sql.without_timeouts(inside):
         for extension in re.findall(r"^\d+; 3079 \d+ EXTENSION - (.+?) *$", listed, re.MULTILINE):
             try:
                 with inside.transaction(force_rollback=True):
@@ -167,7 +169,8 @@ def _fill(
 
 def drop_database(conn: psycopg.Connection[Any], name: str) -> None:
     """Drop the database *name*, and its clients with it."""
-    conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
+    with sql.without_timeouts(conn):
+        conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
 
 
 def conninfo_of(conn: psycopg.Connection[Any], name: str) -> str:
