@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .connect import add_adapters as add_adapters
     from .connect import open_pool as open_pool
     from .errors import BackupError as BackupError
+    from .errors import CommitUnknown as CommitUnknown
     from .errors import ConnectionFailed as ConnectionFailed
     from .errors import CopyError as CopyError
     from .errors import FallbackWarning as FallbackWarning
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .errors import WrongModel as WrongModel
     from .migrations import migrate as migrate
     from .ops.adoption import adopt as adopt
+    from .retries import retry as retry
     from .search import indexes as indexes
     from .search import recall as recall
     from .settings import Settings as Settings
@@ -51,6 +53,7 @@ _PLACES: Final = {
     "add_adapters": "connect",
     "open_pool": "connect",
     "BackupError": "errors",
+    "CommitUnknown": "errors",
     "ConnectionFailed": "errors",
     "CopyError": "errors",
     "FallbackWarning": "errors",
@@ -69,6 +72,7 @@ _PLACES: Final = {
     "WrongModel": "errors",
     "migrate": "migrations",
     "adopt": "ops.adoption",
+    "retry": "retries",
     "indexes": "search.indexes",
     "recall": "search.recall",
     "Settings": "settings",

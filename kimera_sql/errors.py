@@ -1,5 +1,7 @@
 """The errors that kimera_sql raises itself; those of psycopg and sqlite3 pass through."""
 
+import psycopg
+
 
 class KimeraError(Exception):
     """Base of every error that kimera_sql raises."""
@@ -15,6 +17,10 @@ class FallbackWarning(UserWarning):
 
 class ConnectionFailed(KimeraError):
     """No connection could be made; the message lists each attempt and its cause."""
+
+
+class CommitUnknown(KimeraError, psycopg.OperationalError):
+    """The connection was lost during COMMIT, and nobody can tell from here whether the transaction took effect."""
 
 
 class NotInstalled(KimeraError, ImportError):

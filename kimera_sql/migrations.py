@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 from . import connect, drift, sql
 from .drift import Difference, Element
@@ -17,6 +18,9 @@ from .tables import NAMES
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("migrations")
+
+_LOCK_TIMEOUT: Final = 30.0
+"""Seconds for which a file waits for a lock on a table: what comes meanwhile waits behind it."""
 
 
 def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
@@ -41,14 +45,16 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         )
     # With nothing to do it changes nothing, so that whoever may read the database can ask. The question leaves no
     # transaction open, in which the files would be savepoints; SQLite's opens none, and BEGIN would have to write.
-    with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext():
+    with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext(), sql.without_timeouts(conn):
         complete = not pending(conn, folder=folder)
     if complete:
         connect.add_adapters(conn)
         return []
     for path in known:
-        with sql.transaction(conn):
-            _queries.lock.execute(conn)
+        with sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
+            # Whoever applies them now is waited for.
+            with sql.without_timeouts(conn, lock_timeout=0):
+                _queries.lock.execute(conn)
             if sql.is_postgres(conn):
                 require_home(_places(conn))
             _queries.create_table.execute(conn)

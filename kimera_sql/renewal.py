@@ -143,10 +143,11 @@ def end_renewal(conn: Connection) -> bool:
     UnsupportedByServer on SQLite.
     """
     server = _server(conn)
-    if renewal(server) is None:
-        return False
-    _patiently(server, _drop)
-    return True
+    with sql.without_timeouts(server):
+        if renewal(server) is None:
+            return False
+        _patiently(server, _drop)
+        return True
 
 
 def renew(
@@ -180,12 +181,13 @@ def renew(
     work = _Work(server, embed, batch, rate, retries)
     if behind_pooler(server):
         raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
-    previous = _begin(server, wanted)
-    work.catch_up()
-    _build_like(server, _indexes(server))
-    overlap, previous_recall, recall_now = _compare(server)
-    if switch:
-        work.change_places()
+    with sql.without_timeouts(server):
+        previous = _begin(server, wanted)
+        work.catch_up()
+        _build_like(server, _indexes(server))
+        overlap, previous_recall, recall_now = _compare(server)
+        if switch:
+            work.change_places()
     return Renewed(wanted, previous, work.made, overlap, recall_now, previous_recall, switch)
 
 

@@ -30,6 +30,9 @@ _LIBPQ: Final = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
 _SERVICE_LINK: Final = r"tcp://[^/@]+:\d+"
 """What Kubernetes sets KIMERA_DB_PORT to, unasked, in every pod beside a service named kimera-db."""
 
+_LONGEST: Final = 2_147_483
+"""The most seconds that a timeout of PostgreSQL's can have."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settings:
@@ -50,6 +53,11 @@ class Settings:
     pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
     connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT). None leaves it to
         libpq's service file or PGCONNECT_TIMEOUT, else it is 10.
+    statement_timeout: seconds that a statement may take (KIMERA_STATEMENT_TIMEOUT), 0 for any number. A server that is
+        silent for a second more is given up.
+    lock_timeout: seconds to wait for a lock (KIMERA_LOCK_TIMEOUT), 0 for any number.
+    idle_in_transaction_timeout: seconds that a transaction may be left open with nothing to do
+        (KIMERA_IDLE_IN_TRANSACTION_TIMEOUT), 0 for any number.
     search_sample: one search in so many is kept in the database, to measure and tune recall with
         (KIMERA_SEARCH_SAMPLE). None keeps none.
     """
@@ -65,6 +73,9 @@ class Settings:
     pool_timeout: float = 30.0
     pool_recycle: float = 3600.0
     connect_timeout: int | None = None
+    statement_timeout: float = 30.0
+    lock_timeout: float = 10.0
+    idle_in_transaction_timeout: float = 60.0
     search_sample: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +91,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise SettingsError(f"{name} must be a number from {least} up, got {value!r}")
+
+        for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_timeout"):
+            # PostgreSQL counts milliseconds, in an INTEGER
+            if (value := getattr(self, name)) != 0 and not 0.001 <= value <= _LONGEST:
+                raise SettingsError(f"{name} must be 0, or a number from 0.001 to {_LONGEST}, got {value!r}")
 
         for name, choices in (("sqlite_fallback", FALLBACKS), ("prepared_statements", PREPARED_STATEMENTS)):
             if (value := getattr(self, name)) not in choices:
@@ -125,6 +141,9 @@ class Settings:
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
             "pool_recycle": _read(environ, "KIMERA_POOL_RECYCLE", float),
             "connect_timeout": _read(environ, "KIMERA_CONNECT_TIMEOUT", int),
+            "statement_timeout": _read(environ, "KIMERA_STATEMENT_TIMEOUT", float),
+            "lock_timeout": _read(environ, "KIMERA_LOCK_TIMEOUT", float),
+            "idle_in_transaction_timeout": _read(environ, "KIMERA_IDLE_IN_TRANSACTION_TIMEOUT", float),
             "search_sample": _read(environ, "KIMERA_SEARCH_SAMPLE", int),
         }
         return cls(
@@ -133,6 +152,14 @@ class Settings:
             libpq=libpq,
             **{name: value for name, value in others.items() if value is not None},  # type: ignore[arg-type]
         )
+
+    def session(self) -> dict[str, str]:
+        """Return what each session of the pool sets on the server."""
+        return {
+            "statement_timeout": milliseconds(self.statement_timeout),
+            "lock_timeout": milliseconds(self.lock_timeout),
+            "idle_in_transaction_session_timeout": milliseconds(self.idle_in_transaction_timeout),
+        }
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -160,6 +187,11 @@ def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]
 def _unquoted(text: str) -> str:
     # Docker's --env-file keeps the quotes that a shell takes off.
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] in "\"'" else text
+
+
+def milliseconds(seconds: float) -> str:
+    """Return *seconds* as PostgreSQL takes a timeout."""
+    return f"{round(seconds * 1000)}ms"
 
 
 def are_ports(text: str) -> bool:

@@ -29,12 +29,12 @@ _CONNECTION_DEFAULTS: Final = {
     "fallback_application_name": "Kimera SWM",
     "connect_timeout": "10",
     "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
     # Keepalives see only idle peers. This bounds, in milliseconds, how long sent data may stay unacknowledged;
     # it equals idle + interval x count, as TCP_USER_TIMEOUT takes over from the count where both are set.
-    "tcp_user_timeout": "80000",
+    "tcp_user_timeout": "25000",
 }
 
 _NUMBERS: Final = [name for name, value in _CONNECTION_DEFAULTS.items() if value.isdecimal()]

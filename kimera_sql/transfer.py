@@ -49,7 +49,7 @@ def copy(
     *source* that kimera_sql does not know, unless *leave_out* names it; and when the rows in *target* are
     not those of *source* in the end.
     """
-    with sql.snapshot(source), sql.atomic(target):
+    with sql.snapshot(source), sql.without_timeouts(source), sql.atomic(target), sql.without_timeouts(target):
         _check_tables(source, leave_out)
         return [_copy(table.name, of_table(table), source, target, skip_existing) for table in TABLES]
 

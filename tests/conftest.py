@@ -19,6 +19,7 @@ pytest_plugins = (
     "fix_backups",
     "fix_clusters",
     "fix_monitoring",
+    "fix_proxy",
     "fix_verify",
 )
 

@@ -29,7 +29,7 @@ FLOORS: Final = (
         "strategies",
         "twins",
     ),
-    ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
+    ("sql", "sqlite", "connect", "schema", "drift", "migrations", "retries"),
     ("search", "entity", "upserts", "batches"),
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),

@@ -552,10 +552,10 @@ def test_a_variable_of_libpqs_that_cannot_be_used_is_refused(
 DEFAULTS = {
     "fallback_application_name": "Kimera SWM",
     "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "5",
-    "tcp_user_timeout": "80000",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
     "connect_timeout": "10",
 }
 

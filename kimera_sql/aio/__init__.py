@@ -15,6 +15,7 @@ from ..settings import Settings
 from . import connect, embeddings, geoids, metrics, portals, sql, transitions
 from .connect import AsyncPool, add_adapters
 from .migrations import migrate
+from .retries import retry
 from .search import indexes, recall
 from .sqlite import SqlitePool
 
@@ -30,6 +31,7 @@ __all__ = [
     "open_pool",
     "portals",
     "recall",
+    "retry",
     "sql",
     "transitions",
 ]

@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Final, overload
 
@@ -20,16 +21,17 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping, TransactionStatus
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ..errors import ConnectionFailed, SettingsError
 from ..settings import Settings
 from ..sql import loaders
+from ..sql.waits import patience
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
 from ..twins import ALock, acall, akept, check_process, is_readable
 from . import sql
-from .sql import Connection, is_postgres, is_sqlite, postgres, types
+from .sql import Connection, bounds, is_postgres, is_sqlite, postgres, types
 from .sqlite import SqlitePool, add_functions
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,12 @@ _queries = sql.Queries("connect")
 
 _AT_ONCE: Final = 0.01
 """Seconds to wait for a connection that is idle; psycopg's pool gives none without any."""
+
+_ANSWER: Final = 5.0
+"""Seconds within which a server has to answer while a connection is set up or checked."""
+
+_deadline: ContextVar[float] = ContextVar("_deadline")
+"""When the code that runs now wants its connection, in monotonic seconds."""
 
 _JUST_USED: Final = 1.0
 """Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
@@ -126,7 +134,7 @@ async def _sqlite_pool(settings: Settings) -> SqlitePool:
     return pool
 
 
-class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
+class AsyncPooledConnection(bounds.BoundedConnection):
     """A connection that knows its age, and that leaves word for its pool when connecting failed.
 
     opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. shared: what the connections of
@@ -158,6 +166,7 @@ class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
             raise
         failures.clear()
         assert isinstance(connection, AsyncPooledConnection)  # noqa: S101 - narrows the type for mypy
+        connection.patience = _ANSWER
         connection.opened_at = monotonic()
         connection.used_at = -_JUST_USED  # never
         connection.has_vectors = False
@@ -180,7 +189,10 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     def __init__(self, conninfo: str, settings: Settings) -> None:
         self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
-        self._prepared_statements = settings.prepared_statements
+        self._settings = settings
+        # What the conninfo says of the server's settings is heard before ours.
+        options = resolve(parse(conninfo), "conninfo").get("options", "")
+        self._session = {name: value for name, value in settings.session().items() if f"{name}=" not in options}
         self._cleared_at = 0.0
         self._clearing = ALock()
         self._process = os.getpid()
@@ -205,6 +217,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         Raises PoolClosed in a process that was forked since the pool was opened.
         """
         check_process(self._process)
+        _deadline.set(monotonic() + (self.timeout if timeout is None else timeout))
         try:
             return await akept(super().getconn(timeout), self.putconn)
         except PoolTimeout as error:
@@ -248,19 +261,27 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     async def _configure(self, connection: AsyncPooledConnection) -> None:
         loaders.prepare(connection)
         await add_adapters(connection)
-        wanted = self._prepared_statements
-        if wanted == "never" or (wanted == "direct" and await behind_pooler(connection)):
+        pooler = await behind_pooler(connection)
+        wanted = self._settings.prepared_statements
+        if wanted == "never" or (wanted == "direct" and pooler):
             connection.prepare_threshold = None
+        statement_timeout = self._settings.statement_timeout
+        if not pooler:  # a pooler's sessions are other clients' too
+            async with connection.transaction():
+                await bounds.put(connection, self._session, local=False)
+                statement_timeout = await bounds.statement_timeout(connection)
+        connection.patience = bounds.patience_for(statement_timeout)
 
     async def _vet(self, connection: AsyncPooledConnection) -> None:
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
-            if monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
-                await self.check_connection(connection)
-            await _restore(connection)
-            if not connection.has_vectors:
-                await add_adapters(connection)
+            with patience(connection, min(_ANSWER, max(_deadline.get() - monotonic(), 0))):
+                if monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
+                    await self.check_connection(connection)
+                await _restore(connection)
+                if not connection.has_vectors:
+                    await add_adapters(connection)
         except psycopg.Error:
             await connection.close()
             async with self._clearing:

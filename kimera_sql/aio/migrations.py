@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 from .. import drift
 from ..drift import Difference, Element
@@ -17,6 +18,9 @@ from .sql import Connection
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("migrations")
+
+_LOCK_TIMEOUT: Final = 30.0
+"""Seconds for which a file waits for a lock on a table: what comes meanwhile waits behind it."""
 
 
 async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
@@ -41,14 +45,16 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         )
     # With nothing to do it changes nothing, so that whoever may read the database can ask. The question leaves no
     # transaction open, in which the files would be savepoints; SQLite's opens none, and BEGIN would have to write.
-    async with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext():
+    async with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext(), sql.without_timeouts(conn):
         complete = not await pending(conn, folder=folder)
     if complete:
         await connect.add_adapters(conn)
         return []
     for path in known:
-        async with sql.transaction(conn):
-            await _queries.lock.execute(conn)
+        async with sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
+            # Whoever applies them now is waited for.
+            async with sql.without_timeouts(conn, lock_timeout=0):
+                await _queries.lock.execute(conn)
             if sql.is_postgres(conn):
                 require_home(await _places(conn))
             await _queries.create_table.execute(conn)

@@ -144,10 +144,11 @@ async def end_renewal(conn: Connection) -> bool:
     UnsupportedByServer on SQLite.
     """
     server = _server(conn)
-    if await renewal(server) is None:
-        return False
-    await _patiently(server, _drop)
-    return True
+    async with sql.without_timeouts(server):
+        if await renewal(server) is None:
+            return False
+        await _patiently(server, _drop)
+        return True
 
 
 async def renew(
@@ -181,12 +182,13 @@ async def renew(
     work = _Work(server, embed, batch, rate, retries)
     if await behind_pooler(server):
         raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
-    previous = await _begin(server, wanted)
-    await work.catch_up()
-    await _build_like(server, await _indexes(server))
-    overlap, previous_recall, recall_now = await _compare(server)
-    if switch:
-        await work.change_places()
+    async with sql.without_timeouts(server):
+        previous = await _begin(server, wanted)
+        await work.catch_up()
+        await _build_like(server, await _indexes(server))
+        overlap, previous_recall, recall_now = await _compare(server)
+        if switch:
+            await work.change_places()
     return Renewed(wanted, previous, work.made, overlap, recall_now, previous_recall, switch)
 
 

@@ -56,6 +56,7 @@ def unload(conn: Connection, table: str, path: Path, *, force: bool = False) -> 
     with reported(path, "nothing was written"), ExitStack() as stack:
         files = [stack.enter_context(new_file(one, force=force)) for one in paths]
         stack.enter_context(sql.snapshot(conn))
+        stack.enter_context(sql.without_timeouts(conn))
         total = entity.count(conn)
         rows = stack.enter_context(closing(entity.stream(conn)))  # type: ignore[type-var]
         records = progress(rows, total, table)

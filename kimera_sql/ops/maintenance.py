@@ -23,7 +23,6 @@ from ..tables import NAMES, VECTOR_TABLES
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("maintenance")
-_index_queries = sql.Queries("indexes")
 
 LOCK_TIMEOUT: Final = timedelta(seconds=30)
 """How long upkeep waits for a lock unless told otherwise."""
@@ -187,13 +186,14 @@ def prune(
     moment = datetime.now(UTC) - checks.span("age", age)
     pruned: list[Pruned] = []
     try:
-        if "geoid_states" in wanted:
-            gone = geoids.prune(conn, moment, transitions=transitions, dry_run=dry_run)
-            pruned += [Pruned("geoid_states", gone.states), Pruned("cognitive_transitions", gone.transitions)]
-        if "semantic_embeddings" in wanted:
-            pruned.append(Pruned("semantic_embeddings", embeddings.prune(conn, moment, dry_run=dry_run)))
-        if "system_metrics" in wanted:
-            pruned.append(Pruned("system_metrics", metrics.prune(conn, moment, dry_run=dry_run)))
+        with sql.without_timeouts(conn):
+            if "geoid_states" in wanted:
+                gone = geoids.prune(conn, moment, transitions=transitions, dry_run=dry_run)
+                pruned += [Pruned("geoid_states", gone.states), Pruned("cognitive_transitions", gone.transitions)]
+            if "semantic_embeddings" in wanted:
+                pruned.append(Pruned("semantic_embeddings", embeddings.prune(conn, moment, dry_run=dry_run)))
+            if "system_metrics" in wanted:
+                pruned.append(Pruned("system_metrics", metrics.prune(conn, moment, dry_run=dry_run)))
     except Exception as error:
         for one in () if dry_run else pruned:
             error.add_note(f"{one.table}: {one.rows:,} rows had been deleted before")
@@ -210,7 +210,7 @@ def run_all(
     README). A step that fails does not stop the next one, unless the connection is lost. Cancelling ends them all.
     """
     server = require_autocommit(conn)
-    _milliseconds(lock_timeout)  # a wrong one is the caller's error, not a step that failed
+    _checked(lock_timeout)  # a wrong one is the caller's error, not a step that failed
 
     def prune_metrics() -> str:
         if metrics_age is None:
@@ -280,19 +280,20 @@ def _refuse(conn: psycopg.Connection[Any], refused: Sequence[str]) -> None:
         )
 
 
-def _milliseconds(lock_timeout: timedelta) -> int:
+def _checked(lock_timeout: timedelta) -> float:
+    """Return *lock_timeout* in seconds. Raises InvalidValue."""
     if not isinstance(lock_timeout, timedelta):
         raise InvalidValue(f"lock_timeout: expected a timedelta, got {type(lock_timeout).__name__}")
     if not timedelta(milliseconds=1) <= lock_timeout <= _LONGEST_TIMEOUT:
         raise InvalidValue(f"lock_timeout: {lock_timeout} is not within a millisecond to 24 days")
-    return lock_timeout // timedelta(milliseconds=1)
+    return lock_timeout.total_seconds()
 
 
 def lock(conn: psycopg.Connection[Any], tables: Sequence[str], lock_timeout: timedelta) -> None:
     """Lock *tables* against everybody to the end of the transaction. Raises MaintenanceError after *lock_timeout*."""
     names = composed.SQL(", ").join(composed.Identifier(table) for table in tables)
     try:
-        with _lock_timeout(conn, f"{_milliseconds(lock_timeout)}ms"), conn.transaction():
+        with sql.without_timeouts(conn, _checked(lock_timeout)), conn.transaction():
             conn.execute(composed.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(names))
     except psycopg.errors.LockNotAvailable as error:
         pids = _locking(conn, tables)
@@ -304,23 +305,13 @@ def lock(conn: psycopg.Connection[Any], tables: Sequence[str], lock_timeout: tim
 
 @contextmanager
 def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterator[None]:
-    """Let the session wait for a lock no longer than *lock_timeout*."""
+    """Let the session take as long as it needs, but wait for a lock no longer than *lock_timeout*."""
     try:
-        with _lock_timeout(conn, f"{_milliseconds(lock_timeout)}ms"):
+        with sql.without_timeouts(conn, _checked(lock_timeout)):
             yield
     except psycopg.errors.LockNotAvailable as error:
         # Even listing the indexes waits for a transaction that has locked their table exclusively.
         raise _locked(conn, list(VECTOR_TABLES), lock_timeout) from error
-
-
-@contextmanager
-def _lock_timeout(conn: psycopg.Connection[Any], value: str) -> Iterator[None]:
-    before, _ = _index_queries.set_lock_timeout.fetchone(conn, value=value) or ("0", "0")
-    try:
-        yield
-    finally:
-        if not conn.closed:
-            _index_queries.set_lock_timeout.fetchone(conn, value=before)
 
 
 def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> Vacuumed:
@@ -372,9 +363,7 @@ def _rebuild_all(
 def _rebuild(conn: psycopg.Connection[Any], index: VectorIndex, lock_timeout: timedelta) -> Rebuilt:
     _await_transactions(conn, index.table, lock_timeout)
     _await_upkeep(conn, index.table, lock_timeout)
-    # From here on it is in nobody's way, and giving up would throw the build away.
-    with _lock_timeout(conn, "0"):
-        new = indexes.retrain(conn, index.name)
+    new = indexes.retrain(conn, index.name)
     # The settings were measured on the index that is gone. Without rows there is nothing to measure.
     targets = sorted({target for _, target in index.tuned}) if new.rows_at_build else []
     if targets:

@@ -43,8 +43,11 @@ rows that are gone.
 """
 
 
-_CLEANING: Final = "5s"
-"""How long a build that failed waits for the lock that dropping its unfinished index takes."""
+_LOCK_TIMEOUT: Final = 30.0
+"""Seconds that a build waits for the lock that makes writers wait: those that come meanwhile wait behind it."""
+
+_CLEANING: Final = 5.0
+"""Seconds that a build that failed waits for the lock that dropping its unfinished index takes."""
 
 
 def build(
@@ -80,25 +83,27 @@ def build(
         conn, "SQLite has no vector indexes, and its searches are exact; use PostgreSQL for them"
     )
     searched = tables.with_vectors(table)
-    rows = _count(server, table)
-    if not rows:
-        raise InvalidValue(f"table: {table} is empty; insert rows first, what an index is like depends on them")
-    pgvector = _pgvector(server)
-    precision = precision or ("half" if pgvector >= (0, 7) else "full")
-    kinds.check_kind(method, precision, pgvector)
-    _check_concurrently(server, concurrently)
-    options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
-    name = kinds.name(searched, method, precision)
-    statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
-    if name in _unfinished(server):
-        _drop(server, name, concurrently=concurrently)
-    _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    # Settings of an earlier index of this name that was dropped by plain SQL
-    _queries.forget_settings.execute(server, index_name=name)
-    # Filtered searches choose between the index and an exact scan by the planner's estimates.
-    server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
-    _queries.record_build.execute(server, index_name=name, rows=rows)
-    return find(server, name)
+    # A concurrent build makes nobody wait while it does.
+    with sql.without_timeouts(server, lock_timeout=0 if concurrently else _LOCK_TIMEOUT):
+        rows = _count(server, table)
+        if not rows:
+            raise InvalidValue(f"table: {table} is empty; insert rows first, what an index is like depends on them")
+        pgvector = _pgvector(server)
+        precision = precision or ("half" if pgvector >= (0, 7) else "full")
+        kinds.check_kind(method, precision, pgvector)
+        _check_concurrently(server, concurrently)
+        options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
+        name = kinds.name(searched, method, precision)
+        statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
+        if name in _unfinished(server):
+            _drop(server, name, concurrently=concurrently)
+        _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
+        # Settings of an earlier index of this name that was dropped by plain SQL
+        _queries.forget_settings.execute(server, index_name=name)
+        # Filtered searches choose between the index and an exact scan by the planner's estimates.
+        server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+        _queries.record_build.execute(server, index_name=name, rows=rows)
+        return find(server, name)
 
 
 def existing(conn: Connection) -> list[VectorIndex]:
@@ -146,12 +151,13 @@ def retrain(conn: Connection, name: str) -> VectorIndex:
     server = _with_indexes(conn, name)
     index = find(server, name)
     _check_concurrently(server, True)
-    rows = _count(server, index.table)
-    options = {"m": index.m or 0, "lists": index.lists or 0}
-    statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
-    _run(server, statement, kinds.memory(index.method, index.precision, rows, options), concurrently=True)
-    _queries.record_build.execute(server, index_name=name, rows=rows)
-    _queries.forget_settings.execute(server, index_name=name)
+    with sql.without_timeouts(server, lock_timeout=0):
+        rows = _count(server, index.table)
+        options = {"m": index.m or 0, "lists": index.lists or 0}
+        statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
+        _run(server, statement, kinds.memory(index.method, index.precision, rows, options), concurrently=True)
+        _queries.record_build.execute(server, index_name=name, rows=rows)
+        _queries.forget_settings.execute(server, index_name=name)
     looks.forget(server)
     return find(server, name)
 
@@ -173,8 +179,9 @@ def clean(conn: Connection) -> list[str]:
     left = _unfinished(conn)
     # Waiting for its lock on the table, a concurrent drop blocks nobody else.
     concurrently = postgres.outside_transaction(conn)
-    for name in left:
-        _drop(conn, name, concurrently=concurrently)
+    with sql.without_timeouts(conn):
+        for name in left:
+            _drop(conn, name, concurrently=concurrently)
     return left
 
 
@@ -261,14 +268,12 @@ def _build(
 
 def _clean_after(conn: psycopg.Connection[Any], error: BaseException) -> None:
     # Whoever has cancelled the build wants no further wait.
-    before, _ = _queries.set_lock_timeout.fetchone(conn, value=_CLEANING) or ("0", "0")
     try:
-        clean(conn)
+        with sql.without_timeouts(conn, lock_timeout=_CLEANING):
+            clean(conn)
     except psycopg.Error as fault:
         # The lock that the build did not get may still be held.
         error.add_note(f"an unfinished index could not be dropped ({fault}); `kimera-sql index clean` does it later")
-    finally:
-        _queries.set_lock_timeout.fetchone(conn, value=before)
 
 
 def _drop(conn: psycopg.Connection[Any], name: str, *, concurrently: bool = False) -> None:

@@ -55,9 +55,10 @@ def measure(
     """
     server, searched = _searched(conn, table)
     k = checks.limit(k, "k")
-    asked = _asked(server, searched, sample, queries)
     options = Options(False, probes, ef_search, recall)
-    return _measured(server, searched, asked, _truth(server, searched, asked, k), k, options)
+    with sql.without_timeouts(server):
+        asked = _asked(server, searched, sample, queries)
+        return _measured(server, searched, asked, _truth(server, searched, asked, k), k, options)
 
 
 def tune(
@@ -89,31 +90,32 @@ def tune(
     if not 0 <= checks.number("worst", worst) < 1:
         raise InvalidValue(f"worst: {worst} is not at least 0 and below 1")
     server, searched = _searched(conn, table)
-    index = (run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1))).index
-    if index is None:
-        raise InvalidValue(f"table: {table} has no vector index to tune")
-    _queries.check_store.execute(server)  # before measuring for a minute
-    # They alone: beside made queries, which can be easier, a setting would have to do less for them.
-    real = _real(server, searched, sample) if queries is None else []
-    made = queries is None and not real
-    asked = _asked(server, searched, sample, real or queries)
-    chosen: list[Tuned] = []
-    truth = _truth(server, searched, asked, max(KS))
-    with Bar() as bar:
-        for k in KS:
-            enough = len(asked) if k == KS[0] else measures.FEW
-            trial = _Trial(server, searched, index, asked[:enough], truth[-k:, :enough], k)
-            steps = measures.ladder(index, k)
-            setting: int | None = measures.GUESS[index.method]
-            for wanted in targets:
-                bar.draw(f"tuning {index.name}", len(chosen), len(KS) * len(targets))
-                promise = measures.Promise.of(wanted, worst, made=made)
-                setting = trial.cheapest(steps, promise, setting or steps[-1])
-                _queries.store.execute(server, index_name=index.name, k=k, target=wanted, setting=setting)
-                chosen.append(Tuned(index.name, k, wanted, setting, trial.recall(setting or steps[-1])))
-    looks.forget(server)
-    if real:
-        _record(server, searched, asked, truth)
+    with sql.without_timeouts(server):
+        index = (run.plan(server, searched, KS[0], _unfiltered(searched), Options(probes=1, ef_search=1))).index
+        if index is None:
+            raise InvalidValue(f"table: {table} has no vector index to tune")
+        _queries.check_store.execute(server)  # before measuring for a minute
+        # They alone: beside made queries, which can be easier, a setting would have to do less for them.
+        real = _real(server, searched, sample) if queries is None else []
+        made = queries is None and not real
+        asked = _asked(server, searched, sample, real or queries)
+        chosen: list[Tuned] = []
+        truth = _truth(server, searched, asked, max(KS))
+        with Bar() as bar:
+            for k in KS:
+                enough = len(asked) if k == KS[0] else measures.FEW
+                trial = _Trial(server, searched, index, asked[:enough], truth[-k:, :enough], k)
+                steps = measures.ladder(index, k)
+                setting: int | None = measures.GUESS[index.method]
+                for wanted in targets:
+                    bar.draw(f"tuning {index.name}", len(chosen), len(KS) * len(targets))
+                    promise = measures.Promise.of(wanted, worst, made=made)
+                    setting = trial.cheapest(steps, promise, setting or steps[-1])
+                    _queries.store.execute(server, index_name=index.name, k=k, target=wanted, setting=setting)
+                    chosen.append(Tuned(index.name, k, wanted, setting, trial.recall(setting or steps[-1])))
+        looks.forget(server)
+        if real:
+            _record(server, searched, asked, truth)
     return chosen
 
 
@@ -140,7 +142,8 @@ def check(conn: Connection, table: str) -> Recall:
             f"table: {len(asked)} different searches of {table} were sampled, {samples.ENOUGH} are needed; set "
             "KIMERA_SEARCH_SAMPLE where they are made"
         )
-    return _record(server, searched, asked, _truth(server, searched, asked, max(KS)))
+    with sql.without_timeouts(server):
+        return _record(server, searched, asked, _truth(server, searched, asked, max(KS)))
 
 
 def _real(conn: psycopg.Connection[Any], table: Table, sample: int) -> list[Vector]:

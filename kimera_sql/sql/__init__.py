@@ -42,6 +42,7 @@ from .run import (
     script,
     snapshot,
     transaction,
+    without_timeouts,
 )
 from .versions import version
 
@@ -65,4 +66,5 @@ __all__ = [
     "statements",
     "transaction",
     "version",
+    "without_timeouts",
 ]

@@ -20,14 +20,16 @@ from psycopg.types import TypeInfo
 from psycopg.waiting import Ready, Wait
 
 from ..checks import item_fault
-from ..errors import InvalidValue, UnsupportedByServer
+from ..errors import CommitUnknown, InvalidValue, UnsupportedByServer
 from ..sql import binary
 from ..sql.arrow import Batch
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
+from ..sql.waits import patience, was_lost
 from ..twins import each
 from . import types
+from .bounds import NO_TIMEOUTS, committing, setting
 from .sessions import new_cursor, session
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -45,6 +47,21 @@ _SENT_AT_ONCE: Final = 2**17
 
 _COPY_LINE: Final = re.compile(r"^COPY .*, line (\d+)", re.MULTILINE)
 """Where a server's error is in a COPY. There can be lines of JSON above."""
+
+_WRITING: Final = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b")
+
+_WRITE_LOST: Final = (
+    "the connection was lost while a statement ran in autocommit: whether it took effect is not known. Look for its "
+    "rows before doing it again"
+)
+
+_STREAM_IDLE: Final = (
+    "rows were being streamed, and the next ones were not taken in time: take them faster, or raise "
+    "KIMERA_IDLE_IN_TRANSACTION_TIMEOUT"
+)
+
+_CHECKED: Final = 2**20
+"""Bytes of a COPY that a server has checked within a second once it has them all: foreign keys and triggers."""
 
 _copying: ContextVar[frozenset[int]] = ContextVar("_copying", default=frozenset())
 """The connections, by id, whose COPY the code that runs now is giving rows to."""
@@ -118,6 +135,10 @@ def _result(conn: Connection, cursor: psycopg.Cursor[Row]) -> Result:
     return Result(rows, cursor.rowcount)
 
 
+def _writes(call: Call) -> bool:
+    return _WRITING.search(call.statement.text) is not None
+
+
 def _run(conn: Connection, calls: Sequence[Call]) -> list[Result]:
     """Run *calls*, several in one pipeline, and return their results.
 
@@ -129,6 +150,8 @@ def _run(conn: Connection, calls: Sequence[Call]) -> list[Result]:
     try:
         return _send_all(conn, calls, vector)
     except psycopg.Error as error:
+        if alone and conn.autocommit and was_lost(conn, error) and any(map(_writes, calls)):
+            raise CommitUnknown(_WRITE_LOST) from error
         if not (types.doubt(conn, error) and alone and conn.info.pipeline_status == PipelineStatus.OFF):
             raise
     conn.rollback()
@@ -194,6 +217,9 @@ def stream(
                         raise InvalidValue(STREAM_ENDED)
         except psycopg.errors.InvalidCursorName:
             raise InvalidValue(STREAM_ENDED) from None
+        except psycopg.errors.IdleInTransactionSessionTimeout as error:
+            error.add_note(_STREAM_IDLE)
+            raise
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
@@ -201,7 +227,7 @@ def stream(
             try:
                 closing.close()
             finally:
-                # Where the connection was lost, or the task is cancelled meanwhile, there is nothing to tell the server.
+                # Where the connection was lost or the task is cancelled meanwhile, the server is not told.
                 for one in (closing, cursor):
                     psycopg.Cursor.close(one)
 
@@ -250,7 +276,7 @@ def copy(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any
     types.known(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, rows)
-    with atomic(conn), psycopg.Cursor(conn) as cursor:
+    with atomic(conn), setting(conn, NO_TIMEOUTS), psycopg.Cursor(conn) as cursor:
         with _copy(cursor, statement) as copy:
             _write(copy, statement, rows, conn.info.encoding)
         return cursor.rowcount
@@ -261,7 +287,7 @@ def copy_batches(conn: Connection, statement: Statement, batches: Iterable[Batch
     types.known(conn)
     if statement.suffix != "#":
         return _insert(conn, statement, each(row for batch in batches for row in batch.rows()))
-    with atomic(conn), psycopg.Cursor(conn) as cursor:
+    with atomic(conn), setting(conn, NO_TIMEOUTS), psycopg.Cursor(conn) as cursor:
         with _copy(cursor, statement) as copy:
             _write_batches(copy, statement, batches, conn.info.encoding)
         return cursor.rowcount
@@ -274,8 +300,11 @@ class _CopyWriter(LibpqWriter):
     psycopg's own writer waits until it takes more, for ever.
     """
 
+    _sent = 0
+
     def write(self, data: Buffer) -> None:
         """Send *data*, or leave some of it to be sent with what comes next."""
+        self._sent += len(data)
         self._unflushed += len(data)
         flush = self._unflushed >= self.flush_threshold
         if flush:
@@ -285,7 +314,9 @@ class _CopyWriter(LibpqWriter):
     def finish(self, exc: BaseException | None = None) -> None:
         """End the COPY, by an error if there is one."""
         self.connection.wait(_flush(self.connection.pgconn))
-        super().finish(exc)
+        known = getattr(self.connection, "patience", None)
+        with patience(self.connection, None if known is None else known + self._sent / _CHECKED):
+            super().finish(exc)
 
 
 def _put(pgconn: PGconn, data: Buffer, *, flush: bool) -> PQGen[None]:
@@ -440,12 +471,12 @@ def atomic(conn: Connection) -> Iterator[None]:
     if not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         # conn.transaction() would commit at its end. An empty query makes psycopg send the caller's BEGIN first.
         conn.execute("")
-    with conn.transaction():
+    with committing(conn, conn.transaction()):
         yield
 
 
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
     """Run the block in a transaction, or in a savepoint inside the caller's; see sql.transaction."""
-    with conn.transaction():
+    with committing(conn, conn.transaction()):
         yield

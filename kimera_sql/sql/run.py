@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from ..sql.arrow import Batch
 from ..sql.files import Dialect, Statement, statements
 from ..sql.rows import Row, decode, mapper, noted_mapper
 from ..twins import each
-from . import postgres, sqlite
+from . import bounds, postgres, sqlite
 
 Connection: TypeAlias = psycopg.Connection[Any] | sqlite3.Connection
 R = TypeVar("R")
@@ -206,6 +206,15 @@ def snapshot(conn: Connection) -> AbstractContextManager[None]:
     With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
     """
     return _driver(conn).snapshot(conn)
+
+
+def without_timeouts(conn: Connection, lock_timeout: float | None = None) -> AbstractContextManager[None]:
+    """Let the block take as long as it needs, whatever the role, the database and the session allow a statement.
+
+    It waits *lock_timeout* seconds for each lock of PostgreSQL's, 0 for any number; None leaves that to the session. In
+    autocommit the session's settings are changed for the block, otherwise the transaction's, which is begun if need be.
+    """
+    return bounds.without_timeouts(conn, lock_timeout) if is_postgres(conn) else nullcontext()
 
 
 def script(conn: Connection, text: str) -> None:

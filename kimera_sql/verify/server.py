@@ -218,7 +218,7 @@ class Preparer:
 @contextmanager
 def throwaway(conn: psycopg.Connection[Any], *, own_schema: bool) -> Iterator[Preparer]:
     """Lend a Preparer in a transaction that is rolled back; with *own_schema*, the shipped tables are made in it."""
-    with conn.transaction(force_rollback=True):
+    with conn.transaction(force_rollback=True), sql.without_timeouts(conn):
         # psycopg's prepared statements would outlive the tables that they are about.
         prepare, conn.prepare_threshold = conn.prepare_threshold, None
         try:

@@ -27,8 +27,10 @@ FROM (
         ('lc_monetary', 'C'),
         ('search_path', COALESCE(:search_path::text, current_setting('search_path'))),
         ('statement_timeout', '0'),
-        ('idle_in_transaction_session_timeout', '0')
-) AS settings (name, value);
+        ('idle_in_transaction_session_timeout', '0'),
+        ('transaction_timeout', '0')
+) AS settings (name, value)
+WHERE current_setting(settings.name, true) IS NOT NULL;
 
 -- name: export_snapshot()$
 -- The name by which pg_dump reads what this transaction reads.

@@ -23,14 +23,6 @@ SELECT
     current_setting('maintenance_work_mem') AS maintenance_work_mem,
     current_setting('max_parallel_maintenance_workers') AS max_parallel_maintenance_workers;
 
--- name: set_lock_timeout(value)^
--- How long a statement of this session waits for a lock at most, and what it was before.
--- returns: before str, now str
--- not null: before, now
-SELECT
-    current_setting('lock_timeout') AS before,
-    set_config('lock_timeout', :value, false) AS now;
-
 -- name: record_build(index_name, rows)!
 -- Keep what an index was built from, in place of an earlier record of its name.
 INSERT INTO kimera_vector_indexes (index_name, rows_at_build, size_at_build, filenode, dead_at_build)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,8 +81,9 @@ def entity(request: pytest.FixtureRequest) -> Entity:
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty queries/postgres/spy.sql."""
+    """An empty queries/postgres/spy.sql, beside what a COPY needs."""
     (tmp_path / "postgres").mkdir()
+    shutil.copy(sql.shipped("queries") / "postgres" / "bounds.sql", tmp_path / "postgres")
     monkeypatch.setattr("kimera_sql.sql.files.shipped", lambda _: tmp_path)
     sql.statements.cache_clear()
     yield tmp_path / "postgres" / "spy.sql"

@@ -43,8 +43,11 @@ rows that are gone.
 """
 
 
-_CLEANING: Final = "5s"
-"""How long a build that failed waits for the lock that dropping its unfinished index takes."""
+_LOCK_TIMEOUT: Final = 30.0
+"""Seconds that a build waits for the lock that makes writers wait: those that come meanwhile wait behind it."""
+
+_CLEANING: Final = 5.0
+"""Seconds that a build that failed waits for the lock that dropping its unfinished index takes."""
 
 
 async def build(
@@ -80,25 +83,27 @@ async def build(
         conn, "SQLite has no vector indexes, and its searches are exact; use PostgreSQL for them"
     )
     searched = tables.with_vectors(table)
-    rows = await _count(server, table)
-    if not rows:
-        raise InvalidValue(f"table: {table} is empty; insert rows first, what an index is like depends on them")
-    pgvector = await _pgvector(server)
-    precision = precision or ("half" if pgvector >= (0, 7) else "full")
-    kinds.check_kind(method, precision, pgvector)
-    await _check_concurrently(server, concurrently)
-    options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
-    name = kinds.name(searched, method, precision)
-    statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
-    if name in await _unfinished(server):
-        await _drop(server, name, concurrently=concurrently)
-    await _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
-    # Settings of an earlier index of this name that was dropped by plain SQL
-    await _queries.forget_settings.execute(server, index_name=name)
-    # Filtered searches choose between the index and an exact scan by the planner's estimates.
-    await server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
-    await _queries.record_build.execute(server, index_name=name, rows=rows)
-    return await find(server, name)
+    # A concurrent build makes nobody wait while it does.
+    async with sql.without_timeouts(server, lock_timeout=0 if concurrently else _LOCK_TIMEOUT):
+        rows = await _count(server, table)
+        if not rows:
+            raise InvalidValue(f"table: {table} is empty; insert rows first, what an index is like depends on them")
+        pgvector = await _pgvector(server)
+        precision = precision or ("half" if pgvector >= (0, 7) else "full")
+        kinds.check_kind(method, precision, pgvector)
+        await _check_concurrently(server, concurrently)
+        options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
+        name = kinds.name(searched, method, precision)
+        statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
+        if name in await _unfinished(server):
+            await _drop(server, name, concurrently=concurrently)
+        await _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
+        # Settings of an earlier index of this name that was dropped by plain SQL
+        await _queries.forget_settings.execute(server, index_name=name)
+        # Filtered searches choose between the index and an exact scan by the planner's estimates.
+        await server.execute(composed.SQL("ANALYZE {}").format(composed.Identifier(table)))
+        await _queries.record_build.execute(server, index_name=name, rows=rows)
+        return await find(server, name)
 
 
 async def existing(conn: Connection) -> list[VectorIndex]:
@@ -148,12 +153,13 @@ async def retrain(conn: Connection, name: str) -> VectorIndex:
     server = _with_indexes(conn, name)
     index = await find(server, name)
     await _check_concurrently(server, True)
-    rows = await _count(server, index.table)
-    options = {"m": index.m or 0, "lists": index.lists or 0}
-    statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
-    await _run(server, statement, kinds.memory(index.method, index.precision, rows, options), concurrently=True)
-    await _queries.record_build.execute(server, index_name=name, rows=rows)
-    await _queries.forget_settings.execute(server, index_name=name)
+    async with sql.without_timeouts(server, lock_timeout=0):
+        rows = await _count(server, index.table)
+        options = {"m": index.m or 0, "lists": index.lists or 0}
+        statement = composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(name))
+        await _run(server, statement, kinds.memory(index.method, index.precision, rows, options), concurrently=True)
+        await _queries.record_build.execute(server, index_name=name, rows=rows)
+        await _queries.forget_settings.execute(server, index_name=name)
     looks.forget(server)
     return await find(server, name)
 
@@ -175,8 +181,9 @@ async def clean(conn: Connection) -> list[str]:
     left = await _unfinished(conn)
     # Waiting for its lock on the table, a concurrent drop blocks nobody else.
     concurrently = postgres.outside_transaction(conn)
-    for name in left:
-        await _drop(conn, name, concurrently=concurrently)
+    async with sql.without_timeouts(conn):
+        for name in left:
+            await _drop(conn, name, concurrently=concurrently)
     return left
 
 
@@ -265,14 +272,12 @@ async def _build(
 
 async def _clean_after(conn: psycopg.AsyncConnection[Any], error: BaseException) -> None:
     # Whoever has cancelled the build wants no further wait.
-    before, _ = await _queries.set_lock_timeout.fetchone(conn, value=_CLEANING) or ("0", "0")
     try:
-        await clean(conn)
+        async with sql.without_timeouts(conn, lock_timeout=_CLEANING):
+            await clean(conn)
     except psycopg.Error as fault:
         # The lock that the build did not get may still be held.
         error.add_note(f"an unfinished index could not be dropped ({fault}); `kimera-sql index clean` does it later")
-    finally:
-        await _queries.set_lock_timeout.fetchone(conn, value=before)
 
 
 async def _drop(conn: psycopg.AsyncConnection[Any], name: str, *, concurrently: bool = False) -> None:

@@ -16,6 +16,7 @@ from .run import (
     script,
     snapshot,
     transaction,
+    without_timeouts,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "statements",
     "transaction",
     "version",
+    "without_timeouts",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from ...sql.arrow import Batch
 from ...sql.files import Dialect, Statement, statements
 from ...sql.rows import Row, decode, mapper, noted_mapper
 from ...twins import aeach
-from . import postgres, sqlite
+from . import bounds, postgres, sqlite
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any] | aiosqlite.Connection
 R = TypeVar("R")
@@ -209,6 +209,15 @@ def snapshot(conn: Connection) -> AbstractAsyncContextManager[None]:
     With SQLite's autocommit=False a transaction is always open: the view is then that transaction's.
     """
     return _driver(conn).snapshot(conn)
+
+
+def without_timeouts(conn: Connection, lock_timeout: float | None = None) -> AbstractAsyncContextManager[None]:
+    """Let the block take as long as it needs, whatever the role, the database and the session allow a statement.
+
+    It waits *lock_timeout* seconds for each lock of PostgreSQL's, 0 for any number; None leaves that to the session. In
+    autocommit the session's settings are changed for the block, otherwise the transaction's, which is begun if need be.
+    """
+    return bounds.without_timeouts(conn, lock_timeout) if is_postgres(conn) else nullcontext()
 
 
 async def script(conn: Connection, text: str) -> None:

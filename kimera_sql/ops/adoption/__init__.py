@@ -85,7 +85,7 @@ def adopt(conn: Connection, *, set_aside: bool = False, lock_timeout: timedelta 
     *lock_timeout*; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
     """
     server = maintenance.require_autocommit(conn)
-    with sql.transaction(server):
+    with sql.transaction(server), sql.without_timeouts(server):
         _queries.check_at_once.execute(server)
         standing = _standing(server)
         # Another role's table cannot even be locked.

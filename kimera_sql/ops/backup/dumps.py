@@ -23,7 +23,6 @@ from .files import free_path, fsync, locked, reported, sha256
 from .properties import Grant, Properties, Setting, read_properties
 
 _queries = sql.Queries("backup")
-_monitoring_queries = sql.Queries("monitoring")
 
 _LOCK_TIMEOUT: Final = timedelta(seconds=30)
 """How long a dump waits for a table that is locked against readers."""
@@ -90,8 +89,8 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
         try:
             for file in partial.values():
                 file.touch(0o600)
-            with _lock_holders_told(conn), sql.snapshot(conn):
-                _monitoring_queries.set_lock_timeout.fetchval(conn, str, duration=f"{_milliseconds()}ms")
+            patiently = sql.without_timeouts(conn, _LOCK_TIMEOUT.total_seconds())
+            with _lock_holders_told(conn), sql.snapshot(conn), patiently:
                 settle(conn)
                 (origin,) = _queries.describe.fetchall(conn, Origin)
                 properties = read_properties(conn, origin.database)

@@ -70,7 +70,8 @@ def new_database(
     try:
         # Before it is made: nobody is to take it for one that was left.
         _queries.claim_restore.execute(conn, name=name)
-        conn.execute(_create(name, made.origin if made else None, tablespace))
+        with sql.without_timeouts(conn):
+            conn.execute(_create(name, made.origin if made else None, tablespace))
         yield name
     except BaseException as error:
         try:
@@ -103,7 +104,8 @@ def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Du
     faults = differences(made.contents, contents) if made else []
     with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
         faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
-        _queries.analyze.execute(inside)
+        with sql.without_timeouts(inside):
+            _queries.analyze.execute(inside)
     return Filled(contents, tuple(faults))
 
 
@@ -115,7 +117,7 @@ def require_rights(conn: psycopg.Connection[Any], name: str, dump: Path, made: D
     """
     listed = tools.run(_pg_restore(conn, made), ["--list", dump.absolute()])
     user = conn.info.user
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside, sql.without_timeouts(inside):
         for extension in re.findall(r"^\d+; 3079 \d+ EXTENSION - (.+?) *$", listed, re.MULTILINE):
             try:
                 with inside.transaction(force_rollback=True):
@@ -185,7 +187,8 @@ def _fill(
 
 def drop_database(conn: psycopg.Connection[Any], name: str) -> None:
     """Drop the database *name*, and its clients with it."""
-    conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
+    with sql.without_timeouts(conn):
+        conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
 
 
 def conninfo_of(conn: psycopg.Connection[Any], name: str) -> str:

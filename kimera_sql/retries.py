@@ -1,0 +1,61 @@
+# Generated from kimera_sql/aio/retries.py by .ci/twins.py: change that one.
+"""Running a transaction again that failed through no fault of its own."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from . import checks
+from .connect import Pool
+from .sql import Connection, is_postgres
+from .sql.waits import was_lost
+from .sqlite import SqlitePool
+from .twins import pause, value
+
+T = TypeVar("T")
+
+_FIRST_PAUSE: Final = 0.05
+"""The most seconds before the second attempt; each further pause can be twice as long."""
+
+_LONGEST_PAUSE: Final = 2.0
+
+
+def retry(pool: Pool | SqlitePool, work: Callable[[Any], T], *, attempts: int = 5) -> T:
+    """Run `work(conn)` in a transaction on a connection of *pool*, commit, and return what it gave.
+
+    It is run again, up to *attempts* times in all and after a random pause each time, when the transaction meets a
+    serialization failure, a deadlock or a busy SQLite file, or when its connection is lost before COMMIT is sent. So
+    *work* must do nothing that a rollback does not undo, and not commit. The last error passes through, with a note.
+
+    CommitUnknown is never a reason to run it again, nor is a connection that is lost while it is in autocommit.
+    """
+    checks.integer("attempts", attempts, least=1)
+    attempt = 0
+    while True:
+        attempt += 1
+        conn: Connection | None = None
+        try:
+            with pool.connection() as conn:
+                return value(work(conn))
+        except Exception as error:
+            if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):
+                raise
+            if attempt == attempts:
+                error.add_note(f"given up after {attempts} attempts")
+                raise
+        pause(random.uniform(0, min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)))  # noqa: S311
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    return isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected))
+
+
+def _lost_uncommitted(conn: Connection, error: Exception) -> bool:
+    return is_postgres(conn) and not conn.autocommit and was_lost(conn, error)
