@@ -256,7 +256,8 @@ class Pool(ConnectionPool[PooledConnection]):
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
-            super().close(timeout)
+            # It is waited that long for each of the workers, and for their scheduler.
+            super().close(timeout / (self.num_workers + 1))
 
     def _configure(self, connection: PooledConnection) -> None:
         loaders.prepare(connection)

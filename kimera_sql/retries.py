@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
 
@@ -15,9 +14,9 @@ from .connect import Pool
 from .sql import Connection, is_postgres
 from .sql.waits import was_lost
 from .sqlite import SqlitePool
-from .twins import pause, value
+from .twins import pause
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _FIRST_PAUSE: Final = 0.05
 """The most seconds before the second attempt; each further pause can be twice as long."""
@@ -25,7 +24,13 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
 
-def retry(pool: Pool | SqlitePool, work: Callable[[Any], T], *, attempts: int = 5) -> T:
+class Work(Protocol[T_co]):
+    """What a transaction does on a connection."""
+
+    def __call__(self, conn: Any, /) -> T_co: ...
+
+
+def retry(pool: Pool | SqlitePool, work: Work[T_co], *, attempts: int = 5) -> T_co:
     """Run `work(conn)` in a transaction on a connection of *pool*, commit, and return what it gave.
 
     It is run again, up to *attempts* times in all and after a random pause each time, when the transaction meets a
@@ -41,7 +46,7 @@ def retry(pool: Pool | SqlitePool, work: Callable[[Any], T], *, attempts: int = 
         conn: Connection | None = None
         try:
             with pool.connection() as conn:
-                return value(work(conn))
+                return work(conn)
         except Exception as error:
             if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):
                 raise

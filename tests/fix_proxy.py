@@ -6,43 +6,57 @@ is away) gets no answer from here; tests/relay.py is a process of its own for th
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import Final, Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, Final, Literal
 
 import pytest
+from fix_servers import Server
+from fix_twins import blocking
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kimera_sql import Settings, aio, open_pool
 
 _AT_ONCE: Final = 2**16
 
 
 class Proxy:
-    """Leads a TCP port of this machine to a server's socket.
-
-    on_commit: what happens to a connection on which the client sends COMMIT. "before": it is cut, and the server never
-    sees the COMMIT. "after": it is cut once the server has answered, and the client never sees the answer.
-    """
+    """Leads a TCP port of this machine to a server's socket. conninfo: of the port; server: of the socket."""
 
     def __init__(self, conninfo: str) -> None:
         parameters = conninfo_to_dict(conninfo)
-        self.on_commit: Literal["before", "after"] | None = None
+        self.server = conninfo
         self._target = f"{parameters['host']}/.s.PGSQL.{parameters.get('port', 5432)}"
+        self._fatal: tuple[bytes, str] | None = None
         self._running = threading.Event()
         self._running.set()
         self._sockets: list[socket.socket] = []
+        self._failed: list[tuple[socket.socket, socket.socket]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.conninfo = make_conninfo(conninfo, host="127.0.0.1", port=self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def fail_at(self, text: str, when: Literal["before", "after", "silent"]) -> None:
+        """Let a connection fail on which the client sends *text*.
+
+        "before": it is cut, and the server never sees the text. "after": it is cut once the server has answered, and
+        the client never sees the answer; nor does it if "silent", which cuts nothing.
+        """
+        self._fatal = text.encode(), when
 
     def stall(self) -> None:
         """Take nothing and give nothing from now on. Connections stay, and new ones are taken and kept waiting."""
         self._running.clear()
 
     def resume(self) -> None:
-        """Carry on."""
+        """Carry on, without failures; connections that have failed are ended."""
+        self._fatal = None
         self._running.set()
+        for failed in self._failed:
+            _end(*failed)
 
     def cut(self) -> None:
         """End all connections."""
@@ -63,24 +77,28 @@ class Proxy:
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(self._target)
                 self._sockets += [client, server]
-                swallow = threading.Event()
-                threading.Thread(target=self._forth, args=(client, server, swallow), daemon=True).start()
-                threading.Thread(target=self._back, args=(server, client, swallow), daemon=True).start()
+                failing = threading.Event()
+                threading.Thread(target=self._forth, args=(client, server, failing), daemon=True).start()
+                threading.Thread(target=self._back, args=(server, client, failing), daemon=True).start()
 
-    def _forth(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
+    def _forth(self, client: socket.socket, server: socket.socket, failing: threading.Event) -> None:
         with suppress(OSError):
             while data := self._taken(client):
-                if self.on_commit and b"COMMIT" in data:
-                    if self.on_commit == "before":
+                if self._fatal and self._fatal[0] in data:
+                    if self._fatal[1] == "before":
                         break
-                    swallow.set()
+                    failing.set()
+                    self._failed.append((client, server))
                 server.sendall(data)
         _end(client, server)
 
-    def _back(self, server: socket.socket, client: socket.socket, swallow: threading.Event) -> None:
+    def _back(self, server: socket.socket, client: socket.socket, failing: threading.Event) -> None:
         with suppress(OSError):
-            while (data := self._taken(server)) and not swallow.is_set():
-                client.sendall(data)
+            while data := self._taken(server):
+                if not failing.is_set():
+                    client.sendall(data)
+                elif self._fatal and self._fatal[1] == "after":
+                    break
         _end(client, server)
 
     def _taken(self, one: socket.socket) -> bytes:
@@ -99,8 +117,27 @@ def _end(*sockets: socket.socket) -> None:
 
 
 @pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    """A proxy before a database of its own."""
-    proxy = Proxy(database)
+def proxy(newest: Server) -> Iterator[Proxy]:
+    """A proxy before a database of its own, which has the schema."""
+    conninfo = newest.create(template=newest.template)
+    proxy = Proxy(conninfo)
     yield proxy
     proxy.close()
+    newest.drop(conninfo)
+
+
+@pytest.fixture(params=["synchronous", "asynchronous"])
+def pool_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """A function that opens a pool of one connection: open_pool's, and its twin's that looks synchronous."""
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner()) if request.param == "asynchronous" else None
+
+        def opened(conninfo: str, **settings: Any) -> Any:
+            given = Settings(pool_size=1, pool_overflow=0, **settings)
+            if runner is None:
+                return stack.enter_context(open_pool(conninfo, settings=given))
+            pool = blocking(aio.open_pool(conninfo, settings=given), runner)
+            stack.callback(pool.close)
+            return pool
+
+        yield opened

@@ -256,7 +256,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
-            await super().close(timeout)
+            # It is waited that long for each of the workers, and for their scheduler.
+            await super().close(timeout / (self.num_workers + 1))
 
     async def _configure(self, connection: AsyncPooledConnection) -> None:
         loaders.prepare(connection)

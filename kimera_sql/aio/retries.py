@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
 
 from .. import checks
 from ..sql.waits import was_lost
-from ..twins import apause, avalue
+from ..twins import apause
 from .connect import AsyncPool
 from .sql import Connection, is_postgres
 from .sqlite import SqlitePool
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _FIRST_PAUSE: Final = 0.05
 """The most seconds before the second attempt; each further pause can be twice as long."""
@@ -24,7 +23,13 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
 
-async def retry(pool: AsyncPool | SqlitePool, work: Callable[[Any], Awaitable[T] | T], *, attempts: int = 5) -> T:
+class Work(Protocol[T_co]):
+    """What a transaction does on a connection."""
+
+    async def __call__(self, conn: Any, /) -> T_co: ...
+
+
+async def retry(pool: AsyncPool | SqlitePool, work: Work[T_co], *, attempts: int = 5) -> T_co:
     """Run `work(conn)` in a transaction on a connection of *pool*, commit, and return what it gave.
 
     It is run again, up to *attempts* times in all and after a random pause each time, when the transaction meets a
@@ -40,7 +45,7 @@ async def retry(pool: AsyncPool | SqlitePool, work: Callable[[Any], Awaitable[T]
         conn: Connection | None = None
         try:
             async with pool.connection() as conn:
-                return await avalue(work(conn))
+                return await work(conn)
         except Exception as error:
             if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):
                 raise
