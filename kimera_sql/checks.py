@@ -19,6 +19,9 @@ T = TypeVar("T")
 LONGEST_LABEL: Final = 2000
 """Bytes of a text in an index. PostgreSQL's B-trees and GIN refuse more than 2,704 that cannot be compressed."""
 
+DEEPEST_JSON: Final = 400
+"""Levels of objects and lists. Python reads about 1,000, less those of its own calls; SQLite takes 1,000."""
+
 _LONGEST_SPAN: Final = timedelta(days=36525)
 """A century, because far longer ago there are no datetimes."""
 
@@ -164,7 +167,7 @@ def json_object(field: str, value: Mapping[str, Any]) -> JsonObject:
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
     result = JsonObject(value)
     try:
-        _check_keys(field, result)
+        _check_inside(field, result, DEEPEST_JSON)
     except RecursionError:
         raise InvalidValue(f"{field}: not JSON: nested too deeply, or within itself") from None
     try:
@@ -178,8 +181,10 @@ def json_object(field: str, value: Mapping[str, Any]) -> JsonObject:
     return result
 
 
-def _check_keys(field: str, value: Mapping[Any, Any] | Iterable[Any]) -> None:
-    """Refuse keys that are not str: json would make 1 and "1" the same, and keep one of the two."""
+def _check_inside(field: str, value: Mapping[Any, Any] | Iterable[Any], levels: int) -> None:
+    """Refuse more than *levels* levels, and keys that are not str: json would make one of 1 and "1"."""
+    if not levels:
+        raise RecursionError
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -187,7 +192,7 @@ def _check_keys(field: str, value: Mapping[Any, Any] | Iterable[Any]) -> None:
         value = value.values()
     for item in value:
         if isinstance(item, (dict, list, tuple)):
-            _check_keys(field, item)
+            _check_inside(field, item, levels - 1)
 
 
 def moment(field: str, value: datetime) -> datetime:

@@ -19,7 +19,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import LONGEST_LABEL, item_fault
+from ..checks import DEEPEST_JSON, LONGEST_LABEL, item_fault
 from ..errors import InvalidValue, NotInstalled
 from ..vectors import DIMENSIONS, are_storable, sent_block
 from . import binary, plain
@@ -312,11 +312,15 @@ def _documents(column: Any) -> Sequence[bytes | memoryview] | None:
     texts = column.to_pylist()
     try:
         # What is escaped can be NUL or a lone surrogate.
-        if not all("\\u" not in text and type(_JSON(text)) is dict for text in texts):
+        if not all("\\u" not in text and _is_shallow(text) and type(_JSON(text)) is dict for text in texts):
             return None
     except (ValueError, RecursionError):
         return None
     return binary.json_documents(texts)
+
+
+def _is_shallow(text: str) -> bool:
+    return text.count("[") + text.count("{") <= DEEPEST_JSON
 
 
 def _lists(column: Any) -> Sequence[bytes | memoryview] | None:
