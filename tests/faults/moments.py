@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psycopg
 from commands import COMMAND, environment
-from fix_backups import databases, fill, names
+from fix_backups import databases, fill, names, processes_with
 from fix_clusters import Cluster, cluster
 from psycopg.conninfo import make_conninfo
 
@@ -171,7 +171,7 @@ def end(where: Place, name: str, number: signal.Signals, after: float) -> tuple[
 
 def _faults(where: Place, admin: psycopg.Connection, name: str, mark: str, before: list[str]) -> Iterator[str]:
     deadline = time.monotonic() + 5
-    while (alive := _processes(mark)) and time.monotonic() < deadline:
+    while (alive := processes_with(f"{MARK}={mark}")) and time.monotonic() < deadline:
         time.sleep(0.02)
     if name != "recover and run":
         yield from (f"process {one}" for one in alive)
@@ -211,16 +211,6 @@ def _tidy(where: Place, admin: psycopg.Connection, before: list[str]) -> None:
             conn.execute(f"DROP INDEX {index}".encode())
     for left in where.scratch.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def _processes(mark: str) -> list[str]:
-    """The command lines of the processes that came of the command *mark*."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return found
 
 
 def _sqlite(where: Place) -> Path:

@@ -419,6 +419,39 @@ def test_a_concurrent_build_that_waits_in_vain_leaves_the_index_of_its_name(larg
     assert indexes.existing(large)[0].name == index.name
 
 
+@pytest.mark.ends
+def test_clean_leaves_alone_what_another_role_builds(large: Connection, database: str) -> None:
+    def build(conn: Connection) -> object:
+        return indexes.build(conn, "geoid_states", concurrently=True)
+
+    with while_it_builds(database, build) as (watching, builder):
+        # A role that is not shown what the others' builds are of
+        watching.execute("SET ROLE pg_signal_backend")
+        assert len(invalid(watching)) == 1
+        assert indexes.clean(watching) == []
+        builder.cancel_safe()
+
+
+@pytest.mark.ends
+def test_a_build_whose_connection_is_ended_says_so_and_the_next_one_clears_up(large: Connection, database: str) -> None:
+    notes: list[str] = []
+
+    def build(conn: Connection) -> object:
+        try:
+            return indexes.build(conn, "geoid_states", concurrently=True)
+        except psycopg.OperationalError as error:
+            notes.extend(error.__notes__)
+            raise
+
+    with while_it_builds(database, build) as (watching, builder):
+        watching.execute("SELECT pg_terminate_backend(%s, 20000)", [builder.info.backend_pid])
+    assert notes == ["it may have left an unfinished index, which `kimera-sql index clean` drops"]
+    (name,) = invalid(large)
+    built = indexes.build(large, "geoid_states", m=2, ef_construction=4, concurrently=True)
+    assert (built.name, built.usable) == (name, True)
+    assert invalid(large) == []
+
+
 def test_clean_drops_what_a_killed_build_left(large: Connection, database: str) -> None:
     def build(conn: Connection) -> object:
         return indexes.build(conn, "geoid_states", concurrently=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from fix_backups import SECRET, children, copied, flip, names
+from fix_backups import SECRET, children, copied, flip, held_up, names, wait_for_pg_dump
 from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
@@ -118,29 +118,6 @@ def test_what_is_written_after_the_snapshot_is_not_in_the_manifest(filled: str, 
     assert "search_ms" in script.stdout
 
 
-@contextlib.contextmanager
-def held_up(database: str) -> Iterator[None]:
-    """Let pg_dump wait for a table that nothing else reads, until the session `holder` ends."""
-    with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute("CREATE TABLE IF NOT EXISTS waited_for (number INTEGER) PARTITION BY RANGE (number)")
-    holder = psycopg.connect(database, application_name="holder")
-    holder.execute("LOCK TABLE waited_for")
-    try:
-        yield
-    finally:
-        holder.close()
-
-
-def wait_for_pg_dump(conn: psycopg.Connection) -> None:
-    for _ in range(1000):
-        if conn.execute(
-            "SELECT FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'"
-        ).rowcount:
-            return
-        time.sleep(0.02)
-    raise TimeoutError("pg_dump does not wait for the lock")
-
-
 def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
     filled: str, sample: backup.Dump, tmp_path: Path
 ) -> None:
@@ -174,7 +151,20 @@ def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
     assert backup.prune_backups(tmp_path, keep_days=30, keep=1) == []
 
 
-def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(filled: str, tmp_path: Path) -> None:
+@pytest.mark.ends
+@pytest.mark.parametrize(
+    ("signals", "code", "said"),
+    [
+        ([signal.SIGINT], 130, "interrupted"),
+        ([signal.SIGTERM], 143, "terminated"),
+        ([signal.SIGHUP], 129, "the terminal was closed"),
+        # The second does not cut the cleaning up short.
+        ([signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130, "interrupted"),
+    ],
+)
+def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(
+    filled: str, tmp_path: Path, signals: list[signal.Signals], code: int, said: str
+) -> None:
     with psycopg.connect(filled, autocommit=True) as other, held_up(filled):
         command = subprocess.Popen(
             [*COMMAND, "backup", "dump", "--dir", str(tmp_path)],
@@ -184,9 +174,11 @@ def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(filled: str, tmp
             text=True,
         )
         wait_for_pg_dump(other)
-        command.send_signal(signal.SIGINT)
+        for number in signals:
+            command.send_signal(number)
+            time.sleep(0.05)
         stdout, stderr = command.communicate()
-        assert (command.returncode, stdout, stderr) == (130, "", "kimera-sql: interrupted\n")
+        assert (command.returncode, stdout, stderr) == (code, "", f"kimera-sql: {said}\n")
         assert children("pg_dump") == []
         assert names(tmp_path) == []
 
