@@ -178,7 +178,8 @@ async def _ask(conninfo: str, error: psycopg.Error) -> _Answer:
     # libpq tells no error code of a failed connection; a ping tells whether there is a server, and whether it is
     # starting or shutting down.
     answers = set()
-    for host in each_host(conninfo_to_dict(conninfo)):
+    # Nothing else of this process runs during a ping, so it is kept short.
+    for host in each_host({**conninfo_to_dict(conninfo), "connect_timeout": "2"}):
         answer = await acall(PGconn.ping, host.encode())
         if answer == Ping.NO_RESPONSE:
             # It finds none whose TLS is not what sslmode demands, so it asks once more without.
@@ -197,7 +198,10 @@ def _takes_writes(connection: psycopg.AsyncConnection[Any]) -> bool | None:
 
 async def _sqlite_pool(settings: Settings) -> SqlitePool:
     pool = SqlitePool(
-        settings.sqlite_path, size=settings.pool_size + settings.pool_overflow, timeout=settings.pool_timeout
+        settings.sqlite_path,
+        size=settings.pool_size + settings.pool_overflow,
+        timeout=settings.pool_timeout,
+        max_waiting=settings.pool_max_waiting,
     )
     await pool.open()
     logger.info("SQLite (%s): opened", pool.path)
@@ -461,7 +465,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         if self._failure is None:
             self._failing_since = monotonic()
         self._failure = error
-        if self._lent:
+        if self._lent or not self._waiting:
             return
         if isinstance(error, psycopg.OperationalError):
             answer = await _ask(str(self.conninfo), error)
