@@ -50,6 +50,7 @@ class Settings:
     pool_size: connections kept open (KIMERA_POOL_SIZE).
     pool_overflow: further connections under load (KIMERA_POOL_OVERFLOW).
     pool_timeout: seconds to wait for a connection (KIMERA_POOL_TIMEOUT).
+    pool_max_waiting: how many may wait for a connection at once (KIMERA_POOL_MAX_WAITING); 0 sets no limit.
     pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
     connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT). None leaves it to
         libpq's service file or PGCONNECT_TIMEOUT, else it is 10.
@@ -71,6 +72,7 @@ class Settings:
     pool_size: int = 5
     pool_overflow: int = 10
     pool_timeout: float = 30.0
+    pool_max_waiting: int = 0
     pool_recycle: float = 3600.0
     connect_timeout: int | None = None
     statement_timeout: float = 30.0
@@ -83,6 +85,7 @@ class Settings:
             ("pool_size", 1),
             ("pool_overflow", 0),
             ("pool_timeout", 0.001),
+            ("pool_max_waiting", 0),
             ("pool_recycle", 1),
             # libpq reads 1 as 2, and 0 as no limit at all
             ("connect_timeout", 2),
@@ -139,6 +142,7 @@ class Settings:
             "pool_size": _read(environ, "KIMERA_POOL_SIZE", int),
             "pool_overflow": _read(environ, "KIMERA_POOL_OVERFLOW", int),
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
+            "pool_max_waiting": _read(environ, "KIMERA_POOL_MAX_WAITING", int),
             "pool_recycle": _read(environ, "KIMERA_POOL_RECYCLE", float),
             "connect_timeout": _read(environ, "KIMERA_CONNECT_TIMEOUT", int),
             "statement_timeout": _read(environ, "KIMERA_STATEMENT_TIMEOUT", float),

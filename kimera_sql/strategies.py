@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -128,6 +128,23 @@ def complete(parameters: Mapping[str, str], resolved: Mapping[str, str], setting
     # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
     defaults["client_encoding"] = "UTF8"
     return make_conninfo("", **{**defaults, **parameters})
+
+
+def each_host(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a conninfo for each host of *parameters*, which can name several."""
+    lists = {name: parameters[name].split(",") for name in ("host", "hostaddr", "port") if name in parameters}
+    lengths = {len(values) for values in lists.values()} - {1} or {1}
+    for number in range(max(lengths) if len(lengths) == 1 else 0):
+        # One port stands for all hosts.
+        one = {name: values[number if len(values) > 1 else 0] for name, values in lists.items()}
+        yield make_conninfo("", **{**parameters, **one})
+    if len(lengths) > 1:
+        yield make_conninfo("", **parameters)  # for libpq to refuse
+
+
+def wants_writes(parameters: Mapping[str, Any]) -> bool:
+    """Return whether *parameters* ask for a server that takes writes."""
+    return parameters.get("target_session_attrs") in ("read-write", "primary")
 
 
 def refusal(conninfo: str) -> str:

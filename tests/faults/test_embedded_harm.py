@@ -170,7 +170,10 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def program(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""  # it has ended
 
 
 @pytest.mark.parametrize("content", ["", "12", "{pid}\n", "{pid}\n{data}\n1\n5432\n{data}\n\n1 2\nready   \n"])
