@@ -107,11 +107,16 @@ def _read_as_nobody(path: Path, new: geoids.NewGeoid) -> None:
 
 def test_a_full_disk_is_named_and_nothing_is_half_written(tmp_path: Path) -> None:
     path = new_file(tmp_path / "kimera.db", rows=3)
-    with SqlitePool(path, size=1) as pool:
-        with pytest.raises(sqlite3.OperationalError, match="disk is full") as caught, pool.connection() as conn:
+
+    def fill() -> None:
+        with pool.connection() as conn:
             (pages,) = conn.execute("PRAGMA page_count").fetchone()
             conn.execute(f"PRAGMA max_page_count = {pages + 2}")
             geoids.insert_many(conn, [state(number) for number in range(100)])
+
+    with SqlitePool(path, size=1) as pool:
+        with pytest.raises(sqlite3.OperationalError, match="disk is full") as caught:
+            fill()
         assert caught.value.__notes__[-1] == f"of the SQLite file {path}"
         with pool.connection() as conn:
             assert geoids.count(conn) == 3
