@@ -17,7 +17,7 @@ from kimera_sql import InvalidValue, embeddings, geoids, metrics, portals, trans
 from kimera_sql.sql import Connection
 
 # What PostgreSQL could compress, it would store all the same.
-LABEL: Final = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2000))  # noqa: S311
+LABEL: Final = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2000))
 
 
 def state(**named: Any) -> geoids.NewGeoid:

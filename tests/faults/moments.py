@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--only", help="a command, or the begin of its name")
     parser.add_argument("--kill", action="store_true", help="with SIGKILL alone")
     options = parser.parse_args()
-    chance = random.Random(options.seed)  # noqa: S311 - for moments
+    chance = random.Random(options.seed)
     until = time.monotonic() + options.seconds
     outcomes: Counter[str] = Counter()
     failed = 0

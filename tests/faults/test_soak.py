@@ -95,17 +95,18 @@ def in_thread(pool: Any, ledger: Ledger, until: float, seed: int) -> None:
                         written = ids[:2]
                         for id in written:
                             geoids.insert(conn, state(id, chosen))
-                        transitions.record(conn, *written, "soak", energy=1)
+                        transitions.record(conn, written[0], written[1], "soak", energy=1)
                     case "similar":
                         geoids.similar(conn, chosen.choice(VECTORS), k=10)
                     case "get":
-                        id = ledger.one(chosen)
-                        if id is not None and geoids.get(conn, id) is None:
-                            ledger.wrong.append(f"{id} was acknowledged and is not there")
+                        known = ledger.one(chosen)
+                        if known is not None and geoids.get(conn, known) is None:
+                            ledger.wrong.append(f"{known} was acknowledged and is not there")
                     case "stream":
-                        with closing(geoids.stream(conn)) as rows:
+                        states: Any = geoids.stream(conn)
+                        with closing(states):
                             for _ in range(50):
-                                next(rows, None)
+                                next(states, None)
                     case "untidy":
                         conn.execute("SET search_path = nowhere; SET statement_timeout = 1")
                         conn.execute("CREATE TEMP TABLE IF NOT EXISTS geoid_states (id int)")
@@ -133,17 +134,18 @@ async def as_task(pool: Any, ledger: Ledger, until: float, seed: int) -> None:
                         written = ids[:2]
                         for id in written:
                             await aio.geoids.insert(conn, state(id, chosen))
-                        await aio.transitions.record(conn, *written, "soak", energy=1)
+                        await aio.transitions.record(conn, written[0], written[1], "soak", energy=1)
                     case "similar":
                         await aio.geoids.similar(conn, chosen.choice(VECTORS), k=10)
                     case "get":
-                        id = ledger.one(chosen)
-                        if id is not None and await aio.geoids.get(conn, id) is None:
-                            ledger.wrong.append(f"{id} was acknowledged and is not there")
+                        known = ledger.one(chosen)
+                        if known is not None and await aio.geoids.get(conn, known) is None:
+                            ledger.wrong.append(f"{known} was acknowledged and is not there")
                     case "stream":
-                        async with aclosing(aio.geoids.stream(conn)) as stream:
+                        states: Any = aio.geoids.stream(conn)
+                        async with aclosing(states):
                             for _ in range(50):
-                                await anext(stream, None)
+                                await anext(states, None)
                     case "untidy":
                         await conn.set_autocommit(True)
                         await conn.execute("SET search_path = nowhere; SET statement_timeout = 1")
