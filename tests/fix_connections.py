@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -50,6 +51,15 @@ def shared(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
             return conninfo
 
         yield made
+
+
+@contextmanager
+def cancelled_soon(conn: psycopg.Connection) -> Iterator[None]:
+    """Cancel what *conn* runs in the block, a moment after it has begun."""
+    timer = threading.Timer(0.3, conn.cancel_safe)
+    timer.start()
+    yield
+    timer.join()
 
 
 @contextmanager

@@ -92,6 +92,9 @@ def test_fifty_clients_at_once_find_what_one_does(service: httpx.Client) -> None
 def test_errors_are_status_codes(service: httpx.Client, database: str) -> None:
     id = service.post("/similar?k=1", json=unit(0).tolist()).json()[0]["id"]
     assert len(service.get(f"/geoids/{id}/similar").json()) == 10
+    stored = service.post("/geoids?entropy=0.5", json=unit(500).tolist())
+    assert stored.status_code == 201
+    assert service.post("/similar?k=1", json=unit(500).tolist()).json()[0]["id"] == stored.json()["id"]
     missing = service.get(f"/geoids/{uuid4()}/similar")
     assert (missing.status_code, "no row has the id" in missing.json()["detail"]) == (404, True)
     short = service.post("/similar", json=[1.0, 2.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from fix_connections import cancelled_soon
 from psycopg import sql as composed
 from reference import assert_nearest, cosine
 from strategies import unit
@@ -137,15 +137,6 @@ def while_it_builds(database: str, work: Callable[[Connection], object]) -> Iter
         yield watching, builder
         with pytest.raises(psycopg.OperationalError):
             building.result()
-
-
-@contextmanager
-def cancelled_soon(conn: Connection) -> Iterator[None]:
-    """Cancel what *conn* runs in the block, a moment after it has begun."""
-    timer = threading.Timer(0.3, conn.cancel_safe)
-    timer.start()
-    yield
-    timer.join()
 
 
 def similarities(hits: list[Any]) -> list[float]:
