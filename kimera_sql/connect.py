@@ -26,6 +26,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from . import sql
 from .errors import ConnectionFailed, SettingsError
+from .secrecy import forget, forgetful
 from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite, loaders, postgres, types
 from .sqlite import SqlitePool, add_functions
@@ -50,6 +51,7 @@ _MOST_AFTERWARDS: Final = 100
 def open_pool(conninfo: str, *, settings: Settings | None = None) -> Pool: ...
 @overload
 def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Pool | SqlitePool: ...
+@forgetful
 def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Pool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
@@ -214,6 +216,7 @@ class Pool(ConnectionPool[PooledConnection]):
                     "KIMERA_POOL_OVERFLOW"
                 ) from None
             cause = self._failures[-1]
+            forget(cause)
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
 
     def putconn(self, conn: PooledConnection) -> None:

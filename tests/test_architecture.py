@@ -16,7 +16,19 @@ PACKAGE: Final = Path(kimera_sql.__file__).parent
 PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
-    ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
+    (
+        "errors",
+        "secrecy",
+        "settings",
+        "progress",
+        "tables",
+        "vectors",
+        "checks",
+        "model",
+        "foreign",
+        "strategies",
+        "twins",
+    ),
     ("sql", "sqlite", "connect", "schema", "drift", "migrations"),
     ("search", "entity", "upserts", "batches"),
     ("renewal",),

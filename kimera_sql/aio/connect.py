@@ -24,6 +24,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ..errors import ConnectionFailed, SettingsError
+from ..secrecy import forget, forgetful
 from ..settings import Settings
 from ..sql import loaders
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
@@ -50,6 +51,7 @@ _MOST_AFTERWARDS: Final = 100
 async def open_pool(conninfo: str, *, settings: Settings | None = None) -> AsyncPool: ...
 @overload
 async def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool: ...
+@forgetful
 async def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
@@ -214,6 +216,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     "KIMERA_POOL_OVERFLOW"
                 ) from None
             cause = self._failures[-1]
+            forget(cause)
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
 
     async def putconn(self, conn: AsyncPooledConnection) -> None:

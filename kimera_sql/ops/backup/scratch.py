@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
+from ...secrecy import forgetful, reveal
 from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, differences, read_contents, settle
@@ -79,11 +80,11 @@ def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Du
     It is compared with the manifest, looked through for invalid indexes and analyzed.
     """
     _fill(conn, _pg_restore(conn, made), dump, name, made.origin.size if made else 0, options)
-    with psycopg.connect(conninfo_of(conn, name)) as inside:
+    with connect(conn, name) as inside:
         settle(inside, made.origin.search_path if made else None)
         contents = read_contents(inside)
     faults = differences(made.contents, contents) if made else []
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+    with connect(conn, name, autocommit=True) as inside:
         faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
         _queries.analyze.execute(inside)
     return Filled(contents, tuple(faults))
@@ -97,7 +98,7 @@ def require_rights(conn: psycopg.Connection[Any], name: str, dump: Path, made: D
     """
     listed = tools.run(_pg_restore(conn, made), ["--list", dump.absolute()])
     user = conn.info.user
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+    with connect(conn, name, autocommit=True) as inside:
         for extension in re.findall(r"^\d+; 3079 \d+ EXTENSION - (.+?) *$", listed, re.MULTILINE):
             try:
                 with inside.transaction(force_rollback=True):
@@ -170,6 +171,12 @@ def drop_database(conn: psycopg.Connection[Any], name: str) -> None:
     conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
 
 
-def conninfo_of(conn: psycopg.Connection[Any], name: str) -> str:
-    """Return the conninfo of the database *name* on *conn*'s server."""
-    return make_conninfo("", **{**tools.parameters(conn), "dbname": name})
+@forgetful
+def connect(conn: psycopg.Connection[Any], name: str, *, autocommit: bool = False) -> psycopg.Connection[Any]:
+    """Connect to the database *name* on *conn*'s server, as *conn* is."""
+    known = {keyword: reveal(value) for keyword, value in tools.parameters(conn).items()}
+    try:
+        conninfo = make_conninfo("", **{**known, "dbname": name})
+        return psycopg.connect(conninfo, autocommit=autocommit)
+    except UnicodeEncodeError:
+        raise BackupError("the password is not UTF-8, and psycopg takes no other to connect with") from None

@@ -1,4 +1,4 @@
-"""Databases whose names look like conninfo, options or SQL are backed up like any other, and nothing leads elsewhere."""
+"""Databases whose names look like conninfo, options or SQL are backed up like any other; nothing leads elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["host=127.0.0.1 port={port}", "postgresql://127.0.0.1:{port}/x", "--it's a \"database\" \\ = ☃\n{port}"]
+    "pattern", ["host=127.0.0.1 port={port}", "postgresql://127.0.0.1:{port}/x", '--it\'s a "database" \\ = ☃\n{port}']
 )
 def test_a_database_of_any_name_is_dumped_and_restored(
     server: Server, listener: socket.socket, tmp_path: Path, pattern: str
