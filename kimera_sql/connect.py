@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from . import sql
 from .errors import ConnectionFailed, SettingsError
-from .secrecy import forget, forgetful
+from .secrecy import forgetful
 from .settings import Settings
 from .sql import Connection, is_postgres, is_sqlite, loaders, postgres, types
 from .sqlite import SqlitePool, add_functions
@@ -156,7 +156,8 @@ class PooledConnection(psycopg.Connection[TupleRow]):
         try:
             connection = super().connect(conninfo, **kwargs)
         except psycopg.Error as error:
-            failures.append(error)
+            # Anew: its frames and its pgconn know the password.
+            failures.append(type(error)(str(error)))
             raise
         failures.clear()
         assert isinstance(connection, PooledConnection)  # noqa: S101 - narrows the type for mypy
@@ -216,7 +217,6 @@ class Pool(ConnectionPool[PooledConnection]):
                     "KIMERA_POOL_OVERFLOW"
                 ) from None
             cause = self._failures[-1]
-            forget(cause)
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
 
     def putconn(self, conn: PooledConnection) -> None:

@@ -24,7 +24,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ..errors import ConnectionFailed, SettingsError
-from ..secrecy import forget, forgetful
+from ..secrecy import forgetful
 from ..settings import Settings
 from ..sql import loaders
 from ..strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
@@ -156,7 +156,8 @@ class AsyncPooledConnection(psycopg.AsyncConnection[TupleRow]):
         try:
             connection = await super().connect(conninfo, **kwargs)
         except psycopg.Error as error:
-            failures.append(error)
+            # Anew: its frames and its pgconn know the password.
+            failures.append(type(error)(str(error)))
             raise
         failures.clear()
         assert isinstance(connection, AsyncPooledConnection)  # noqa: S101 - narrows the type for mypy
@@ -216,7 +217,6 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                     "KIMERA_POOL_OVERFLOW"
                 ) from None
             cause = self._failures[-1]
-            forget(cause)
             raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
 
     async def putconn(self, conn: AsyncPooledConnection) -> None:
