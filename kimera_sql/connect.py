@@ -31,6 +31,7 @@ from psycopg_pool.base import AttemptWithBackoff
 
 from . import sql
 from .errors import ConnectionFailed, SettingsError
+from .secrecy import forgetful
 from .settings import Settings
 from .sql import Connection, bounds, is_postgres, is_sqlite, loaders, postgres, types
 from .sql.sessions import Adapters, session
@@ -87,6 +88,7 @@ _MOST_AFTERWARDS: Final = 100
 def open_pool(conninfo: str, *, settings: Settings | None = None) -> Pool: ...
 @overload
 def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Pool | SqlitePool: ...
+@forgetful
 def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Pool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
@@ -472,7 +474,8 @@ class Pool(ConnectionPool[PooledConnection]):
         try:
             connection = super()._connect(timeout)
         except Exception as error:
-            self._tell(error)
+            # Anew: the frames of psycopg's know the password, and its pgconn does.
+            self._tell(type(error)(str(error)) if isinstance(error, psycopg.Error) else error)
             raise
         self._failure = None
         connection.losses = self._losses

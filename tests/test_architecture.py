@@ -18,6 +18,7 @@ PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 FLOORS: Final = (
     (
         "errors",
+        "secrecy",
         "settings",
         "progress",
         "leftovers",

@@ -29,6 +29,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
 
 from ..errors import ConnectionFailed, SettingsError
+from ..secrecy import forgetful
 from ..settings import Settings
 from ..sql import loaders
 from ..sql.waits import patience
@@ -87,6 +88,7 @@ _MOST_AFTERWARDS: Final = 100
 async def open_pool(conninfo: str, *, settings: Settings | None = None) -> AsyncPool: ...
 @overload
 async def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool: ...
+@forgetful
 async def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> AsyncPool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
@@ -472,7 +474,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         try:
             connection = await super()._connect(timeout)
         except Exception as error:
-            await self._tell(error)
+            # Anew: the frames of psycopg's know the password, and its pgconn does.
+            await self._tell(type(error)(str(error)) if isinstance(error, psycopg.Error) else error)
             raise
         self._failure = None
         connection.losses = self._losses

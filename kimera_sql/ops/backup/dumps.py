@@ -177,7 +177,7 @@ def _dump_roles(conn: psycopg.Connection[Any], pg_dumpall: Path, file: Path) -> 
         "--encoding=UTF8",
         "--no-password",
         # As conninfo, which a name such as host=... would pass for
-        f"--database={make_conninfo('', dbname=parameters['dbname'])}",
+        f"--database={make_conninfo('', dbname=str(parameters['dbname']))}",
         f"--file={file}",
     ]
     if not _queries.is_superuser.fetchval(conn, bool):

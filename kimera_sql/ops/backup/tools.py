@@ -19,7 +19,9 @@ import psycopg
 from psycopg.pq import Conninfo
 
 from ...errors import BackupError
+from ...foreign import SECRETS
 from ...leftovers import temporary_folder
+from ...secrecy import Secret, forgetful, hide, reveal
 
 _TICK: Final = 0.2
 """Seconds between two looks at a program that runs."""
@@ -46,7 +48,7 @@ _ENVIRONMENT: Final = {
 }
 """The variables that libpq reads its parameters from."""
 
-_SECRETS: Final = ("DATABASE_URL", "KIMERA_DB_PASSWORD")
+_OWN_SECRETS: Final = ("DATABASE_URL", "KIMERA_DB_PASSWORD")
 """Our own variables that hold passwords, which no tool needs."""
 
 
@@ -105,14 +107,14 @@ def is_local(conn: psycopg.Connection[Any]) -> bool:
     return conn.info.host.startswith("/") or conn.info.hostaddr in ("127.0.0.1", "::1")
 
 
-def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
+def parameters(conn: psycopg.Connection[Any]) -> dict[str, str | Secret]:
     """Return the libpq parameters of *conn*, with its password: those of the one host that it is connected to."""
-    full = {option.keyword.decode(): option.val.decode() for option in conn.pgconn.info if option.val}
+    full = {option.keyword.decode(): _text(option.val) for option in conn.pgconn.info if option.val}
     # Not conn.info's, which are decoded as the database is encoded.
     actual = {"host": conn.pgconn.host, "port": conn.pgconn.port, "user": conn.pgconn.user, "dbname": conn.pgconn.db}
     if "hostaddr" in full:
         actual["hostaddr"] = conn.pgconn.hostaddr
-    full |= {keyword: value.decode() for keyword, value in actual.items()}
+    full |= {keyword: _text(value) for keyword, value in actual.items()}
     # What chooses among hosts, the place of a password that is known already, and our name instead of the tool's
     for keyword in (
         "application_name",
@@ -124,14 +126,20 @@ def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
     ):
         full.pop(keyword, None)
     if conn.pgconn.password:
-        full["password"] = conn.pgconn.password.decode()
-    return full
+        full["password"] = _text(conn.pgconn.password)
+    return {keyword: hide(value) if keyword in SECRETS else value for keyword, value in full.items()}
 
 
+def _text(value: bytes) -> str:
+    # Names and passwords can be any bytes; as surrogates they are the same again in the environment and in files.
+    return value.decode(errors="surrogateescape")
+
+
+@forgetful
 def run(
     tool: Path,
     arguments: Sequence[str | Path],
-    connection: Mapping[str, str] | None = None,
+    connection: Mapping[str, str | Secret] | None = None,
     *,
     tick: Callable[[], object] | None = None,
     user: str | None = None,
@@ -144,7 +152,7 @@ def run(
     (root only). Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any
     other exception ends the tool first, and so does the death of this process (on Linux).
     """
-    secrets = [value for keyword, value in (connection or {}).items() if keyword in ("password", "sslpassword")]
+    secrets = [reveal(value) for keyword, value in (connection or {}).items() if keyword in SECRETS]
     with running(tool, arguments, connection, user=user, ends_by=signal.SIGTERM) as process:
         stdout, stderr = _wait(process, tick)
     if process.returncode != 0:
@@ -156,7 +164,7 @@ def run(
 def running(
     tool: Path,
     arguments: Sequence[str | Path],
-    connection: Mapping[str, str] | None = None,
+    connection: Mapping[str, str | Secret] | None = None,
     *,
     output: IO[str] | None = None,
     user: str | None = None,
@@ -250,7 +258,9 @@ def _runnable(path: Path) -> bool:
 def _version(path: Path) -> tuple[int, ...]:
     """Return the version of a program, () when it does not tell."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
+        said = subprocess.run(  # noqa: S603 - a program of PostgreSQL's, no shell
+            [path, "--version"], capture_output=True, text=True, check=True, timeout=30, env=_public_environment()
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     numbers = re.search(r"(\d+)(?:\.(\d+))?", said.partition(")")[2] or said)
@@ -266,15 +276,13 @@ def _advice(name: str, number: int | None) -> str:
     )
 
 
-def _environment(connection: Mapping[str, str]) -> dict[str, str]:
-    hidden = {*_ENVIRONMENT.values(), *_SECRETS}
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+def _environment(connection: Mapping[str, str | Secret]) -> dict[str, str]:
     given = {
-        _ENVIRONMENT[keyword]: value
+        _ENVIRONMENT[keyword]: reveal(value)
         for keyword, value in connection.items()
         if keyword in _ENVIRONMENT and keyword != "password"
     }
-    return {**kept, **given}
+    return {**_public_environment(), **given}
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +294,13 @@ class PassFile:
 
 
 @contextmanager
-def _passfile(password: str | None) -> Iterator[PassFile | None]:
+def _passfile(password: str | Secret | None) -> Iterator[PassFile | None]:
     """Give *password* as a file of mode 0600: in memory, where the system has such files, so that nothing can stay."""
     if not password:
         yield None
         return
-    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-    content = f"*:*:*:*:{escaped}\n".encode()
+    escaped = reveal(password).replace("\\", "\\\\").replace(":", "\\:")
+    content = f"*:*:*:*:{escaped}\n".encode(errors="surrogateescape")
     if not hasattr(os, "memfd_create"):
         with temporary_folder() as folder:
             path = folder / "passfile"
@@ -333,6 +341,11 @@ def _end(process: subprocess.Popen[str], guard: subprocess.Popen[bytes]) -> None
     except subprocess.TimeoutExpired:
         os.killpg(guard.pid, signal.SIGKILL)
         process.communicate()
+
+
+def _public_environment() -> dict[str, str]:
+    hidden = {*_ENVIRONMENT.values(), *_OWN_SECRETS}
+    return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> tuple[str, str]:
