@@ -83,6 +83,9 @@ def place(rows: int = 500) -> Iterator[Place]:
         yield Place(server, folder, database, dump, base)
 
 
+CRITICAL: Final = ("doctor", "config", "adopt")
+"""Commands that find something wrong here."""
+
 ENDLESS: Final = ("monitor", "backup receive-wal", "recover and run")
 """Commands that do not end by themselves, or leave a server running on purpose."""
 
@@ -97,7 +100,7 @@ def commands(where: Place) -> dict[str, Sequence[str]]:
         "adopt": ("adopt",),
         "index build": ("index", "build", "geoid_states", "--concurrently"),
         "index build plain": ("index", "build", "geoid_states", "--method", "ivfflat"),
-        "index tune": ("index", "tune", "geoid_states"),
+        "index tune": ("index", "tune", "semantic_embeddings"),
         "pairs": ("pairs", "geoid_states", "--similarity", "0.1"),
         "backup dump": ("backup", "dump", "--dir", into),
         "backup base": ("backup", "base", "--dir", into),
@@ -181,7 +184,7 @@ def end(where: Place, name: str, number: signal.Signals, after: float) -> tuple[
             said.pop()
         if code == 128 + number and (len(said) != 1 or not said[0].startswith("kimera-sql: ")):
             faults.append(f"said {stderr!r}")
-        if code == 1:
+        if code == 1 and name not in CRITICAL:
             faults.append(f"failed: {stderr}")
         if code in (0, 1) and ("Traceback" in stderr or "ignored" in stderr):
             faults.append(f"exit code {code}: {stderr}")
@@ -210,7 +213,9 @@ def _faults(where: Place, admin: psycopg.Connection, name: str, mark: str, befor
     yield from (f"session {one}" for one in sessions)
     yield from (f"database {one}" for one in databases(admin) if one not in (*before, "restored"))
     yield from (f"scratch {one.name}" for one in where.scratch.iterdir())
-    yield from (f"file {one}" for one in names(where.work) if "partial" in one or one.startswith("kimera_recovery"))
+    yield from (
+        f"file {one}" for one in names(where.work) if "kimera_partial" in one or one.startswith("kimera_recovery")
+    )
     with psycopg.connect(where.database) as conn:
         invalid = conn.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid").fetchall()
     yield from (f"index {one}" for one in invalid)
