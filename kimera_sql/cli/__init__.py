@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
         except BaseException as error:
-            # Whatever an interrupted command makes of it, an import that failed for instance
             if interrupts.received is None:
-                raise
-            _say("\n  ".join((interrupts.told, *getattr(error, "__notes__", ()))))
+                code = _fail(error)
+            else:
+                # Whatever has come of the interrupt, a statement that was cancelled or an import that failed
+                _say("\n  ".join((interrupts.told, *getattr(error, "__notes__", ()))))
     if interrupts.received is None:
         return code
     _end_output()
@@ -64,20 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    try:
-        arguments = parse(argv)
-        return arguments.run(arguments) or 0
-    except BrokenPipeError:
-        _end_output()
-        return 1
-    except Exception as error:
-        from .errors import said
+    arguments = parse(argv)
+    code: int = arguments.run(arguments) or 0
+    sys.stdout.flush()
+    return code
 
-        message = said(error)
-        if message is None:
-            raise
+
+def _fail(error: BaseException) -> int:
+    """Say what went wrong, and return the exit code. What is a fault of ours is raised again."""
+    from .errors import said
+
+    if isinstance(error, OSError):
+        _end_output()
+        if not isinstance(error, BrokenPipeError):  # where whoever read the output has gone
+            _say(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    elif isinstance(error, Exception) and (message := said(error)) is not None:
         _say(message)
-        return 1
+    else:
+        raise error
+    return 1
 
 
 def _end_output() -> None:

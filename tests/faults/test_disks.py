@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import COMMAND, environment, run
 from strategies import unit
 
 from kimera_sql import SqlitePool, geoids, migrate
@@ -140,6 +140,21 @@ def test_the_command_names_a_file_that_has_no_room(tmp_path: Path) -> None:
     missing = run("init", KIMERA_SQLITE_PATH=str(tmp_path / "none/kimera.db"), PYTHONWARNINGS="")
     assert missing.returncode == 1
     assert missing.stderr.endswith(f"SQLite ({tmp_path}/none/kimera.db): No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "said"),
+    [("/dev/full", 1, "kimera-sql: standard output: No space left on device\n"), ("pipe", 1, "")],
+)
+def test_output_that_nobody_takes_is_an_error_without_a_traceback(device: str, code: int, said: str) -> None:
+    read, output = os.pipe() if device == "pipe" else (None, os.open(device, os.O_WRONLY))
+    if read is not None:
+        os.close(read)
+    ran = subprocess.run(
+        [*COMMAND, "queries"], env=environment(), stdout=output, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(output)
+    assert (ran.returncode, ran.stderr) == (code, said)
 
 
 @pytest.mark.parametrize("after", [1, 5, 20])
