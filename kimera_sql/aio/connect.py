@@ -386,6 +386,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     async def putconn(self, conn: AsyncPooledConnection) -> None:
         """Give a connection back to the pool."""
         try:
+            if conn.pgconn.pipeline_status:
+                await conn.close()  # it was left in the middle of what only its borrower knew
             if conn.afterwards and not self.closed and os.getpid() == self._process:
                 await _run_afterwards(conn)
         finally:
@@ -412,6 +414,14 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
         if os.getpid() == self._process:
             await super().close(timeout)
+
+    async def check(self) -> None:
+        """Test the idle connections, and replace those that do not work."""
+        idle = [*self._pool]
+        await super().check()
+        for conn in idle:
+            if conn.closed:
+                self._counted.discard(weakref.ref(conn))  # another one is being made
 
     async def _configure(self, connection: AsyncPooledConnection) -> None:
         try:
