@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Final
 
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -23,6 +26,9 @@ OLDEST: Final = (3, 37)
 
 _BUSY_TIMEOUT: Final = 30.0
 """Seconds to wait for another writer, as long as a pool waits for a connection."""
+
+_LOOK_AGAIN: Final = 0.1
+"""Seconds after which a thread that waits for a connection looks for a free one by itself."""
 
 # A row with its vector takes some 4.3 kB. At this size of page 7 of them fit; with the default of 4096 a vector
 # spills over into pages of its own, and a search takes half as long again.
@@ -101,21 +107,7 @@ def named(path: Path | str) -> Path:
 
 
 class _Place:
-    """The right to one connection of a pool's, one of those that are *free* in its queue."""
-
-    def __init__(self, free: SimpleQueue[_Place]) -> None:
-        self._free = weakref.ref(free)
-        self._is_taken = True
-
-    def give_back(self) -> None:
-        """Put another one into the queue, which may be done once."""
-        free = self._free() if self._is_taken else None
-        self._is_taken = False
-        if free is not None:
-            free.put(_Place(free))
-
-    # Where an interrupt comes between taking a place and the block that gives it back, nobody else does.
-    __del__ = give_back
+    """The right to one of a pool's connections, for as long as it exists."""
 
 
 class SqlitePool:
@@ -132,9 +124,12 @@ class SqlitePool:
         self._size = size
         self._max_waiting = max_waiting
         self._waiting: set[object] = set()
-        self._free: SimpleQueue[_Place] = SimpleQueue()
-        for _ in range(size):
-            self._free.put(_Place(self._free))
+        # Whoever is interrupted may never come to give a place back. That it is gone is noticed here all the same, by
+        # what is written in C, which no interrupt reaches.
+        self._taken: set[weakref.ref[_Place]] = set()
+        self._dropped: deque[weakref.ref[_Place]] = deque()
+        self._given_back: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()
         self._closed = False
         self._process = os.getpid()
         # Fails here, and not at the first use, when there can be no such file. While it is open, no other is the last
@@ -178,20 +173,34 @@ class SqlitePool:
             name_file(error, self.path)
             raise
         finally:
-            place.give_back()
+            self._taken.discard(weakref.ref(place))
+            if self._waiting:
+                self._given_back.put(None)
 
     def _take(self, seconds: float) -> _Place:
-        with suppress(Empty):
-            return self._free.get_nowait()
-        if self._max_waiting and len(self._waiting) >= self._max_waiting:
-            raise TooManyRequests(f"{len(self._waiting)} wait for a connection already")
+        """Wait for a place, *seconds* at most."""
+        deadline = monotonic() + seconds
         one = object()
         try:
-            self._waiting.add(one)
-            return self._free.get(timeout=seconds)
-        except Empty:
-            raise PoolTimeout(
-                f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use"
-            ) from None
+            while (place := self._free_place()) is None:
+                if self._max_waiting and len(self._waiting - {one}) >= self._max_waiting:
+                    raise TooManyRequests(f"{self._max_waiting} wait for a connection already")
+                self._waiting.add(one)
+                if (left := deadline - monotonic()) <= 0:
+                    raise PoolTimeout(f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use")
+                # Nobody says so when a place was dropped.
+                with suppress(Empty):
+                    self._given_back.get(timeout=min(left, _LOOK_AGAIN))
+            return place
         finally:
             self._waiting.discard(one)
+
+    def _free_place(self) -> _Place | None:
+        with self._lock:
+            while self._dropped:
+                self._taken.discard(self._dropped.pop())
+            if len(self._taken) == self._size:
+                return None
+            place = _Place()
+            self._taken.add(weakref.ref(place, self._dropped.append))
+            return place

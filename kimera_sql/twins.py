@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import queue
 import select
 import threading
 import time
@@ -84,6 +85,19 @@ async def akept(taken: Awaitable[T], give_back: Callable[[T], Awaitable[object]]
         await give_back(given)
         raise asyncio.CancelledError
     return given
+
+
+def enqueue(tasks: Any, task: object) -> None:
+    """Put *task* into *tasks*, a queue of threads or of asyncio tasks.
+
+    An interrupt inside queue.Queue's own method can leave the queue locked for ever.
+    """
+    if isinstance(tasks, queue.Queue):
+        with tasks.mutex:
+            tasks._put(task)
+            tasks.not_empty.notify()
+    else:
+        tasks.put_nowait(task)
 
 
 def check_process(opened_in: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any, Final, cast, overload
+from typing import Any, Final, Protocol, cast, overload
 
 import psycopg
 from psycopg.adapt import AdaptersMap
@@ -45,7 +45,7 @@ from ..strategies import (
     warn_of_fallback,
     ways,
 )
-from ..twins import ALock, acall, akept, apause, check_process, is_readable
+from ..twins import ALock, acall, akept, apause, check_process, enqueue, is_readable
 from . import sql
 from .sql import Connection, bounds, is_postgres, is_sqlite, postgres, types
 from .sql.sessions import Adapters, session
@@ -73,9 +73,6 @@ _ASKED_AGAIN: Final = 0.2
 
 _BRIEF: Final = 2.0
 """Seconds for which a server may be away before those who wait for a connection are told: a restart takes no longer."""
-
-_place: ContextVar[Any] = ContextVar("_place", default=None)
-"""Where the code that runs now stands in a pool's queue."""
 
 _TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
 """What a server says that has no connection to spare. libpq passes no error code of a failed connection on."""
@@ -128,6 +125,16 @@ async def open_pool(conninfo: str | None = None, *, settings: Settings | None = 
             attempts.append(f"SQLite: not tried (KIMERA_SQLITE_FALLBACK={settings.sqlite_fallback})")
     advice = "; set KIMERA_DB_HOST and its companions or DATABASE_URL" if conninfo is None else ""
     raise ConnectionFailed(f"no database could be reached{advice}:\n  " + "\n  ".join(attempts))
+
+
+class _Turn:
+    """Where a request for a connection stands in a pool's queue, if it had to join it."""
+
+    place: Any = None
+
+
+_turn: ContextVar[weakref.ref[_Turn] | None] = ContextVar("_turn", default=None)
+"""The latest request of the code that runs now. Only getconn keeps it, so an interrupt leaves nothing of it."""
 
 
 class _Unreachable(Exception):
@@ -229,23 +236,21 @@ _AS_NEW: Final = (
 )
 """The statements that take back what a borrower has made of a session, in their order."""
 
-_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "losses", "has_vectors", "search_sample"})
+_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "has_vectors", "search_sample"})
 """The attributes of a pool's connection that stay as they are when it is lent again."""
 
 
 class AsyncPooledConnection(bounds.BoundedConnection):
     """A connection that knows its age, and how it was when it was new.
 
-    opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. losses: where it leaves word when
-    it is gone although the pool counts on it. has_session: whether the server's session is its alone, as none is behind
-    a pooler. shared: what the connections of its pool have in common; searches keep there what they have seen of the
-    catalogue. search_sample: see Settings; None once a search could not be kept. afterwards: statements that the pool
-    runs when it has got the connection back.
+    opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. has_session: whether the server's
+    session is its alone, as none is behind a pooler. shared: what the connections of its pool have in common; searches
+    keep there what they have seen of the catalogue. search_sample: see Settings; None once a search could not be kept.
+    afterwards: statements that the pool runs when it has got the connection back. as_new: what renew goes back to.
     """
 
     opened_at: float
     used_at: float
-    losses: deque[None] | None
     has_session: bool
     has_vectors: bool
     shared: dict[str, Any]
@@ -262,7 +267,6 @@ class AsyncPooledConnection(bounds.BoundedConnection):
         connection.patience = _ANSWER
         connection.opened_at = monotonic()
         connection.used_at = -_JUST_USED  # never
-        connection.losses = None
         connection.has_session = False
         connection.has_vectors = False
         connection.shared = shared
@@ -270,12 +274,6 @@ class AsyncPooledConnection(bounds.BoundedConnection):
         connection.afterwards = deque(maxlen=_MOST_AFTERWARDS)
         connection.as_new = None
         return connection
-
-    def __del__(self, *_: Any) -> None:
-        # An interrupt can come between any two steps of lending, so only this is sure to notice what it has cost.
-        if (losses := getattr(self, "losses", None)) is not None:
-            losses.append(None)
-        super().__del__()
 
     def renew(self) -> None:
         """Make this object as it was when it was lent for the first time, whatever was set or registered on it."""
@@ -300,6 +298,24 @@ class _Attempt(AttemptWithBackoff):
     DELAY_BACKOFF = 1.0
 
 
+class _Task(Protocol):
+    """What a pool's workers run."""
+
+    async def run(self) -> None: ...
+
+
+class _Growth:
+    """A task for a pool's workers, which no interrupt reaches: to make a connection more, and those that were lost."""
+
+    def __init__(self, pool: AsyncPool) -> None:
+        self._pool = weakref.ref(pool)
+
+    async def run(self) -> None:
+        pool = self._pool()
+        if pool is not None and not pool.closed:
+            await pool._grow()
+
+
 class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     """psycopg's AsyncConnectionPool with the habits of SQLAlchemy's QueuePool: pre-ping, recycle and overflow.
 
@@ -314,11 +330,16 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         self._prepared_statements = settings.prepared_statements
         self._statement_timeout = settings.statement_timeout
         self._writes = wants_writes(conninfo_to_dict(conninfo))
-        self._bounds = settings.session()
+        # What the conninfo says of the server's settings is heard before ours.
+        options = resolve(parse(conninfo), "conninfo").get("options", "")
+        self._bounds = {name: value for name, value in settings.session().items() if f"{name}=" not in options}
         self._session_settings: dict[str, str] | None = None
         self._renewal = b""
         self._lent: weakref.WeakSet[AsyncPooledConnection] = weakref.WeakSet()
-        self._losses: deque[None] = deque()
+        # An interrupt can come between any two steps of lending. What it has cost is sure to be noticed only here, when
+        # the connection itself is gone; and only what is written in C is not interrupted in turn.
+        self._counted: set[weakref.ref[AsyncPooledConnection]] = set()
+        self._losses: deque[weakref.ref[AsyncPooledConnection]] = deque()
         self._failure: Exception | None = None
         self._failing_since = 0.0
         self._cleared_at = 0.0
@@ -348,10 +369,12 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         PoolClosed in a process that was forked since the pool was opened.
         """
         check_process(self._process)
-        await self._make_up_for_losses()
+        if self._losses:
+            self.run_task(_Growth(self))
         began = monotonic()
         _deadline.set(began + (self.timeout if timeout is None else timeout))
-        place = _place.set(None)
+        turn = _Turn()
+        _turn.set(weakref.ref(turn))
         try:
             lent = await akept(super().getconn(timeout), self.putconn)
         except PoolTimeout:
@@ -359,8 +382,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         finally:
             # psycopg leaves those who gave up, or were interrupted, in its queue until their turn comes.
             with suppress(ValueError):
-                self._waiting.remove(_place.get())
-            _place.reset(place)
+                self._waiting.remove(turn.place)
         self._lent.add(lent)
         return lent
 
@@ -378,6 +400,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     async def putconn(self, conn: AsyncPooledConnection) -> None:
         """Give a connection back to the pool."""
         try:
+            if conn.pgconn.pipeline_status:
+                await conn.close()  # it was left in the middle of what only its borrower knew
             if conn.afterwards and not self.closed and os.getpid() == self._process:
                 await _run_afterwards(conn)
         finally:
@@ -405,6 +429,14 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         if os.getpid() == self._process:
             # It is waited that long for each of the workers, and for their scheduler.
             await super().close(timeout / (self.num_workers + 1))
+
+    async def check(self) -> None:
+        """Test the idle connections, and replace those that do not work."""
+        idle = [*self._pool]
+        await super().check()
+        for conn in idle:
+            if conn.closed:
+                self._counted.discard(weakref.ref(conn))  # another one is being made
 
     async def _configure(self, connection: AsyncPooledConnection) -> None:
         try:
@@ -478,7 +510,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             await self._tell(type(error)(str(error)) if isinstance(error, psycopg.Error) else error)
             raise
         self._failure = None
-        connection.losses = self._losses
+        self._counted.add(weakref.ref(connection, self._losses.append))
         return connection
 
     async def _tell(self, error: Exception) -> None:
@@ -503,28 +535,31 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         await super()._add_connection(attempt or _Attempt(timeout=self.reconnect_timeout), growing)
 
     def _maybe_grow_pool(self) -> None:
-        if self._waiting:
-            _place.set(self._waiting[-1])  # the caller's: it has just been added
-        super()._maybe_grow_pool()
+        if self._waiting and (latest := _turn.get()) is not None and (turn := latest()) is not None:
+            turn.place = self._waiting[-1]  # psycopg has just put it there
+        if self._losses or (self._nconns < self.max_size and not self._growing):
+            self.run_task(_Growth(self))
+
+    def run_task(self, task: _Task) -> None:
+        """Let a worker run *task*."""
+        enqueue(self._tasks, task)
+
+    async def _grow(self) -> None:
+        async with self._lock:
+            while self._losses:
+                self._counted.discard(self._losses.pop())
+                self._nconns -= 1
+            if self._waiting or self._nconns < self.min_size:
+                super()._maybe_grow_pool()
 
     async def _close_connection(self, conn: AsyncPooledConnection) -> None:
-        conn.losses = None
+        self._counted.discard(weakref.ref(conn))
         await super()._close_connection(conn)
 
     async def _return_connection(self, conn: AsyncPooledConnection, from_getconn: bool) -> None:
         await super()._return_connection(conn, from_getconn)
         if conn.closed:
-            conn.losses = None  # another one is being made
-
-    async def _make_up_for_losses(self) -> None:
-        """Let the pool grow by as many connections as were lost, because those who had them were interrupted."""
-        if not self._losses:
-            return
-        async with self._lock:
-            while self._losses:
-                self._losses.pop()
-                self._nconns -= 1
-            self._maybe_grow_pool()
+            self._counted.discard(weakref.ref(conn))  # another one is being made
 
 
 def _renewal(connection: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> bytes:
