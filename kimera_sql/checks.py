@@ -11,13 +11,16 @@ from numbers import Integral, Real
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from .errors import InvalidValue
+from .errors import InvalidValue, VectorError
 
 V = TypeVar("V")
 T = TypeVar("T")
 
-_LONGEST_LABEL: Final = 2000
-"""Bytes. PostgreSQL's B-trees and GIN refuse what is longer than some 2,700 and cannot be compressed."""
+LONGEST_LABEL: Final = 2000
+"""Bytes of a text in an index. PostgreSQL's B-trees and GIN refuse more than 2,704 that cannot be compressed."""
+
+DEEPEST_JSON: Final = 400
+"""Levels of objects and lists. Python reads about 1,000, less those of its own calls; SQLite takes 1,000."""
 
 _LONGEST_SPAN: Final = timedelta(days=36525)
 """A century, because far longer ago there are no datetimes."""
@@ -26,6 +29,13 @@ _encode_as_it_is: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False).
 
 # JSON writes NUL as \u0000, a run of escaped backslashes before it left aside
 _JSON_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def item_fault(number: int, error: Exception) -> InvalidValue:
+    """Return what is to be raised from *error*, which item *number* of many has caused."""
+    kind = VectorError if isinstance(error, VectorError) else InvalidValue
+    what = "" if isinstance(error, InvalidValue) else f"{type(error).__name__}: "
+    return kind(f"item {number}: {what}{error}")
 
 
 def optional(check: Callable[[str, V], T], field: str, value: V | None) -> T | None:
@@ -104,8 +114,8 @@ def label(field: str, value: str) -> str:
     """A TEXT that an index can hold whole."""
     result = text(field, value)
     size = len(result) if result.isascii() else len(result.encode())
-    if size > _LONGEST_LABEL:
-        raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {_LONGEST_LABEL}")
+    if size > LONGEST_LABEL:
+        raise InvalidValue(f"{field}: {size} bytes are too many for an index; give at most {LONGEST_LABEL}")
     return result
 
 
@@ -157,7 +167,7 @@ def json_object(field: str, value: Mapping[str, Any]) -> JsonObject:
         raise InvalidValue(f"{field}: expected a dict, got {type(value).__name__}")
     result = JsonObject(value)
     try:
-        _check_keys(field, result)
+        _check_inside(field, result, DEEPEST_JSON)
     except RecursionError:
         raise InvalidValue(f"{field}: not JSON: nested too deeply, or within itself") from None
     try:
@@ -171,8 +181,10 @@ def json_object(field: str, value: Mapping[str, Any]) -> JsonObject:
     return result
 
 
-def _check_keys(field: str, value: Mapping[Any, Any] | Iterable[Any]) -> None:
-    """Refuse keys that are not str: json would make 1 and "1" the same, and keep one of the two."""
+def _check_inside(field: str, value: Mapping[Any, Any] | Iterable[Any], levels: int) -> None:
+    """Refuse more than *levels* levels, and keys that are not str: json would make one of 1 and "1"."""
+    if not levels:
+        raise RecursionError
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -180,7 +192,7 @@ def _check_keys(field: str, value: Mapping[Any, Any] | Iterable[Any]) -> None:
         value = value.values()
     for item in value:
         if isinstance(item, (dict, list, tuple)):
-            _check_keys(field, item)
+            _check_inside(field, item, levels - 1)
 
 
 def moment(field: str, value: datetime) -> datetime:

@@ -3,40 +3,58 @@
 
 open_pool() asks the strategies in order. One that is not configured, or whose server does not answer, is passed
 over; one whose server answers and refuses (a wrong password, no such database) is final, because going on to
-another database would split the data without anyone noticing. For the same reason SQLite serves, unless told
-otherwise, only where no server is configured at all.
+another database would split the data without anyone noticing. One that is starting or has no connection to spare is
+waited for. For the same reason SQLite serves, unless told otherwise, only where no server is configured at all.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
+import re
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any, Final, overload
+from typing import Any, Final, cast, overload
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping, TransactionStatus
-from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool.base import AttemptWithBackoff
 
 from . import sql
 from .errors import ConnectionFailed, SettingsError
+from .secrecy import forgetful
 from .settings import Settings
 from .sql import Connection, bounds, is_postgres, is_sqlite, loaders, postgres, types
+from .sql.sessions import Adapters, session
 from .sql.waits import patience
 from .sqlite import SqlitePool, add_functions
-from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
-from .twins import Lock, call, check_process, is_readable, kept
+from .strategies import (
+    complete,
+    each_host,
+    parse,
+    redact,
+    refusal,
+    resolve,
+    target,
+    wants_writes,
+    warn_of_fallback,
+    ways,
+)
+from .twins import Lock, call, check_process, is_readable, kept, pause
 
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("connect")
+_types = sql.Queries("types")
 
 _AT_ONCE: Final = 0.01
 """Seconds to wait for a connection that is idle; psycopg's pool gives none without any."""
@@ -48,7 +66,19 @@ _deadline: ContextVar[float] = ContextVar("_deadline")
 """When the code that runs now wants its connection, in monotonic seconds."""
 
 _JUST_USED: Final = 1.0
-"""Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
+"""Seconds after its use for which a pooler's connection is asked nothing, unless it has said something unasked."""
+
+_ASKED_AGAIN: Final = 0.2
+"""Seconds between two attempts to connect to a server that is starting or has no connection to spare."""
+
+_BRIEF: Final = 2.0
+"""Seconds for which a server may be away before those who wait for a connection are told: a restart takes no longer."""
+
+_place: ContextVar[Any] = ContextVar("_place", default=None)
+"""Where the code that runs now stands in a pool's queue."""
+
+_TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
+"""What a server says that has no connection to spare. libpq passes no error code of a failed connection on."""
 
 _MOST_AFTERWARDS: Final = 100
 """The most statements that wait for a connection's return; the oldest are dropped."""
@@ -58,6 +88,7 @@ _MOST_AFTERWARDS: Final = 100
 def open_pool(conninfo: str, *, settings: Settings | None = None) -> Pool: ...
 @overload
 def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Pool | SqlitePool: ...
+@forgetful
 def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Pool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
@@ -79,13 +110,14 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
             continue
         configured = True
         resolved = resolve(parameters, name)
-        full = complete(parameters, resolved, settings)
-        if cause := _try(full, resolved, name):
-            attempts.append(f"{name} ({target(resolved)}): {cause}")
+        try:
+            reached = _try(complete(parameters, resolved, settings), resolved, name)
+        except _Unreachable as error:
+            attempts.append(f"{name} ({target(resolved)}): {error}")
             logger.warning("%s", attempts[-1])
             continue
         logger.info("%s (%s): connected", name, target(resolved))
-        pool = Pool(full, settings)
+        pool = Pool(reached, settings)
         pool.open()
         return pool
     if conninfo is None:
@@ -98,35 +130,86 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
     raise ConnectionFailed(f"no database could be reached{advice}:\n  " + "\n  ".join(attempts))
 
 
-def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str | None:
-    """Connect once, and return why the server could not be reached, None if it could.
+class _Unreachable(Exception):
+    """No server answers."""
 
-    Raises ConnectionFailed if it answered and refused, SettingsError if libpq refused to try.
+
+class _Answer(enum.Enum):
+    """What a server that took no connection makes of it."""
+
+    NONE = enum.auto()
+    LATER = enum.auto()
+    NO = enum.auto()
+
+
+def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str:
+    """Connect once, and return the conninfo for the pool.
+
+    A server that is starting, is shutting down or has no connection to spare gets the time that connecting may take.
+    Raises _Unreachable if no server answered, ConnectionFailed if it answered and refused, SettingsError if libpq
+    refused to try.
     """
-    try:
-        tried = psycopg.Connection.connect(conninfo)
-        tried.close()
-    except psycopg.OperationalError as error:
-        cause = redact(str(error).strip(), parameters)
-        if isinstance(error, ConnectionTimeout):
-            return cause
-        # libpq tells no error code of a failed connection; a ping tells whether there is a server.
-        answer = call(PGconn.ping, conninfo.encode())
-        if answer == Ping.NO_ATTEMPT:
+    deadline = monotonic() + float(conninfo_to_dict(conninfo)["connect_timeout"] or 0)
+    answered = False
+    while True:
+        try:
+            tried = psycopg.Connection.connect(conninfo)
+            break
+        except psycopg.OperationalError as error:
+            cause = redact(str(error).strip(), parameters)
+            answer = _ask(conninfo, error)
+        if answer is _Answer.NO and call(PGconn.ping, conninfo.encode()) == Ping.NO_ATTEMPT:
             raise SettingsError(f"{source}: {redact(refusal(conninfo), parameters)}") from None
-        # It finds none whose TLS is not what sslmode demands, so it asks once more without.
-        plain = make_conninfo(conninfo, sslmode="disable").encode()
-        if answer == Ping.OK or call(PGconn.ping, plain) == Ping.OK:
+        answered = answered or answer is not _Answer.NONE
+        if not answered:
+            raise _Unreachable(cause)
+        if answer is _Answer.NO or monotonic() > deadline:
             raise ConnectionFailed(
                 f"the server answered and refused, so nothing else was tried:\n  {target(parameters)}: {cause}"
             ) from None
-        return cause
-    return None
+        pause(_ASKED_AGAIN)
+    with tried:
+        # Once it has written, a pool is not to go on with a server that takes no more writes: it looks for the one that
+        # does. Where it began with a standby, or was told which server to take, that is what is wanted.
+        given = conninfo_to_dict(conninfo).get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
+        if given is None and _takes_writes(tried) is True:
+            return make_conninfo(conninfo, target_session_attrs="read-write")
+    return conninfo
+
+
+def _ask(conninfo: str, error: psycopg.Error) -> _Answer:
+    """Return what the servers of *conninfo* make of an attempt to connect that ended with *error*."""
+    if _TOO_MANY.search(str(error)):
+        return _Answer.LATER
+    if isinstance(error, ConnectionTimeout):
+        return _Answer.NONE
+    # libpq tells no error code of a failed connection; a ping tells whether there is a server, and whether it is
+    # starting or shutting down.
+    answers = set()
+    # Nothing else of this process runs during a ping, so it is kept short.
+    for host in each_host({**conninfo_to_dict(conninfo), "connect_timeout": "2"}):
+        answer = call(PGconn.ping, host.encode())
+        if answer == Ping.NO_RESPONSE:
+            # It finds none whose TLS is not what sslmode demands, so it asks once more without.
+            answer = call(PGconn.ping, make_conninfo(host, sslmode="disable").encode())
+        answers.add(answer)
+    if Ping.REJECT in answers:
+        return _Answer.LATER
+    return _Answer.NONE if answers == {Ping.NO_RESPONSE} else _Answer.NO
+
+
+def _takes_writes(connection: psycopg.Connection[Any]) -> bool | None:
+    """Return whether *connection*'s server takes writes, by what it has said of itself; None where it says nothing."""
+    said = [connection.info.parameter_status(name) for name in ("in_hot_standby", "default_transaction_read_only")]
+    return None if None in said else "on" not in said
 
 
 def _sqlite_pool(settings: Settings) -> SqlitePool:
     pool = SqlitePool(
-        settings.sqlite_path, size=settings.pool_size + settings.pool_overflow, timeout=settings.pool_timeout
+        settings.sqlite_path,
+        size=settings.pool_size + settings.pool_overflow,
+        timeout=settings.pool_timeout,
+        max_waiting=settings.pool_max_waiting,
     )
     pool.open()
     logger.info("SQLite (%s): opened", pool.path)
@@ -134,75 +217,121 @@ def _sqlite_pool(settings: Settings) -> SqlitePool:
     return pool
 
 
-class PooledConnection(bounds.BoundedConnection):
-    """A connection that knows its age, and that leaves word for its pool when connecting failed.
+_AS_NEW: Final = (
+    "close_cursors",
+    "reset_user",
+    "reset_role",
+    "reset_settings",
+    "stop_listening",
+    "unlock",
+    "drop_temporary",
+    "forget_sequences",
+)
+"""The statements that take back what a borrower has made of a session, in their order."""
 
-    opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. shared: what the connections of
-    its pool have in common; searches keep there what they have seen of the catalogue. search_sample: see Settings; None
-    once a search could not be kept. afterwards: statements that the pool runs when it has got the connection back.
+_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "losses", "has_vectors", "search_sample"})
+"""The attributes of a pool's connection that stay as they are when it is lent again."""
+
+
+class PooledConnection(bounds.BoundedConnection):
+    """A connection that knows its age, and how it was when it was new.
+
+    opened_at, used_at: monotonic seconds; used_at is when the pool got it back last. losses: where it leaves word when
+    it is gone although the pool counts on it. has_session: whether the server's session is its alone, as none is behind
+    a pooler. shared: what the connections of its pool have in common; searches keep there what they have seen of the
+    catalogue. search_sample: see Settings; None once a search could not be kept. afterwards: statements that the pool
+    runs when it has got the connection back.
     """
 
     opened_at: float
     used_at: float
+    losses: deque[None] | None
+    has_session: bool
     has_vectors: bool
     shared: dict[str, Any]
     search_sample: int | None
     afterwards: deque[postgres.Call]
+    as_new: tuple[dict[str, Any], int | None, int | None] | None
 
     @classmethod
     def connect(  # type: ignore[override]
-        cls,
-        conninfo: str = "",
-        *,
-        failures: deque[psycopg.Error],
-        shared: dict[str, Any],
-        search_sample: int | None,
-        **kwargs: Any,
+        cls, conninfo: str = "", *, shared: dict[str, Any], search_sample: int | None, **kwargs: Any
     ) -> PooledConnection:
-        try:
-            connection = super().connect(conninfo, **kwargs)
-        except psycopg.Error as error:
-            failures.append(error)
-            raise
-        failures.clear()
+        connection = super().connect(conninfo, **kwargs)
         assert isinstance(connection, PooledConnection)  # noqa: S101 - narrows the type for mypy
         connection.patience = _ANSWER
         connection.opened_at = monotonic()
         connection.used_at = -_JUST_USED  # never
+        connection.losses = None
+        connection.has_session = False
         connection.has_vectors = False
         connection.shared = shared
         connection.search_sample = search_sample
         connection.afterwards = deque(maxlen=_MOST_AFTERWARDS)
+        connection.as_new = None
         return connection
+
+    def __del__(self, *_: Any) -> None:
+        # An interrupt can come between any two steps of lending, so only this is sure to notice what it has cost.
+        if (losses := getattr(self, "losses", None)) is not None:
+            losses.append(None)
+        super().__del__()
+
+    def renew(self) -> None:
+        """Make this object as it was when it was lent for the first time, whatever was set or registered on it."""
+        now, kept = vars(self), session(self)
+        if self.as_new is None or kept.usual is None:
+            kept.usual = Adapters(self)
+            attributes = {name: value for name, value in now.items() if name not in _LASTING}
+            self.as_new = attributes, self.prepare_threshold, self.prepared_max
+        attributes, self.prepare_threshold, self.prepared_max = self.as_new
+        for name in now.keys() - attributes.keys() - _LASTING:
+            del now[name]
+        now.update(attributes)
+        self._adapters = AdaptersMap(kept.usual.adapters)
+        for left in (self._notice_handlers, self._notify_handlers, self._notifies_backlog):
+            if left:
+                left.clear()
+
+
+class _Attempt(AttemptWithBackoff):
+    """Attempts to connect that go on once a second, however long the server is away."""
+
+    DELAY_BACKOFF = 1.0
 
 
 class Pool(ConnectionPool[PooledConnection]):
     """psycopg's ConnectionPool with the habits of SQLAlchemy's QueuePool: pre-ping, recycle and overflow.
 
-    A connection that was in use a moment ago is not pinged unless there is something to read from its server, as there
-    is from one that has ended it: the ping would be half of a short visit to the database.
     `with pool.connection() as conn` commits at the end, or rolls back on an exception. Every connection has the
-    vector adapters. A connection that fails its check, or is older than pool_recycle seconds, makes the pool drop
-    all its idle connections at once: after a server restart they are all stale.
+    vector adapters, and is as new: what an earlier borrower made of it is taken back, in the one round trip that also
+    finds out whether its server is there. A connection that fails this, is older than pool_recycle seconds, or finds
+    that its server takes no more writes, makes the pool drop all its idle connections at once: they are all stale.
     """
 
     def __init__(self, conninfo: str, settings: Settings) -> None:
-        self._failures: deque[psycopg.Error] = deque(maxlen=1)
         self._recycle = settings.pool_recycle
-        self._settings = settings
-        # What the conninfo says of the server's settings is heard before ours.
-        options = resolve(parse(conninfo), "conninfo").get("options", "")
-        self._session = {name: value for name, value in settings.session().items() if f"{name}=" not in options}
+        self._prepared_statements = settings.prepared_statements
+        self._statement_timeout = settings.statement_timeout
+        self._writes = wants_writes(conninfo_to_dict(conninfo))
+        self._bounds = settings.session()
+        self._session_settings: dict[str, str] | None = None
+        self._renewal = b""
+        self._lent: weakref.WeakSet[PooledConnection] = weakref.WeakSet()
+        self._losses: deque[None] = deque()
+        self._failure: Exception | None = None
+        self._failing_since = 0.0
         self._cleared_at = 0.0
         self._clearing = Lock()
         self._process = os.getpid()
         super().__init__(
             conninfo,
             connection_class=PooledConnection,
-            kwargs={"failures": self._failures, "shared": {}, "search_sample": settings.search_sample},
+            kwargs={"shared": {}, "search_sample": settings.search_sample},
             min_size=settings.pool_size,
             max_size=settings.pool_size + settings.pool_overflow,
             timeout=settings.pool_timeout,
+            max_waiting=settings.pool_max_waiting,
             max_lifetime=settings.pool_recycle,
             max_idle=60.0,
             configure=self._configure,
@@ -212,22 +341,39 @@ class Pool(ConnectionPool[PooledConnection]):
         )
 
     def getconn(self, timeout: float | None = None) -> PooledConnection:
-        """Take a connection out of the pool; raises PoolTimeout, chained to the cause if connecting failed.
+        """Take a connection out of the pool.
 
-        Raises PoolClosed in a process that was forked since the pool was opened.
+        Raises PoolTimeout, chained to the cause if connecting failed: at once, if no connection is left and the server
+        refuses or has been away for two seconds. Raises TooManyRequests if as many wait as pool_max_waiting allows, and
+        PoolClosed in a process that was forked since the pool was opened.
         """
         check_process(self._process)
-        _deadline.set(monotonic() + (self.timeout if timeout is None else timeout))
+        self._make_up_for_losses()
+        began = monotonic()
+        _deadline.set(began + (self.timeout if timeout is None else timeout))
+        place = _place.set(None)
         try:
-            return kept(super().getconn(timeout), self.putconn)
-        except PoolTimeout as error:
-            if not self._failures:
-                raise PoolTimeout(
-                    f"{error}; all {self.max_size} connections are in use: shorten what holds them, or raise "
-                    "KIMERA_POOL_OVERFLOW"
-                ) from None
-            cause = self._failures[-1]
-            raise PoolTimeout(f"{error}; the last attempt to connect failed: {cause}") from cause
+            lent = kept(super().getconn(timeout), self.putconn)
+        except PoolTimeout:
+            raise self._none_lent(monotonic() - began) from self._failure
+        finally:
+            # psycopg leaves those who gave up, or were interrupted, in its queue until their turn comes.
+            with suppress(ValueError):
+                self._waiting.remove(_place.get())
+            _place.reset(place)
+        self._lent.add(lent)
+        return lent
+
+    def _none_lent(self, waited: float) -> PoolTimeout:
+        message = f"couldn't get a connection after {waited:.2f} sec"
+        if self._failure is not None:
+            return PoolTimeout(f"{message}; the last attempt to connect failed: {self._failure}")
+        if len(self._lent) < self.max_size:
+            return PoolTimeout(f"{message}; {len(self._lent)} of {self.max_size} connections are in use")
+        return PoolTimeout(
+            f"{message}; all {self.max_size} connections are in use: shorten what holds them, or raise "
+            "KIMERA_POOL_OVERFLOW"
+        )
 
     def putconn(self, conn: PooledConnection) -> None:
         """Give a connection back to the pool."""
@@ -236,6 +382,7 @@ class Pool(ConnectionPool[PooledConnection]):
                 _run_afterwards(conn)
         finally:
             conn.used_at = monotonic()
+            self._lent.discard(conn)
             super().putconn(conn)
 
     @contextmanager
@@ -260,36 +407,135 @@ class Pool(ConnectionPool[PooledConnection]):
             super().close(timeout / (self.num_workers + 1))
 
     def _configure(self, connection: PooledConnection) -> None:
-        loaders.prepare(connection)
-        add_adapters(connection)
-        pooler = behind_pooler(connection)
-        wanted = self._settings.prepared_statements
-        if wanted == "never" or (wanted == "direct" and pooler):
-            connection.prepare_threshold = None
-        statement_timeout = self._settings.statement_timeout
-        if not pooler:  # a pooler's sessions are other clients' too
+        try:
+            loaders.prepare(connection)
+            behind = behind_pooler(connection)
+            if self._prepared_statements == "never" or (self._prepared_statements == "direct" and behind):
+                connection.prepare_threshold = None
+            connection.has_session = not behind
+            if connection.has_session:
+                self._renew(connection)
+            add_adapters(connection)
             with connection.transaction():
-                bounds.put(connection, self._session, local=False)
-                statement_timeout = bounds.statement_timeout(connection)
-        connection.patience = bounds.patience_for(statement_timeout)
+                seconds = self._statement_timeout if behind else bounds.statement_timeout(connection)
+            connection.patience = bounds.patience_for(seconds)
+        except BaseException:
+            connection.close()
+            raise
 
     def _vet(self, connection: PooledConnection) -> None:
+        """Make *connection* as new, and find out whether it can be lent."""
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
+            connection.renew()
             with patience(connection, min(_ANSWER, max(_deadline.get() - monotonic(), 0))):
-                if monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
+                if connection.has_session:
+                    self._renew(connection)
+                elif monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
                     self.check_connection(connection)
-                _restore(connection)
+                if self._writes and _takes_writes(connection) is False:
+                    raise psycopg.OperationalError("the server takes no more writes")
                 if not connection.has_vectors:
                     add_adapters(connection)
-        except psycopg.Error:
+        except psycopg.Error as error:
+            stale = connection.closed or error.sqlstate is None
             connection.close()
             with self._clearing:
-                if connection.opened_at > self._cleared_at:
+                if stale and connection.opened_at > self._cleared_at:
                     self._cleared_at = monotonic()
                     self.drain()
             raise
+
+    def _renew(self, connection: PooledConnection) -> None:
+        """Make *connection*'s session as new, in one round trip, and in autocommit for as long as this takes."""
+        connection.set_autocommit(True)
+        if self._session_settings is None:
+            names, values = [*self._bounds], [*self._bounds.values()]
+            rows = _queries.shorter.fetchall(connection, names=names, settings=values)
+            self._session_settings = dict(rows)
+            self._renewal = _renewal(connection, self._session_settings)
+        self._send_renewal(connection)
+        if "search_path" not in self._session_settings and (path := _queries.home.fetchval(connection, str)):
+            self._session_settings["search_path"] = path
+            self._renewal = _renewal(connection, self._session_settings)
+            self._send_renewal(connection)
+        connection.set_autocommit(False)
+
+    def _send_renewal(self, connection: PooledConnection) -> None:
+        cursor = connection.execute(self._renewal, prepare=False)
+        cursor.set_result(-1)
+        _, by_name, by_driver = cursor.fetchone() or (0, 0, 0)
+        # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
+        if by_name or by_driver != len(connection._prepared._names):
+            _types.forget_prepared.execute(connection)
+
+    def _connect(self, timeout: float | None = None) -> PooledConnection:
+        try:
+            connection = super()._connect(timeout)
+        except Exception as error:
+            # Anew: the frames of psycopg's know the password, and its pgconn does.
+            self._tell(type(error)(str(error)) if isinstance(error, psycopg.Error) else error)
+            raise
+        self._failure = None
+        connection.losses = self._losses
+        return connection
+
+    def _tell(self, error: Exception) -> None:
+        """Let those who wait know of *error*, unless a connection may yet be found for them."""
+        if self._failure is None:
+            self._failing_since = monotonic()
+        self._failure = error
+        if self._lent or not self._waiting:
+            return
+        if isinstance(error, psycopg.OperationalError):
+            answer = _ask(str(self.conninfo), error)
+            away = monotonic() - self._failing_since
+            if answer is _Answer.LATER or (answer is _Answer.NONE and away < _BRIEF):
+                return
+        with self._lock:
+            waiting = [*self._waiting]
+            self._waiting.clear()
+        for client in waiting:
+            client.fail(PoolTimeout())
+
+    def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
+        super()._add_connection(attempt or _Attempt(timeout=self.reconnect_timeout), growing)
+
+    def _maybe_grow_pool(self) -> None:
+        if self._waiting:
+            _place.set(self._waiting[-1])  # the caller's: it has just been added
+        super()._maybe_grow_pool()
+
+    def _close_connection(self, conn: PooledConnection) -> None:
+        conn.losses = None
+        super()._close_connection(conn)
+
+    def _return_connection(self, conn: PooledConnection, from_getconn: bool) -> None:
+        super()._return_connection(conn, from_getconn)
+        if conn.closed:
+            conn.losses = None  # another one is being made
+
+    def _make_up_for_losses(self) -> None:
+        """Let the pool grow by as many connections as were lost, because those who had them were interrupted."""
+        if not self._losses:
+            return
+        with self._lock:
+            while self._losses:
+                self._losses.pop()
+                self._nconns -= 1
+            self._maybe_grow_pool()
+
+
+def _renewal(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> bytes:
+    """Return the statements that make a session as new and give it *settings*, as one text.
+
+    A text of several statements can have no parameters, so the values are put into it here.
+    """
+    texts = [getattr(_queries, name).statement(connection).text for name in _AS_NEW]
+    settle = _queries.settle.statement(connection).text
+    given = {"names": [*settings], "settings": [*settings.values()]}
+    return "; ".join([*texts, psycopg.ClientCursor(cast(Any, connection)).mogrify(settle, given)]).encode()
 
 
 def _run_afterwards(connection: PooledConnection) -> None:
@@ -308,22 +554,6 @@ def _run_afterwards(connection: PooledConnection) -> None:
     except Exception as error:
         connection.search_sample = None
         logger.debug("what a connection's user had left to be run failed: %s", error)
-
-
-def _restore(connection: PooledConnection) -> None:
-    """Take back what an earlier user of *connection* has made of it; a plain SET alone stays, as with every pool.
-
-    It is done when the connection is taken: a pool's own reset would hand every connection back by way of a worker.
-    """
-    connection.row_factory = tuple_row
-    if connection.autocommit:
-        connection.set_autocommit(False)
-    if connection.isolation_level is not None:
-        connection.set_isolation_level(None)
-    if connection.read_only is not None:
-        connection.set_read_only(None)
-    if connection.deferrable is not None:
-        connection.set_deferrable(None)
 
 
 def behind_pooler(connection: psycopg.Connection[Any]) -> bool:

@@ -96,7 +96,7 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
 
         It is stored as insert would store it: what *new* leaves out is not kept from the row. That stays the same row.
         Of several of a text and source it is the newest, as for get_or_create, and of callers who want the same text at
-        once the others wait in the same way. Raises as insert does.
+        once the others wait, or fail to serialize, in the same way. Raises as insert does.
         """
         if new.id is not None:
             return super().upsert(conn, new)
@@ -113,7 +113,7 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
         new = 0
         for part in runs(rows):
             if part[0]["id"] is None:
-                _queries.lock_texts.execute(conn)
+                _queries.lock_texts.execute(conn, texts=[row["text_content"] for row in part])
                 for row, id in zip(part, self._ids(conn, part), strict=True):
                     row["id"] = id
             new += super()._upsert_batch(conn, part, first, seen)
@@ -346,8 +346,9 @@ def get_or_create(
     """Return the stored embedding of *text* from *source*; without one, call *embed* and store what it gives.
 
     Of callers who want the same text at once one embeds it, and the others wait for that one's transaction to end
-    and then find its row; in a transaction of REPEATABLE READ or above they do not see it and add their own.
-    *metadata* goes into a row that is made. Raises VectorError for a vector that cannot be stored.
+    and then find its row. In a transaction of REPEATABLE READ or above, which does not see it, they get psycopg's
+    SerializationFailure: run it again. *metadata* goes into a row that is made. Raises VectorError for a vector that
+    cannot be stored.
     """
     key = {"text_content": checks.text("text", text), "source": checks.optional(checks.label, "source", source)}
     described = {} if metadata is None else checks.json_object("metadata", metadata)

@@ -15,8 +15,8 @@ from .errors import InvalidValue, NotFound, SchemaError
 from .sql import Connection, arrow, plain
 from .sql.postgres import CopyRefused
 from .sql.rows import decode, mapper
+from .sql.run import noted
 from .tables import Table
-from .twins import each
 
 New = TypeVar("New")
 Record = TypeVar("Record", bound="_Identified")
@@ -59,7 +59,7 @@ class Entity(Generic[New, Record, Id]):
         self._queries = queries
         self._new = new
         self.record = record
-        self._values = values
+        self._columns = values
         self._identifier = identifier
         self._clock = clock
         self._vector = vector
@@ -79,15 +79,12 @@ class Entity(Generic[New, Record, Id]):
 
         *items* is read as it is sent, a few dozen at a time. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
-        number where the server tells it.
+        number where the server tells it. An error of *items* itself passes through, with a note of the number.
         """
         now = self._queries.now.fetchval(conn, datetime)
 
         def rows() -> Iterator[dict[str, Any]]:
-            number = -1
-            for item in each(items):
-                number += 1
-                values = self._numbered(number, item)
+            for values in self._rows(items):
                 self._complete(values, now)
                 yield values
 
@@ -128,8 +125,7 @@ class Entity(Generic[New, Record, Id]):
 
     def insert_as_they_are(self, conn: Connection, records: Iterable[Record]) -> int:
         """Insert *records* with their ids and times, all or none, and return how many there were."""
-        rows = ({"id": record.id, **self._values(record)} for record in each(records))
-        inserted = self._copy_with_ids.copy(conn, rows)
+        inserted = self._copy_with_ids.copy(conn, self._rows(records, with_ids=True))
         if self._advance_ids is not None:
             self._advance_ids.fetchval(conn, int)
         return inserted
@@ -143,7 +139,7 @@ class Entity(Generic[New, Record, Id]):
 
     def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
         """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
-        wanted = [self._identifier("ids", id) for id in ids]
+        wanted = [self._identifier(f"ids[{number}]", id) for number, id in enumerate(ids)]
         records = self._queries.find_by_ids.fetchall(conn, self.record, ids=list(dict.fromkeys(wanted)))
         found = {record.id: record for record in records}
         return [found[id] for id in wanted if id in found]
@@ -244,12 +240,27 @@ class Entity(Generic[New, Record, Id]):
             row = (*row, values[self._vector])
         return mapper(sql.dialect(conn), self.record)(row)
 
-    def _numbered(self, number: int, item: New) -> dict[str, Any]:
-        """Return the columns to write of *item*. Raises InvalidValue with its *number*."""
-        try:
-            return self._values(item)
-        except InvalidValue as error:
-            raise type(error)(f"item {number}: {error}") from None
+    def _values(self, new: New | Record) -> dict[str, Any]:
+        """Return the columns to write of *new*. Raises InvalidValue."""
+        if not isinstance(new, (self._new, self.record)):
+            raise InvalidValue(f"expected a {self._new.__name__} or {self.record.__name__}, got {type(new).__name__}")
+        return self._columns(new)
+
+    def _rows(self, items: Iterable[Any], *, with_ids: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the columns to write of each of *items*, and the id even if the database makes it otherwise.
+
+        Raises InvalidValue with the item's number for whatever an item is at fault with.
+        """
+        number = -1
+        for item in noted(items):
+            number += 1
+            try:
+                values = self._values(item)
+                if with_ids:
+                    values = {"id": item.id, **values}
+            except Exception as error:
+                raise checks.item_fault(number, error) from error
+            yield values
 
     def _passed_over(self, what: str) -> SchemaError:
         return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")

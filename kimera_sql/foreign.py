@@ -15,7 +15,8 @@ SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verif
 
 _OPTIONS: Final = {option.keyword.decode(): option for option in Conninfo.get_defaults()}
 
-_SECRETS: Final = [name for name, option in _OPTIONS.items() if option.dispchar == b"*"]
+SECRETS: Final = [name for name, option in _OPTIONS.items() if option.dispchar == b"*"]
+"""libpq's parameters that are passwords or the like."""
 
 _POOL: Final = (
     "leave it out, and set KIMERA_POOL_SIZE, KIMERA_POOL_OVERFLOW, KIMERA_POOL_TIMEOUT or KIMERA_POOL_RECYCLE"
@@ -99,7 +100,7 @@ def unknown(name: str, before: str, source: str) -> SettingsError:
     """
     if advice := _advice(name):
         return SettingsError(f"{source}: libpq has no parameter {name}; {advice}")
-    if any(secret in before for secret in ("@", *_SECRETS)):
+    if any(secret in before for secret in ("@", *SECRETS)):
         return SettingsError(
             f"{source}: libpq lacks one of the parameters, or the password is not escaped: in a URL, write its special "
             "characters as %XX (? is %3F, & is %26); elsewhere, put it in single quotes"

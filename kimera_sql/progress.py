@@ -26,16 +26,21 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         if self._drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            self._write("\r\033[K")
 
     def draw(self, label: str, done: int, total: int) -> None:
         """Draw that *done* of *total* are done, unless it was drawn a moment ago."""
         if self._shown and monotonic() - self._drawn > _INTERVAL:
             self._drawn = monotonic()
             bar = "#" * (_WIDTH * min(done, total) // max(total, 1))
-            sys.stderr.write(f"\r\033[K{label} [{bar:{_WIDTH}}] {done:,}/{total:,}")
+            self._write(f"\r\033[K{label} [{bar:{_WIDTH}}] {done:,}/{total:,}")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
             sys.stderr.flush()
+        except OSError:  # the terminal was closed, and the work may go on without it
+            self._shown = False
 
 
 def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from .errors import SettingsError
+from .foreign import SECRETS
+from .secrecy import Secret, forgetful, hide, reveal
 
 T = TypeVar("T")
 
@@ -34,9 +36,11 @@ _LONGEST: Final = 2_147_483
 """The most seconds that a timeout of PostgreSQL's can have."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database is and how its pool behaves. Its repr hides the password and the URL.
+    """Where the database is and how its pool behaves.
+
+    The password and the URL are kept as Secrets: they are not in its repr, and it cannot be pickled with them.
 
     credentials: libpq parameters from the KIMERA_DB_* variables that are set, None when none is set.
     database_url: DATABASE_URL, None when it is not set.
@@ -50,6 +54,7 @@ class Settings:
     pool_size: connections kept open (KIMERA_POOL_SIZE).
     pool_overflow: further connections under load (KIMERA_POOL_OVERFLOW).
     pool_timeout: seconds to wait for a connection (KIMERA_POOL_TIMEOUT).
+    pool_max_waiting: how many may wait for a connection at once (KIMERA_POOL_MAX_WAITING); 0 sets no limit.
     pool_recycle: seconds after which a connection is replaced (KIMERA_POOL_RECYCLE).
     connect_timeout: seconds to wait for a server to answer, per host (KIMERA_CONNECT_TIMEOUT). None leaves it to
         libpq's service file or PGCONNECT_TIMEOUT, else it is 10.
@@ -62,8 +67,8 @@ class Settings:
         (KIMERA_SEARCH_SAMPLE). None keeps none.
     """
 
-    credentials: Mapping[str, str] | None = None
-    database_url: str | None = None
+    credentials: Mapping[str, str | Secret] | None = None
+    database_url: str | Secret | None = None
     libpq: bool = False
     sqlite_path: Path = Path("kimera_development.db")
     sqlite_fallback: str = "unconfigured"
@@ -71,6 +76,7 @@ class Settings:
     pool_size: int = 5
     pool_overflow: int = 10
     pool_timeout: float = 30.0
+    pool_max_waiting: int = 0
     pool_recycle: float = 3600.0
     connect_timeout: int | None = None
     statement_timeout: float = 30.0
@@ -83,6 +89,7 @@ class Settings:
             ("pool_size", 1),
             ("pool_overflow", 0),
             ("pool_timeout", 0.001),
+            ("pool_max_waiting", 0),
             ("pool_recycle", 1),
             # libpq reads 1 as 2, and 0 as no limit at all
             ("connect_timeout", 2),
@@ -101,7 +108,9 @@ class Settings:
             if (value := getattr(self, name)) not in choices:
                 raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
-        credentials = self.credentials or {}
+        credentials = {name: reveal(value) for name, value in (self.credentials or {}).items()}
+        for name, text in credentials.items():
+            check_text(_CREDENTIALS.get(name, name), text)
         if not are_ports(port := credentials.get("port", "")):
             got = "" if "@" in port else f", got {port!r}"  # an @ is that of a URL, with its password
             raise SettingsError(f"KIMERA_DB_PORT must be a number from 1 to 65535{got}")
@@ -111,7 +120,14 @@ class Settings:
                 "brackets, and a URL as DATABASE_URL"
             )
 
+        if self.credentials is not None:
+            hidden = {name: hide(value) if name in SECRETS else value for name, value in self.credentials.items()}
+            object.__setattr__(self, "credentials", hidden)
+        if self.database_url is not None:
+            object.__setattr__(self, "database_url", hide(self.database_url))
+
     @classmethod
+    @forgetful
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read KIMERA_*, DATABASE_URL and libpq's variables from *environ*.
 
@@ -139,6 +155,7 @@ class Settings:
             "pool_size": _read(environ, "KIMERA_POOL_SIZE", int),
             "pool_overflow": _read(environ, "KIMERA_POOL_OVERFLOW", int),
             "pool_timeout": _read(environ, "KIMERA_POOL_TIMEOUT", float),
+            "pool_max_waiting": _read(environ, "KIMERA_POOL_MAX_WAITING", int),
             "pool_recycle": _read(environ, "KIMERA_POOL_RECYCLE", float),
             "connect_timeout": _read(environ, "KIMERA_CONNECT_TIMEOUT", int),
             "statement_timeout": _read(environ, "KIMERA_STATEMENT_TIMEOUT", float),
@@ -161,13 +178,8 @@ class Settings:
             "idle_in_transaction_session_timeout": milliseconds(self.idle_in_transaction_timeout),
         }
 
-    def __repr__(self) -> str:
-        shown = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.credentials and "password" in self.credentials:
-            shown["credentials"] = {**self.credentials, "password": "***"}
-        if self.database_url is not None:
-            shown["database_url"] = "***"
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+Settings.__init__ = forgetful(Settings.__init__)  # type: ignore[method-assign]
 
 
 def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]) -> T | None:
@@ -192,6 +204,13 @@ def _unquoted(text: str) -> str:
 def milliseconds(seconds: float) -> str:
     """Return *seconds* as PostgreSQL takes a timeout."""
     return f"{round(seconds * 1000)}ms"
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise SettingsError, which repeats *name* alone, for a *text* that psycopg cannot hand to libpq."""
+    # What is not UTF-8 in the environment reaches Python as surrogates.
+    if re.search("[\0\ud800-\udfff]", text):
+        raise SettingsError(f"{name} is not text in UTF-8, or has a NUL in it")
 
 
 def are_ports(text: str) -> bool:

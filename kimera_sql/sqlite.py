@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-from collections import deque
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .errors import ConnectionFailed, SettingsError, UnsupportedByServer
 from .sql.functions import add_functions as add_functions
@@ -28,33 +28,71 @@ _BUSY_TIMEOUT: Final = 30.0
 # spills over into pages of its own, and a search takes half as long again.
 _PAGE_SIZE: Final = 32768
 
+_IN_MEMORY: Final = ("", ":memory:")
+
+_OF_THE_DISK: Final = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+)
+
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """Open *path*, made if it is not there, ready for the entities' functions.
+    """Open *path*, made with mode 0600 if it is not there, ready for the entities' functions.
 
     Foreign keys are enforced, the journal is a WAL, and a transaction that writes takes its lock as it begins, so
-    that writers wait for each other instead of failing. Raises ConnectionFailed.
+    that writers wait for each other instead of failing. What cannot be written can still be read; where not even its
+    folder can be written, as on a read-only device, nobody else may change it meanwhile. Raises ConnectionFailed.
     """
     if sqlite3.sqlite_version_info < OLDEST:
         raise UnsupportedByServer(f"SQLite {sqlite3.sqlite_version} is too old; STRICT tables need 3.37")
     try:
-        conn = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level="IMMEDIATE", check_same_thread=False)
+        name, writable = (str(path), True) if str(path) in _IN_MEMORY else _prepare(Path(path))
+        conn = sqlite3.connect(
+            name, uri=not writable, timeout=_BUSY_TIMEOUT, isolation_level="IMMEDIATE", check_same_thread=False
+        )
         try:
-            conn.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
-            conn.execute("PRAGMA journal_mode = WAL")
+            if writable:
+                conn.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+                conn.execute("PRAGMA journal_mode = WAL")
+            else:
+                conn.execute("PRAGMA schema_version")  # looks into it, so that what is wrong is known now
             conn.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             conn.close()
             raise
-    except sqlite3.Error as error:
-        raise ConnectionFailed(f"SQLite ({path}): {error}") from error
+    except (sqlite3.Error, OSError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise ConnectionFailed(f"SQLite ({path}): {cause}") from error
     add_functions(conn)
     return conn
 
 
+def _prepare(path: Path) -> tuple[str, bool]:
+    """Make the file *path* if it is not there. Return how SQLite is to call it, and whether it can be written."""
+    # SQLite would make it, and its -wal and -shm with it, as the umask has it. Were it there, opening it here could
+    # undo SQLite's locks.
+    with suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    open_folder = os.access(path.parent, os.W_OK)
+    if open_folder and os.access(path, os.W_OK):
+        return str(path), True
+    # Without a -wal, SQLite has to be told that nobody makes one; with it, told so it would pass over what is in it.
+    closed = not open_folder and not path.with_name(f"{path.name}-wal").exists()
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if closed else ''}", False
+
+
+def name_file(error: sqlite3.OperationalError, path: Path) -> None:
+    """Give *error* a note with *path* if it is about the disk that the SQLite file is on."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
+        error.add_note(f"of the SQLite file {path.absolute()}")
+
+
 def named(path: Path | str) -> Path:
     """Return *path*, of a file that several connections can open. Raises SettingsError for a database in memory."""
-    if str(path) in ("", ":memory:") or str(path).startswith("file:"):
+    if str(path) in _IN_MEMORY or str(path).startswith("file:"):
         raise SettingsError(
             f"{str(path)!r}: each connection of a pool would have a database of its own; name a file, or use one "
             "connection (kimera_sql.sqlite.connect)"
@@ -62,23 +100,46 @@ def named(path: Path | str) -> Path:
     return Path(path)
 
 
+class _Place:
+    """The right to one connection of a pool's, one of those that are *free* in its queue."""
+
+    def __init__(self, free: SimpleQueue[_Place]) -> None:
+        self._free = weakref.ref(free)
+        self._is_taken = True
+
+    def give_back(self) -> None:
+        """Put another one into the queue, which may be done once."""
+        free = self._free() if self._is_taken else None
+        self._is_taken = False
+        if free is not None:
+            free.put(_Place(free))
+
+    # Where an interrupt comes between taking a place and the block that gives it back, nobody else does.
+    __del__ = give_back
+
+
 class SqlitePool:
     """Connections to one SQLite file, with the contract of psycopg's pool.
 
-    `with pool.connection() as conn` commits at the end, or rolls back on an exception. Any number of threads may
-    use it; *size* connections at most are open at once, and a thread waits *timeout* seconds for one.
+    `with pool.connection() as conn` commits at the end, or rolls back on an exception. Every block has a connection of
+    its own, so what a borrower makes of it ends with it. Any number of threads may use the pool; *size* connections at
+    most are open at once, and a thread waits *timeout* seconds for one, *max_waiting* threads at most if it is not 0.
     """
 
-    def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0, max_waiting: int = 0) -> None:
         self.path = named(path)
         self._timeout = timeout
         self._size = size
-        self._free = threading.BoundedSemaphore(size)
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._max_waiting = max_waiting
+        self._waiting: set[object] = set()
+        self._free: SimpleQueue[_Place] = SimpleQueue()
+        for _ in range(size):
+            self._free.put(_Place(self._free))
         self._closed = False
         self._process = os.getpid()
-        # Fails here, and not at the first use, when there can be no such file.
-        self._idle.append(connect(self.path))
+        # Fails here, and not at the first use, when there can be no such file. While it is open, no other is the last
+        # one, which would have to empty the journal as it is closed.
+        self._first = connect(self.path)
 
     def __repr__(self) -> str:
         return f"SqlitePool({str(self.path)!r})"
@@ -93,32 +154,44 @@ class SqlitePool:
         """Do nothing: the pool is open as soon as it is made, as psycopg's pool is."""
 
     def close(self) -> None:
-        """Close the idle connections; one that is in use is closed when it comes back."""
+        """Lend no more connections; one that is in use is closed when it comes back."""
         self._closed = True
-        while self._idle and os.getpid() == self._process:
-            self._idle.popleft().close()
+        if os.getpid() == self._process:
+            self._first.close()
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
-        """Lend a connection; raises PoolTimeout when none is free for *timeout* seconds, PoolClosed after close."""
+        """Lend a connection.
+
+        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
+        PoolClosed after close.
+        """
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)
-        seconds = self._timeout if timeout is None else timeout
-        if not self._free.acquire(timeout=seconds):
-            raise PoolTimeout(f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use")
+        place = self._take(self._timeout if timeout is None else timeout)
         try:
-            try:
-                conn = self._idle.pop()
-            except IndexError:
-                conn = connect(self.path)
-            try:
+            with closing(connect(self.path)) as conn:
                 yield conn
                 end(conn, "COMMIT")
-            finally:
-                end(conn, "ROLLBACK")  # what failed, or could not be committed
-                self._idle.append(conn)
-                if self._closed:
-                    self.close()
+        except sqlite3.OperationalError as error:
+            name_file(error, self.path)
+            raise
         finally:
-            self._free.release()
+            place.give_back()
+
+    def _take(self, seconds: float) -> _Place:
+        with suppress(Empty):
+            return self._free.get_nowait()
+        if self._max_waiting and len(self._waiting) >= self._max_waiting:
+            raise TooManyRequests(f"{len(self._waiting)} wait for a connection already")
+        one = object()
+        try:
+            self._waiting.add(one)
+            return self._free.get(timeout=seconds)
+        except Empty:
+            raise PoolTimeout(
+                f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use"
+            ) from None
+        finally:
+            self._waiting.discard(one)

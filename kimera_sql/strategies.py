@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -16,7 +16,8 @@ from psycopg.pq import PGconn
 
 from . import foreign
 from .errors import FallbackWarning, SettingsError
-from .settings import Settings, are_ports
+from .secrecy import forgetful, reveal
+from .settings import Settings, are_ports, check_text
 
 _KIMERA_DEFAULTS: Final = (
     # A parameter, its value, and the variables of libpq that are heard before it
@@ -45,26 +46,29 @@ def ways(settings: Settings) -> Iterator[tuple[str, Mapping[str, str] | None]]:
 
     libpq's own variables are a way only where nothing of Kimera's is set. They are often there for other programs.
     """
-    yield "KIMERA_DB_*", None if settings.credentials is None else _with_defaults(settings.credentials)
-    yield "DATABASE_URL", None if settings.database_url is None else parse(settings.database_url, source="DATABASE_URL")
+    yield "KIMERA_DB_*", None if settings.credentials is None else _with_defaults(settings)
+    url = settings.database_url
+    yield "DATABASE_URL", None if url is None else parse(reveal(url), source="DATABASE_URL")
     if settings.credentials is None and settings.database_url is None:
         yield "PG*", {} if settings.libpq else None
 
 
-def _with_defaults(credentials: Mapping[str, str]) -> Mapping[str, str]:
+def _with_defaults(settings: Settings) -> Mapping[str, str]:
     defaults = {
         name: value
         for name, value, variables in _KIMERA_DEFAULTS
         if not any(variable in os.environ for variable in variables)
     }
-    return {**defaults, **credentials}
+    return {**defaults, **{name: reveal(value) for name, value in (settings.credentials or {}).items()}}
 
 
+@forgetful
 def parse(conninfo: str, *, source: str = "conninfo") -> dict[str, str]:
     """Return the libpq parameters of *conninfo*: keyword=value pairs, or a URL of libpq's, SQLAlchemy's or JDBC's form.
 
     Raises SettingsError, which names *source* and never repeats *conninfo*: it can hold a password.
     """
+    check_text(source, conninfo)
     conninfo = conninfo.strip()
     scheme, separator, _ = conninfo.partition("://")
     is_url = bool(separator) and "=" not in scheme
@@ -77,6 +81,8 @@ def parse(conninfo: str, *, source: str = "conninfo") -> dict[str, str]:
         if not is_url and quoted and (found := re.search(rf"\b{quoted[1]}\s*=", conninfo)):
             raise foreign.unknown(quoted[1], conninfo[: found.start()], source) from None
         raise SettingsError(f"{source}: neither a postgresql:// URL nor keyword=value pairs") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{source}: what is written as %XX must be UTF-8") from None
     if not parameters:
         raise SettingsError(f"{source}: empty; give a postgresql:// URL or leave it out")
     # An @ or / that was not escaped leaves a part of the password in one of these, so they are not repeated.
@@ -111,7 +117,8 @@ def resolve(parameters: Mapping[str, str], source: str) -> dict[str, str]:
     # Only a connection tells what a service says. libpq refuses this one before it looks for a host.
     refused = PGconn.connect_start(make_conninfo("", **{**parameters, "target_session_attrs": "-"}).encode())
     added = {
-        option.keyword.decode(): option.val.decode()
+        # libpq takes bytes that are no UTF-8, such as a password's, and needs no help with them.
+        option.keyword.decode(): option.val.decode(errors="surrogateescape")
         for option in refused.info
         if option.val and option.keyword.decode() not in ("target_session_attrs", *parameters)
     }
@@ -128,6 +135,23 @@ def complete(parameters: Mapping[str, str], resolved: Mapping[str, str], setting
     # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
     defaults["client_encoding"] = "UTF8"
     return make_conninfo("", **{**defaults, **parameters})
+
+
+def each_host(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a conninfo for each host of *parameters*, which can name several."""
+    lists = {name: parameters[name].split(",") for name in ("host", "hostaddr", "port") if name in parameters}
+    lengths = {len(values) for values in lists.values()} - {1} or {1}
+    for number in range(max(lengths) if len(lengths) == 1 else 0):
+        # One port stands for all hosts.
+        one = {name: values[number if len(values) > 1 else 0] for name, values in lists.items()}
+        yield make_conninfo("", **{**parameters, **one})
+    if len(lengths) > 1:
+        yield make_conninfo("", **parameters)  # for libpq to refuse
+
+
+def wants_writes(parameters: Mapping[str, Any]) -> bool:
+    """Return whether *parameters* ask for a server that takes writes."""
+    return parameters.get("target_session_attrs") in ("read-write", "primary")
 
 
 def refusal(conninfo: str) -> str:

@@ -48,6 +48,7 @@ BOOKKEEPING: Final = (
     "kimera_sampled_recalls",
     "kimera_models",
     "kimera_renewal_queue",
+    "kimera_text_locks",
 )
 """What kimera_sql keeps for itself beside them."""
 

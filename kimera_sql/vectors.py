@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -17,6 +19,7 @@ import numpy as np
 import pgvector
 from numpy.typing import NDArray
 from pgvector.psycopg import bit, halfvec, sparsevec, vector
+from psycopg import DataError
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
@@ -208,23 +211,72 @@ class _TextLoader(Loader):
     format = Format.TEXT
 
     def load(self, data: Buffer) -> Vector:
-        text = bytes(data)[1:-1].decode()
-        # By way of a double, 7.038531e-26 would become the float32 above the one that it stands for.
-        return _readonly(np.fromstring(text, dtype=np.longdouble, sep=",").astype(np.float32))
+        text = bytes(data)
+        numbers = text[1:-1]
+        size = numbers.count(b",") + 1
+        if text[:1] + text[-1:] == b"[]" and size <= MAX_DIMENSIONS and not numbers.translate(None, b"0123456789.e+-,"):
+            # By way of a double, 7.038531e-26 would become the float32 above the one that it stands for. numpy stops at
+            # what is no number, and then misses the last one, which is ours.
+            with suppress(ValueError, DeprecationWarning), np.errstate(over="ignore"):
+                array = np.fromstring(numbers.decode() + ",0", dtype=np.longdouble, sep=",")[:-1].astype(np.float32)
+                if array.size == size and np.isfinite(array).all():
+                    return _readonly(array)
+        raise DataError(f"the server sent {len(text):,} characters that are no vector")
 
 
 class _VectorBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, _SENT, -1, 4).astype(_SINGLE))
+        return _received(data, _SENT)
 
 
 class _HalfBinaryLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Vector:
-        return _readonly(np.frombuffer(data, _SENT_HALF, -1, 4).astype(_SINGLE))
+        return _received(data, _SENT_HALF)
+
+
+def _received(data: Buffer, component: np.dtype[Any]) -> Vector:
+    """Return the vector that *data* is in binary. Raises DataError for what pgvector does not send."""
+    size = len(data)
+    if size > _HEAD.size:
+        dimensions, unused = _HEAD.unpack_from(data)
+        if size == _HEAD.size + dimensions * component.itemsize and not unused and dimensions <= MAX_DIMENSIONS:
+            array = np.frombuffer(data, component, dimensions, _HEAD.size).astype(_SINGLE)
+            # The product is quick, and finite where all numbers are, unless it overflows.
+            if math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
+                return _readonly(array)
+    raise DataError(f"the server sent {size:,} bytes that are no vector")
+
+
+class _SparseTextLoader(Loader):
+    format = Format.TEXT
+
+    def load(self, data: Buffer) -> pgvector.SparseVector:
+        with suppress(ValueError):
+            return _checked(pgvector.SparseVector.from_text(bytes(data).decode()))
+        raise DataError(f"the server sent {len(data):,} characters that are no sparse vector")
+
+
+class _SparseBinaryLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> pgvector.SparseVector:
+        with suppress(ValueError, struct.error):
+            return _checked(pgvector.SparseVector.from_binary(data))
+        raise DataError(f"the server sent {len(data):,} bytes that are no sparse vector")
+
+
+def _checked(vector: pgvector.SparseVector) -> pgvector.SparseVector:
+    """Return *vector*. Raises ValueError unless its places are within it and in order, and its numbers are finite."""
+    places = vector.indices()
+    if not all(map(operator.lt, [-1, *places], [*places, vector.dimensions()])):
+        raise ValueError(places)
+    if not all(map(math.isfinite, vector.values())):
+        raise ValueError(vector)
+    return vector
 
 
 @functools.cache
@@ -247,7 +299,7 @@ _DUMPERS: Final[Mapping[str, Sequence[tuple[type, type[Dumper], type[Dumper]]]]]
 _LOADERS: Final[Mapping[str, tuple[type[Loader], type[Loader]]]] = {
     "vector": (_TextLoader, _VectorBinaryLoader),
     "halfvec": (_TextLoader, _HalfBinaryLoader),
-    "sparsevec": (sparsevec.SparseVectorLoader, sparsevec.SparseVectorBinaryLoader),
+    "sparsevec": (_SparseTextLoader, _SparseBinaryLoader),
 }
 
 TYPES: Final = tuple(_DUMPERS)

@@ -193,6 +193,8 @@ BEGIN
     GRANT SELECT (table_name, place, k, sampled_at) ON kimera_sampled_searches
         TO kimera_app, kimera_readonly, kimera_monitor;
     GRANT INSERT (table_name, place, query, k), UPDATE (query, k, sampled_at) ON kimera_sampled_searches TO kimera_app;
+    -- Whoever is to store a text, once, writes there: see embeddings.lock_text.
+    GRANT INSERT, UPDATE ON kimera_text_locks TO kimera_app;
 END
 $$;
 

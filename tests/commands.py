@@ -54,13 +54,14 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def _as_it_was() -> Iterator[None]:
     """Give back what a command changes in its process, and let it look for its temporary folder anew."""
-    terminated = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with (
         mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
         mock.patch.object(tempfile, "tempdir", None),
     ):
         yield
-    signal.signal(signal.SIGTERM, terminated)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
@@ -116,6 +118,39 @@ def flip(path: Path, at: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(at * (len(content) - 1))] ^= 4
     path.write_bytes(content)
+
+
+@contextmanager
+def held_up(database: str) -> Iterator[None]:
+    """Let pg_dump wait for a table that nothing else reads, until the session `holder` ends."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("CREATE TABLE IF NOT EXISTS waited_for (number INTEGER) PARTITION BY RANGE (number)")
+    holder = psycopg.connect(database, application_name="holder")
+    holder.execute("LOCK TABLE waited_for")
+    try:
+        yield
+    finally:
+        holder.close()
+
+
+def wait_for_pg_dump(conn: psycopg.Connection) -> None:
+    for _ in range(1000):
+        if conn.execute(
+            "SELECT FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'"
+        ).rowcount:
+            return
+        time.sleep(0.02)
+    raise TimeoutError("pg_dump does not wait for the lock")
+
+
+def processes_with(variable: str) -> list[str]:
+    """The command lines of the processes that have *variable*, NAME=VALUE, in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 def children(program: str) -> list[int]:

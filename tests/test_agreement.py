@@ -25,7 +25,7 @@ from kimera_sql.errors import KimeraError
 from kimera_sql.sql import Connection
 from kimera_sql.sql.arrow import pyarrow
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 TAGS = st.lists(st.sampled_from("abc"), max_size=3)
 TIMES = st.integers(0, 5).map(seconds)

@@ -304,7 +304,7 @@ def test_loaded_queries_are_awaited(database: str, tmp_path: Path) -> None:
 def test_cancelled_at_random_points_the_pool_stays_whole(database: str, index: bool) -> None:
     """A thousand times in all. What is cancelled is done wholly or not at all; the next borrower notices nothing."""
     rows, batch, times = 300, 20, 500
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)
 
     async def main() -> None:
         settings = Settings(pool_size=2, pool_overflow=0, search_sample=1)

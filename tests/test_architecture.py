@@ -16,14 +16,27 @@ PACKAGE: Final = Path(kimera_sql.__file__).parent
 PAGE: Final = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS: Final = (
-    ("errors", "settings", "progress", "tables", "vectors", "checks", "model", "foreign", "strategies", "twins"),
+    (
+        "errors",
+        "secrecy",
+        "settings",
+        "progress",
+        "leftovers",
+        "tables",
+        "vectors",
+        "checks",
+        "model",
+        "foreign",
+        "strategies",
+        "twins",
+    ),
     ("sql", "sqlite", "connect", "schema", "drift", "migrations", "retries"),
     ("search", "entity", "upserts", "batches"),
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
     ("transfer", "files", "verify", "ops"),
-    ("embedded", "demo", "cli", "pytest_plugin"),
+    ("embedded", "supervisor", "demo", "cli", "pytest_plugin"),
 )
 """The rooms from the ground up. Within a floor anything goes, save what APART says."""
 

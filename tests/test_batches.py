@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_servers import NAMES, Server
+from fix_servers import ENDS, Server
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import BAD_LIMITS, BAD_MOMENTS, BAD_OBJECTS, BAD_TEXTS, seconds
@@ -28,6 +28,8 @@ from kimera_sql.embeddings import NewEmbedding
 from kimera_sql.errors import InUse, InvalidValue, SchemaError
 from kimera_sql.geoids import Geoid, Gone, NewGeoid
 from kimera_sql.sql import Connection
+
+pytestmark = pytest.mark.ends
 
 STATE = NewGeoid(state_vector=unit(0), entropy=0, coherence_factor=0, energy_level=0)
 TEXT = NewEmbedding(text_content="a", embedding=unit(0))
@@ -168,7 +170,7 @@ def test_an_unknown_filter_is_refused(conn: Connection, function: Callable[..., 
 # On connections in autocommit
 
 
-@pytest.fixture(params=[*NAMES, "sqlite"])
+@pytest.fixture(params=[*ENDS, "sqlite"])
 def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server], tmp_path: Path) -> Iterator[Connection]:
     if request.param != "sqlite":
         server = start(request.param)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-import select
 import signal
 import socket
 import subprocess
@@ -30,7 +29,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import PoolTimeout
 from strategies import unit
 
-from kimera_sql import ConnectionFailed, Pool, Settings, SettingsError, embedded, open_pool
+from kimera_sql import ConnectionFailed, Pool, Settings, SettingsError, embedded, migrate, open_pool
 from kimera_sql.strategies import parse
 
 UNREACHABLE = {"host": "127.0.0.1", "port": "1"}
@@ -675,26 +674,20 @@ def test_stale_connections_are_all_replaced_at_the_first_checkout(database: str)
         assert backends(pool).isdisjoint(stale)
 
 
-def test_a_connection_that_was_just_used_is_not_pinged(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pinged: list[object] = []
-    monkeypatch.setattr(Pool, "check_connection", staticmethod(pinged.append))
+def test_lending_a_connection_is_one_round_trip(database: str, tmp_path: Path) -> None:
     with open_pool(database, settings=Settings(pool_size=1, pool_overflow=0)) as pool:
-        for _ in range(20):
-            with pool.connection() as conn:
-                assert value(conn, "SELECT 1") == 1
-        before = len(pinged)
-        assert before == 1  # when nobody had used it
-        conn.used_at -= 2
+        with pool.connection() as conn:
+            migrate(conn)
         with pool.connection():
-            assert len(pinged) == before + 1
-        with pool.connection(), psycopg.connect(database, autocommit=True) as other:
-            conn.execute("LISTEN news")
-            conn.commit()
-            other.execute("NOTIFY news")
-            assert select.select([conn.fileno()], [], [], 10)[0]
-        # What the server has said unasked could be its last word.
-        with pool.connection():
-            assert len(pinged) == before + 2
+            pass  # the session's settings are known from here on
+        with (tmp_path / "trace").open("w+") as trace:
+            conn.pgconn.trace(trace.fileno())
+            with pool.connection():
+                conn.pgconn.untrace()
+            trace.seek(0)
+            sent = [line for line in trace if "\tF\t" in line]
+    assert len(sent) == 1
+    assert "connect.reset_settings" in sent[0]
 
 
 def test_many_that_find_stale_connections_at_once_drain_the_pool_once(database: str) -> None:

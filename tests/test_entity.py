@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
 from types import ModuleType
@@ -14,7 +15,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import psycopg
 import pytest
-from fix_twins import asynchronous
+from fix_twins import Blocking, asynchronous
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import (
@@ -47,6 +48,8 @@ from strategies import (
 from kimera_sql import embeddings, geoids, metrics, portals, transitions
 from kimera_sql.errors import InvalidValue, NotFound, VectorError
 from kimera_sql.sql import Connection
+
+pytestmark = pytest.mark.ends
 
 STATES = (UUID(int=1), UUID(int=2))
 VECTOR = unit(0)
@@ -275,9 +278,102 @@ def test_an_error_of_the_generator_passes_through_insert_many_and_leaves_nothing
         yield kind.make(1)
         raise LookupError("the source ran dry")
 
-    with pytest.raises(LookupError, match=r"^the source ran dry$"):
+    with pytest.raises(LookupError, match=r"^the source ran dry\n") as raised:
         kind.module.insert_many(conn, items())
+    assert raised.value.__notes__ == ["it came in place of item 1 (counted from 0); nothing was written"]
     assert kind.module.count(conn) == 1
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelledError, SystemExit])
+def test_what_ends_the_program_passes_through_a_batch_as_it_is(
+    conn: Connection, writer: str, error: type[BaseException]
+) -> None:
+    def items() -> Iterator[Any]:
+        yield GEOIDS.make(0)
+        raise error
+
+    with pytest.raises(error) as raised:
+        getattr(geoids, writer)(conn, items())
+    assert not hasattr(raised.value, "__notes__")
+    assert geoids.count(conn) == 0
+
+
+class Broken(geoids.NewGeoid):
+    """A state that cannot say what its entropy is."""
+
+    __slots__ = ()
+
+    @property
+    def entropy(self) -> float:
+        raise LookupError("the sensor is gone")
+
+
+def broken() -> Broken:
+    made, whole = object.__new__(Broken), GEOIDS.make(0)
+    for field in fields(geoids.NewGeoid):
+        getattr(geoids.NewGeoid, field.name).__set__(made, getattr(whole, field.name))
+    return made
+
+
+class Unreadable(Mapping[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        raise LookupError("the keys are gone")
+
+    def __getitem__(self, key: str) -> Any:
+        raise LookupError(key)
+
+
+MISFITS: dict[str, tuple[Callable[[], Any], str, type[Exception]]] = {
+    "None": (lambda: None, "expected a NewGeoid or Geoid, got NoneType", InvalidValue),
+    "a dict": (lambda: {"entropy": 1}, "expected a NewGeoid or Geoid, got dict", InvalidValue),
+    "another entity's": (lambda: METRICS.make(0), "expected a NewGeoid or Geoid, got NewMetric", InvalidValue),
+    "an attribute that raises": (broken, "LookupError: the sensor is gone", LookupError),
+    "a value that raises": (
+        lambda: replace(GEOIDS.make(0), metadata=Unreadable()),
+        "LookupError: the keys are gone",
+        LookupError,
+    ),
+    "tags that raise": (
+        lambda: replace(GEOIDS.make(0), tags=(1 / zero for zero in (0,))),
+        "ZeroDivisionError: division by zero",
+        ZeroDivisionError,
+    ),
+}
+
+
+@pytest.fixture(params=["insert_many", "upsert_many"])
+def writer(request: pytest.FixtureRequest) -> str:
+    """The name of a function that writes many items."""
+    return str(request.param)
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("name", MISFITS)
+def test_whatever_is_wrong_with_an_item_of_a_batch_is_told_with_its_number(
+    conn: Connection, writer: str, name: str
+) -> None:
+    make, message, cause = MISFITS[name]
+    good = GEOIDS.make(0)
+    with pytest.raises(InvalidValue, match=f"^item 40: {message}$") as raised:
+        getattr(geoids, writer)(conn, [good] * 40 + [make(), good])
+    assert type(raised.value.__cause__) is cause
+    assert geoids.count(conn) == 0
+    assert getattr(geoids, writer)(conn, [good])  # the transaction goes on
+
+
+def test_one_item_of_another_kind_is_refused(conn: Connection, kind: Kind) -> None:
+    with pytest.raises(InvalidValue, match=r"^expected a New\w+ or \w+, got NoneType$"):
+        kind.module.insert(conn, None)
+    if not isinstance(conn, Blocking):
+        with pytest.raises(InvalidValue, match=r"^item 0: expected a New\w+ or \w+, got NoneType$"):
+            kind.module.entity.insert_as_they_are(conn, [None])
+    assert kind.module.count(conn) == 0
 
 
 @pytest.mark.parametrize(("kind", "field", "value"), BAD_FIELDS)
@@ -332,8 +428,8 @@ def test_a_bad_id_is_refused(conn: Connection, kind: Kind, bad: Any) -> None:
         bad = 2**63
     with pytest.raises(InvalidValue, match=r"^id: "):
         kind.module.get(conn, bad)
-    with pytest.raises(InvalidValue, match=r"^ids: "):
-        kind.module.get_many(conn, [bad])
+    with pytest.raises(InvalidValue, match=r"^ids\[1\]: "):
+        kind.module.get_many(conn, [1 if kind is METRICS else UUID(int=1), bad])
     with pytest.raises(InvalidValue, match=r"^id: "):
         kind.module.delete(conn, bad)
     assert kind.module.count(conn) == 0
@@ -433,7 +529,6 @@ def test_rows_are_hashable_and_frozen(conn: Connection, kind: Kind) -> None:
         stored.id = None
 
 
-@pytest.mark.ends
 @pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
 def test_a_server_that_says_much_while_rows_come_is_heard(database: str, kind: str) -> None:
     """It waits until its notices are read, and takes no more rows: they must not wait for it in turn."""

@@ -30,7 +30,7 @@ from kimera_sql.ops.monitoring import REPORTS
 from kimera_sql.sql import Connection
 from kimera_sql.verify import verify_queries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 WORLDS: Final[dict[str, dict[str, str]]] = {
     "Berlin": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import string
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,7 +17,7 @@ from kimera_sql import InvalidValue, embeddings, geoids, metrics, portals, trans
 from kimera_sql.sql import Connection
 
 # What PostgreSQL could compress, it would store all the same.
-LABEL: Final = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2000))  # noqa: S311
+LABEL: Final = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2000))
 
 
 def state(**named: Any) -> geoids.NewGeoid:
@@ -74,6 +75,37 @@ def test_what_is_indexed_has_at_most_2000_bytes(conn: Connection, name: str) -> 
         with pytest.raises(InvalidValue, match=rf"^{field}: 200[12] bytes are too many for an index"):
             store(conn, longer)
     assert store(conn, "ä" * 1000) == "ä" * 1000  # and the transaction goes on
+
+
+# By another program, which checks nothing. The columns are those of the indexes.
+LABELLED: Final = {
+    "tags": "UPDATE geoid_states SET tags = {}",
+    "transition_type": "UPDATE cognitive_transitions SET transition_type = {}",
+    "source": "UPDATE semantic_embeddings SET source = {}",
+    "status": "UPDATE portal_configurations SET status = {}",
+    "metric_name": "UPDATE system_metrics SET metric_name = {}",
+    "component": "UPDATE system_metrics SET component = {}",
+}
+
+
+def written(conn: Any, field: str, label: str) -> None:
+    tags, text = ("ARRAY['a', %s]", "%s") if hasattr(conn, "pgconn") else ("json_array('a', ?)", "?")
+    conn.execute(LABELLED[field].format(tags if field == "tags" else text), [label])
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("field", LABELLED)
+def test_the_tables_have_the_same_bound(conn: Connection, field: str) -> None:
+    # What PostgreSQL can compress would fit into an index.
+    for _, store in LABELS.values():
+        store(conn, "a")
+    conn.execute("SAVEPOINT before")
+    for long in (LABEL + "a", "a" * 2001, "ä" * 2001, "a" * 1_000_000):
+        with pytest.raises((psycopg.errors.CheckViolation, sqlite3.IntegrityError)):
+            written(conn, field, long)
+        conn.execute("ROLLBACK TO before")
+    for fits in (LABEL, "a" * 2000, "ä" * 1000):
+        written(conn, field, fits)
 
 
 def test_a_longer_label_can_be_asked_for(conn: Connection) -> None:

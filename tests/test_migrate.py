@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from kimera_sql import SchemaError, migrate, sql
+from kimera_sql import SchemaError, drift, migrate, migrations, portals, sql
 from kimera_sql.migrations import pending
 from kimera_sql.vectors import DIMENSIONS
 
@@ -34,6 +35,7 @@ NAMES = [
     "0006_index_files.sql",
     "0007_sampled_searches.sql",
     "0008_models.sql",
+    "0009_bounds.sql",
 ]
 
 
@@ -84,6 +86,56 @@ def exists(conn: Connection, table: str) -> bool:
 def test_files_are_applied_in_order_and_recorded(fresh: Connection) -> None:
     assert migrate(fresh) == NAMES
     assert recorded(fresh) == NAMES
+
+
+@pytest.mark.ends
+def test_rows_with_longer_texts_than_new_ones_may_have_stay(fresh: Connection, schema: Path) -> None:
+    (schema / "postgres/0009_bounds.sql").unlink()
+    migrate(fresh, folder=schema)
+    fresh.execute(
+        """
+        INSERT INTO portal_configurations (
+            source_dimension, target_dimension, radius, energy_requirement, stability_factor,
+            configuration_parameters, status
+        )
+        VALUES (1, 2, 1, 1, 1, '{}', repeat('a', 3000))
+        """
+    )
+    fresh.commit()
+    assert migrate(fresh) == ["0009_bounds.sql"]
+    (portal,) = portals.stream(fresh)
+    assert portal.status == "a" * 3000
+    with pytest.raises(psycopg.errors.CheckViolation), fresh.transaction():
+        portals.mark_used(fresh, portal.id)
+    assert migrations.differences(fresh) == []
+    portals.set_status(fresh, portal.id, "active")
+    fresh.execute("ALTER TABLE portal_configurations VALIDATE CONSTRAINT portal_configurations_status_length")
+    assert migrations.differences(fresh) == []
+    fresh.execute("ALTER TABLE portal_configurations DROP CONSTRAINT portal_configurations_status_length")
+    (lost,) = migrations.differences(fresh)
+    assert str(lost) == "portal_configurations lacks the constraint CHECK ((octet_length(status) <= 2000)) NOT VALID"
+    fresh.execute(drift.statement(lost))
+    assert migrations.differences(fresh) == []
+
+
+def test_rows_with_longer_texts_than_new_ones_may_have_stay_in_sqlite(tmp_path: Path, schema: Path) -> None:
+    later = (schema / "sqlite/0003_bounds.sql").rename(tmp_path / "later.sql")
+    with closing(sqlite3.connect(tmp_path / "file.db")) as conn:
+        migrate(conn, folder=schema)
+        conn.execute(
+            """
+            INSERT INTO portal_configurations VALUES (?, 1, 2, 1, 1, 1, '2026-11-27T00:00:00.000000Z', NULL, '{}', ?)
+            """,
+            [str(uuid4()), "a" * 3000],
+        )
+        later.rename(schema / "sqlite/0003_bounds.sql")
+        conn.commit()
+        assert migrate(conn, folder=schema) == ["0003_bounds.sql"]
+        (portal,) = portals.stream(conn)
+        assert portal.status == "a" * 3000
+        portals.mark_used(conn, portal.id)
+        with pytest.raises(sqlite3.IntegrityError, match=r"^portal_configurations\.status: longer than 2000 bytes$"):
+            conn.execute("UPDATE portal_configurations SET status = status || 'a'")
 
 
 def test_it_commits_where_the_caller_has_no_transaction(fresh: Connection, empty_database: str) -> None:
@@ -475,6 +527,7 @@ def test_the_tables_are_the_specifications_and_those_of_our_records(conn: Connec
         "kimera_renewal_queue",
         "kimera_sampled_recalls",
         "kimera_sampled_searches",
+        "kimera_text_locks",
         "kimera_vector_indexes",
     }
 

@@ -16,6 +16,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
+from fix_servers import Server
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from reference import ABSENT, seconds
@@ -399,7 +400,9 @@ def test_get_or_create_embeds_again_when_the_first_one_rolls_back(database: str)
         assert found.embedding[0] == unit(1)[0]
 
 
-def test_get_or_create_in_repeatable_read_does_not_see_the_row_of_another(database: str) -> None:
+def test_get_or_create_in_repeatable_read_fails_to_serialize_where_it_does_not_see_the_row_of_another(
+    database: str,
+) -> None:
     with psycopg.connect(database) as one, psycopg.connect(database) as other:
         add_adapters(one)
         add_adapters(other)
@@ -408,7 +411,47 @@ def test_get_or_create_in_repeatable_read_does_not_see_the_row_of_another(databa
         assert embeddings.count(one) == 0
         theirs = embeddings.get_or_create(other, "text", lambda _: VECTOR)
         other.commit()
-        assert embeddings.get_or_create(one, "text", lambda _: VECTOR).id != theirs.id
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            embeddings.get_or_create(one, "text", lambda _: pytest.fail("it embeds a text that is stored"))
+        one.rollback()
+        assert embeddings.get_or_create(one, "text", lambda _: VECTOR) == theirs
+
+
+STORING: dict[str, Callable[[Connection, str], object]] = {
+    "get_or_create": lambda conn, text: embeddings.get_or_create(conn, text, lambda _: VECTOR),
+    "upsert": lambda conn, text: embeddings.upsert(conn, NewEmbedding(text_content=text, embedding=VECTOR)),
+    "upsert_many": lambda conn, text: embeddings.upsert_many(conn, [NewEmbedding(text_content=text, embedding=VECTOR)]),
+}
+
+
+@pytest.mark.parametrize("level", psycopg.IsolationLevel, ids=lambda level: level.name)
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_text_is_stored_once_however_many_store_it_at_once(
+    newest: Server, level: psycopg.IsolationLevel, autocommit: bool
+) -> None:
+    database = newest.create(template=newest.template)
+    together = threading.Barrier(8)
+
+    def store(number: int) -> None:
+        with psycopg.connect(database, autocommit=autocommit) as conn:
+            conn.isolation_level = level
+            add_adapters(conn)
+            together.wait(30)
+            for text in range(40):
+                kind = list(STORING)[number % 2] if text < 35 else "upsert_many"
+                try:
+                    STORING[kind](conn, str(text))
+                    conn.commit()
+                except psycopg.errors.SerializationFailure:
+                    assert level > psycopg.IsolationLevel.READ_COMMITTED
+                    conn.rollback()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(store, range(8)))
+    with psycopg.connect(database) as conn:
+        stored = conn.execute("SELECT text_content FROM semantic_embeddings").fetchall()
+    assert sorted(int(text) for (text,) in stored) == list(range(40))
+    newest.drop(database)
 
 
 @pytest.mark.parametrize("call", [*WRITES.values(), *READS.values()], ids=[*WRITES, *READS])

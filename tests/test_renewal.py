@@ -537,7 +537,7 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
     """Readers and writers go on through two renewals, there and back, each of which is killed twice."""
     script = tmp_path / "renew.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     ended = threading.Event()
     failures: list[BaseException] = []
     searches, refusals = [0], [0]
@@ -560,7 +560,7 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
 
     def search(conn: psycopg.Connection) -> None:
         model = embeddings.model(conn) or ""
-        query = vector(model, f"text {random.randrange(ROWS)}")  # noqa: S311
+        query = vector(model, f"text {random.randrange(ROWS)}")
         try:
             hits = embeddings.similar(conn, query, 5, model=model, with_vectors=True)
         except WrongModel:
@@ -579,7 +579,7 @@ def test_no_search_fails_or_mixes_models_and_nothing_is_lost_though_renewals_are
             embeddings.require_model(conn, model)
             embeddings.insert(conn, embedding(text, model))
             gone = None
-            if random.random() < 0.3:  # noqa: S311
+            if random.random() < 0.3:
                 row = conn.execute(
                     "DELETE FROM semantic_embeddings WHERE id = (SELECT id FROM semantic_embeddings "
                     "WHERE text_content LIKE 'written%' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) "

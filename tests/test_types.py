@@ -27,6 +27,8 @@ from kimera_sql.errors import SchemaError
 from kimera_sql.sql.postgres import Connection
 from kimera_sql.vectors import register
 
+pytestmark = pytest.mark.ends
+
 SENT_OR_RECEIVED = {
     name: call
     for name, call in {**READS, **WRITES}.items()

@@ -14,10 +14,10 @@ from ..errors import InvalidValue, NotFound, SchemaError
 from ..sql import arrow, plain
 from ..sql.rows import decode, mapper
 from ..tables import Table
-from ..twins import aeach
 from . import sql
 from .sql import Connection
 from .sql.postgres import CopyRefused
+from .sql.run import noted
 
 New = TypeVar("New")
 Record = TypeVar("Record", bound="_Identified")
@@ -60,7 +60,7 @@ class Entity(Generic[New, Record, Id]):
         self._queries = queries
         self._new = new
         self.record = record
-        self._values = values
+        self._columns = values
         self._identifier = identifier
         self._clock = clock
         self._vector = vector
@@ -80,15 +80,12 @@ class Entity(Generic[New, Record, Id]):
 
         *items* is read as it is sent, a few dozen at a time. An item that is refused here raises InvalidValue with
         the item's number, counted from 0; one that the server refuses raises the driver's error, with a note of the
-        number where the server tells it.
+        number where the server tells it. An error of *items* itself passes through, with a note of the number.
         """
         now = await self._queries.now.fetchval(conn, datetime)
 
         async def rows() -> AsyncIterator[dict[str, Any]]:
-            number = -1
-            async for item in aeach(items):
-                number += 1
-                values = self._numbered(number, item)
+            async for values in self._rows(items):
                 self._complete(values, now)
                 yield values
 
@@ -129,8 +126,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def insert_as_they_are(self, conn: Connection, records: AsyncIterable[Record] | Iterable[Record]) -> int:
         """Insert *records* with their ids and times, all or none, and return how many there were."""
-        rows = ({"id": record.id, **self._values(record)} async for record in aeach(records))
-        inserted = await self._copy_with_ids.copy(conn, rows)
+        inserted = await self._copy_with_ids.copy(conn, self._rows(records, with_ids=True))
         if self._advance_ids is not None:
             await self._advance_ids.fetchval(conn, int)
         return inserted
@@ -144,7 +140,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def get_many(self, conn: Connection, ids: Iterable[Id]) -> list[Record]:
         """Return the rows of *ids* in their order; an id that no row has is left out, a repeated one repeats."""
-        wanted = [self._identifier("ids", id) for id in ids]
+        wanted = [self._identifier(f"ids[{number}]", id) for number, id in enumerate(ids)]
         records = await self._queries.find_by_ids.fetchall(conn, self.record, ids=list(dict.fromkeys(wanted)))
         found = {record.id: record for record in records}
         return [found[id] for id in wanted if id in found]
@@ -245,12 +241,29 @@ class Entity(Generic[New, Record, Id]):
             row = (*row, values[self._vector])
         return mapper(sql.dialect(conn), self.record)(row)
 
-    def _numbered(self, number: int, item: New) -> dict[str, Any]:
-        """Return the columns to write of *item*. Raises InvalidValue with its *number*."""
-        try:
-            return self._values(item)
-        except InvalidValue as error:
-            raise type(error)(f"item {number}: {error}") from None
+    def _values(self, new: New | Record) -> dict[str, Any]:
+        """Return the columns to write of *new*. Raises InvalidValue."""
+        if not isinstance(new, (self._new, self.record)):
+            raise InvalidValue(f"expected a {self._new.__name__} or {self.record.__name__}, got {type(new).__name__}")
+        return self._columns(new)
+
+    async def _rows(
+        self, items: AsyncIterable[Any] | Iterable[Any], *, with_ids: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the columns to write of each of *items*, and the id even if the database makes it otherwise.
+
+        Raises InvalidValue with the item's number for whatever an item is at fault with.
+        """
+        number = -1
+        async for item in noted(items):
+            number += 1
+            try:
+                values = self._values(item)
+                if with_ids:
+                    values = {"id": item.id, **values}
+            except Exception as error:
+                raise checks.item_fault(number, error) from error
+            yield values
 
     def _passed_over(self, what: str) -> SchemaError:
         return SchemaError(f"{self._queries.entity}: a trigger or a rule of the table passed {what} over")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .. import sqlite
 from ..twins import check_process
@@ -39,16 +39,19 @@ async def add_functions(conn: aiosqlite.Connection) -> None:
 class SqlitePool:
     """Connections to one SQLite file, with the contract of psycopg's AsyncConnectionPool.
 
-    `async with pool.connection() as conn` commits at the end, or rolls back on an exception. *size* connections at most
-    are open at once, and a task waits *timeout* seconds for one.
+    `async with pool.connection() as conn` commits at the end, or rolls back on an exception. Every block has a
+    connection of its own, so what a borrower makes of it ends with it. *size* connections at most are open at once, and
+    a task waits *timeout* seconds for one, *max_waiting* tasks at most if it is not 0.
     """
 
-    def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path | str, *, size: int = 15, timeout: float = 30.0, max_waiting: int = 0) -> None:
         self.path = sqlite.named(path)
         self._timeout = timeout
         self._size = size
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._free = asyncio.BoundedSemaphore(size)
-        self._idle: deque[Connection] = deque()
+        self._first: Connection | None = None
         self._closed = False
         self._process = os.getpid()
 
@@ -64,41 +67,51 @@ class SqlitePool:
 
     async def open(self) -> None:
         """Open a first connection, so that what is wrong with the file is known now. Raises ConnectionFailed."""
-        if not self._idle and not self._closed:
-            self._idle.append(await connect(self.path))
+        # While it is open, no other is the last one, which would have to empty the journal as it is closed.
+        if self._first is None and not self._closed:
+            self._first = await connect(self.path)
 
     async def close(self) -> None:
-        """Close the idle connections; one that is in use is closed when it comes back."""
+        """Lend no more connections; one that is in use is closed when it comes back."""
         self._closed = True
-        while self._idle and os.getpid() == self._process:
-            await self._idle.popleft().close()
+        if self._first is not None and os.getpid() == self._process:
+            await self._first.close()
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
-        """Lend a connection; raises PoolTimeout when none is free for *timeout* seconds, PoolClosed after close."""
+        """Lend a connection.
+
+        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
+        PoolClosed after close.
+        """
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)
-        seconds = self._timeout if timeout is None else timeout
+        await self._take(self._timeout if timeout is None else timeout)
         try:
-            await asyncio.wait_for(self._free.acquire(), seconds)
+            conn = await connect(self.path)
+            try:
+                yield conn
+                await end(conn, "COMMIT")
+            except sqlite3.OperationalError as error:
+                sqlite.name_file(error, self.path)
+                raise
+            finally:
+                # A cancelled task gives its connection back all the same, with nothing left open.
+                await asyncio.shield(conn.close())
+        finally:
+            self._free.release()
+
+    async def _take(self, seconds: float) -> None:
+        if self._max_waiting and self._free.locked() and self._waiting >= self._max_waiting:
+            raise TooManyRequests(f"{self._waiting} wait for a connection already")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
         except TimeoutError:
             raise PoolTimeout(
                 f"couldn't get a connection after {seconds:.2f} sec; all {self._size} are in use"
             ) from None
-        try:
-            conn = self._idle.pop() if self._idle else await connect(self.path)
-            try:
-                yield conn
-                await end(conn, "COMMIT")
-            finally:
-                # A cancelled task gives its connection back all the same, with nothing left open.
-                await asyncio.shield(self._take_back(conn))
         finally:
-            self._free.release()
-
-    async def _take_back(self, conn: Connection) -> None:
-        await end(conn, "ROLLBACK")  # what failed, or was cancelled, or could not be committed
-        self._idle.append(conn)
-        if self._closed:
-            await self.close()
+            self._waiting -= 1

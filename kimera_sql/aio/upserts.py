@@ -6,10 +6,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Final, Literal
 from uuid import UUID, uuid4
 
+from ..checks import item_fault
 from ..errors import InvalidValue
 from ..model.upserts import Upserted
 from ..sql.rows import check_encoding, columns
-from ..twins import aeach
 from . import sql
 from .entity import Entity, New, Record
 from .sql import Connection
@@ -44,8 +44,8 @@ class UpsertEntity(Entity[New, Record, UUID]):
         the ids of all items are kept in memory to find them. *items* is read 250 at a time, and those are written in
         the order of their ids. Two callers at once who write the same rows in different orders, over more than 250
         items, can be in each other's way: the server then refuses one of the two (DeadlockDetected).
-        Raises InvalidValue with the item's number, counted from 0; another error has a note of which items were written
-        when it came.
+        Raises InvalidValue with the item's number, counted from 0; an error of *items* itself has a note of the number,
+        and a driver's of which items were being written.
         """
         if duplicates not in ("last", "refuse"):
             raise InvalidValue(f"duplicates: expected 'last' or 'refuse', got {duplicates!r}")
@@ -70,10 +70,12 @@ class UpsertEntity(Entity[New, Record, UUID]):
         encoding = conn.info.encoding if sql.is_postgres(conn) else "utf-8"
         rows: list[dict[str, Any]] = []
         number = -1
-        async for item in aeach(items):
+        async for values in self._rows(items):
             number += 1
-            values = self._numbered(number, item)
-            check_encoding(encoding, values, f"item {number}: ")
+            try:
+                check_encoding(encoding, values)
+            except InvalidValue as error:
+                raise item_fault(number, error) from error
             rows.append(values)
             if len(rows) == _AT_ONCE:
                 yield rows

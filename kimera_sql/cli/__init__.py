@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final
+
+from .interrupts import Interrupts
 
 _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "init": ("schema", "add", "create the schema, or bring it up to date"),
@@ -42,31 +43,61 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 after an error, or 130 when it was interrupted; a wrong usage exits with 2.
+    """Run one command, as the process's main program, and return its exit code: 0, or 1 after an error.
 
-    A command that finds faults, as verify and doctor do, returns 1 for them.
+    A command that finds faults, as verify and doctor do, returns 1 for them. A wrong usage exits with 2. A signal that
+    ends the command gives 128 and its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that was closed.
     """
-    signal.signal(signal.SIGTERM, _terminate)
     warnings.formatwarning = lambda message, *_, **__: f"kimera-sql: {message}\n"
-    arguments = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        code: int = arguments.run(arguments) or 0
-    except BrokenPipeError:
-        # Whoever read the output has gone. Without this Python would say so once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print("\n  ".join(("kimera-sql: interrupted", *getattr(interrupt, "__notes__", ()))), file=sys.stderr)
-        return 130
-    except Exception as error:
-        from .errors import said
+    with Interrupts() as interrupts:
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        except BaseException as error:
+            if interrupts.received is None:
+                code = _fail(error)
+            else:
+                # Whatever has come of the interrupt, a statement that was cancelled or an import that failed
+                _say("\n  ".join((interrupts.told, *getattr(error, "__notes__", ()))))
+    if interrupts.received is None:
+        return code
+    _end_output()
+    return 128 + interrupts.received
 
-        message = said(error)
-        if message is None:
-            raise
-        print(f"kimera-sql: {message}", file=sys.stderr)
-        return 1
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = parse(argv)
+    code: int = arguments.run(arguments) or 0
+    sys.stdout.flush()
     return code
+
+
+def _fail(error: BaseException) -> int:
+    """Say what went wrong, and return the exit code. What is a fault of ours is raised again."""
+    from .errors import said
+
+    if isinstance(error, OSError):
+        _end_output()
+        if not isinstance(error, BrokenPipeError):  # where whoever read the output has gone
+            _say(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    elif isinstance(error, Exception) and (message := said(error)) is not None:
+        _say(message)
+    else:
+        raise error
+    return 1
+
+
+def _end_output() -> None:
+    """Write out what is left to be written, or drop it if nobody is there to read it: Python would say so at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        print(f"kimera-sql: {message}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -124,8 +155,3 @@ def _name_folder(words: list[str]) -> list[str]:
 
             words.insert(at, str(default_folder()))
     return words
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # As an exception it stops an embedded server on its way out.
-    raise SystemExit(128 + number)

@@ -112,17 +112,11 @@ def _report_on(arguments: argparse.Namespace) -> None:
                 file=sys.stderr,
             )
         _look(conn, arguments)
-        if arguments.watch is None:
-            return
-        try:
-            while True:
-                time.sleep(arguments.watch)
-                if sys.stdout.isatty():
-                    print(_CLEAR, end="")
-                _look(conn, arguments)
-        except KeyboardInterrupt:
-            # The way to end it
-            print()
+        while arguments.watch is not None:
+            time.sleep(arguments.watch)
+            if sys.stdout.isatty():
+                print(_CLEAR, end="")
+            _look(conn, arguments)
 
 
 def _look(conn: Connection, arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from .. import embedded
 from ..connect import open_pool
 from ..ops import backup
+from ..secrecy import reveal
 from ..settings import Settings
 from ..sql import Connection, is_postgres
 from ..strategies import parse
@@ -87,7 +88,7 @@ def _with_database(settings: Settings, name: str) -> Settings:
     if settings.credentials is not None:
         settings = replace(settings, credentials={**settings.credentials, "dbname": name})
     if settings.database_url is not None:
-        parameters = {**parse(settings.database_url, source="DATABASE_URL"), "dbname": name}
+        parameters = {**parse(reveal(settings.database_url), source="DATABASE_URL"), "dbname": name}
         settings = replace(settings, database_url=make_conninfo("", **parameters))
     elif settings.credentials is None and settings.libpq:
         settings = replace(settings, database_url=make_conninfo("", dbname=name))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import sql
+from ..checks import item_fault
 from ..entity import Entity, of_table
 from ..errors import InvalidValue
 from ..progress import progress
@@ -117,7 +118,7 @@ def _items(entity: Entity[Any, Any, Any], source: Source, table: str, aside: jso
                 raise InvalidValue("id: either all rows have one or none has")
         except InvalidValue as error:
             if aside is None:
-                raise type(error)(f"item {number}: {error}") from None
+                raise item_fault(number, error) from error
             aside.add(number, error, row)
             continue
         kind = type(item)

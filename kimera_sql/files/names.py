@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FileError
+from ..leftovers import partial_file
 
 
 @contextmanager
@@ -34,18 +34,15 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         raise FileError(f"{path}: there is such a file already; --force overwrites it")
     if not path.parent.is_dir():
         raise FileError(f"{path}: there is no such folder")
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(number, "wb") as file:
+    with partial_file(path) as partial:
+        with partial.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(number)
+            os.fsync(file.fileno())
         if force:
-            os.replace(name, path)
+            partial.replace(path)
         else:
-            os.link(name, path)  # unlike a rename, it fails if somebody was faster
-    finally:
-        Path(name).unlink(missing_ok=True)
+            os.link(partial, path)  # unlike a rename, it fails if somebody was faster
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -19,6 +19,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import DEEPEST_JSON, LONGEST_LABEL, item_fault
 from ..errors import InvalidValue, NotInstalled
 from ..vectors import DIMENSIONS, are_storable, sent_block
 from . import binary, plain
@@ -31,9 +32,6 @@ _AT_ONCE: Final = 128
 
 _JOINED_AT_ONCE: Final = 32
 """Rows that are sent together. For larger pieces the allocator asks the system for memory each time."""
-
-_LONGEST: Final = 2000
-"""Bytes of a text that every column can hold, those with an index too."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 _1970: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -129,7 +127,7 @@ class Batch:
             try:
                 yield self.into.make(values(self.data, place))
             except InvalidValue as error:
-                raise type(error)(f"item {self.number + place}: {error}") from None
+                raise item_fault(self.number + place, error) from error
 
     def encoded(self, types: Sequence[str]) -> Iterator[bytes] | None:
         """Return the rows as COPY takes them, in UTF-8; None unless all values are plainly such as can be stored.
@@ -212,10 +210,14 @@ def reader(data: ArrowData, new: type, record: type) -> Any:
 def batches(opened: Any, into: Writing) -> Iterator[Batch]:
     """Yield the rows of a reader, few enough at a time for the server to work on some while others are encoded."""
     number = 0
-    for read in opened:
-        for start in range(0, read.num_rows, _AT_ONCE):
-            yield Batch(number + start, read.slice(start, _AT_ONCE), into)
-        number += read.num_rows
+    try:
+        for read in opened:
+            for start in range(0, read.num_rows, _AT_ONCE):
+                yield Batch(number + start, read.slice(start, _AT_ONCE), into)
+            number += read.num_rows
+    except Exception as error:
+        error.add_note(f"it came in place of item {number} (counted from 0); nothing was written")
+        raise
 
 
 def _one(kind: str, value: Any) -> bytes:
@@ -301,7 +303,7 @@ def _texts(column: Any) -> Sequence[bytes | memoryview] | None:
     except UnicodeDecodeError:
         return None
     pieces = binary.column("text", texts)
-    if any(len(piece) > _LONGEST for piece in pieces) or any("\0" in text for text in texts):
+    if any(len(piece) > LONGEST_LABEL for piece in pieces) or any("\0" in text for text in texts):
         return None
     return pieces
 
@@ -310,11 +312,15 @@ def _documents(column: Any) -> Sequence[bytes | memoryview] | None:
     texts = column.to_pylist()
     try:
         # What is escaped can be NUL or a lone surrogate.
-        if not all("\\u" not in text and type(_JSON(text)) is dict for text in texts):
+        if not all("\\u" not in text and _is_shallow(text) and type(_JSON(text)) is dict for text in texts):
             return None
     except (ValueError, RecursionError):
         return None
     return binary.json_documents(texts)
+
+
+def _is_shallow(text: str) -> bool:
+    return text.count("[") + text.count("{") <= DEEPEST_JSON
 
 
 def _lists(column: Any) -> Sequence[bytes | memoryview] | None:

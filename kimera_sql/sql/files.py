@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, LiteralString, TypeAlias, cast, get_args
@@ -27,6 +28,9 @@ NOTES: Final = ("plan", "types", "returns", "takes", "nullable", "not null", "us
 """The keys of notes. A note is a comment line `key: value`."""
 
 _NOTE: Final = re.compile(rf"({'|'.join(NOTES)}): +(.*\S)")
+
+_NAME: Final = re.compile(r"--\s*name\s*:")
+"""What a query begins with for aiosql."""
 
 _FIRST_WORD: Final = re.compile(r"\(*\w*")
 
@@ -122,6 +126,17 @@ def entities(folder: Path | None = None) -> list[tuple[Dialect, str]]:
     return found
 
 
+def _line_of_fault(loader: QueryLoader, text: str) -> int:
+    """Return the line of the first query of *text* that *loader* cannot parse, 1 if each of them alone can be."""
+    starts = [found.start() for found in _NAME.finditer(text)]
+    for start, end in pairwise([*starts, len(text)]):
+        try:
+            loader.load_query_data_from_sql(text[start:end], [])
+        except Exception:  # as in statements
+            return 1 + text.count("\n", 0, start)
+    return 1
+
+
 @functools.cache
 def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dict[str, Statement]:
     """Return the statements of an entity by name: kimera_sql's own, or those of *folder*.
@@ -132,9 +147,14 @@ def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dic
     adapter = {"postgres": PyFormatAdapter, "sqlite": GenericAdapter}[dialect]()  # type: ignore[no-untyped-call]
     loader = QueryLoader(adapter, record_classes=None)
     try:
-        data = loader.load_query_data_from_file(path, encoding="utf-8")
-    except (OSError, UnicodeDecodeError, SQLParseException) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise QueryError(f"{path.name} ({dialect}): {error}") from error
+    try:
+        data = loader.load_query_data_from_sql(text, [], path)
+    except Exception as error:  # what aiosql does not expect comes as an IndexError, a ValueError ...
+        said = str(error) if isinstance(error, SQLParseException) else f"it cannot be parsed ({error})"
+        raise QueryError(f"{path.name} ({dialect}): line {_line_of_fault(loader, text)}: {said}") from error
     read: dict[str, Statement] = {}
     for datum in data:
         name = datum.query_name

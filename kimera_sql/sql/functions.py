@@ -53,21 +53,28 @@ def _null_on_null(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _CosineDistance:
-    """1 - cosine of two BLOBs of little-endian float32. The second is the query vector, the same for every row."""
+    """1 - cosine of two BLOBs of little-endian float32. The second is the query vector, the same for every row.
+
+    NULL where there is none: a BLOB of another length, NaN, or a norm whose square single precision does not hold.
+    """
 
     def __init__(self) -> None:
         self._blob = b""
         self._vector = np.zeros(0, dtype="<f4")
         self._square = 0.0
 
-    def __call__(self, one: bytes, other: bytes) -> float:
+    def __call__(self, one: bytes, other: bytes) -> float | None:
         if other != self._blob:
             self._vector = np.frombuffer(other, dtype="<f4")
             self._square = float(np.dot(self._vector, self._vector))
             self._blob = other
+        if len(one) != len(other):
+            return None
         vector = np.frombuffer(one, dtype="<f4")
         # One root of the product, as pgvector takes it: so a vector's cosine with itself is 1, and no digit less.
         square = float(np.dot(vector, vector))
+        if not 0 < square < math.inf:
+            return None
         cosine = float(np.dot(vector, self._vector)) / math.sqrt(square * self._square)
         return 1.0 - max(-1.0, min(1.0, cosine))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from psycopg import AsyncCursor, Cursor
+from psycopg import AsyncCursor, Cursor, DataError
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.postgres import types
@@ -28,7 +28,7 @@ _LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 _raw_decode: Final = json.JSONDecoder().raw_decode
 
-_unpack_microseconds: Final = struct.Struct(">q").unpack
+_MICROSECONDS: Final = struct.Struct(">q")
 
 
 class _MomentLoader(Loader):
@@ -41,7 +41,9 @@ class _MomentLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> datetime:
-        (microseconds,) = _unpack_microseconds(data)
+        if len(data) != _MICROSECONDS.size:
+            raise DataError(f"the server sent {len(data):,} bytes that are no timestamp")
+        (microseconds,) = _MICROSECONDS.unpack(data)
         try:
             return EPOCH + timedelta(0, 0, microseconds)
         except OverflowError:
@@ -59,14 +61,24 @@ class _JsonLoader(Loader):
         self._encoding = codec(encoding)
 
     def load(self, data: Buffer) -> Any:
+        try:
+            return self._parsed(data)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the server sent JSON that Python cannot read: {error}") from error
+
+    def _parsed(self, data: Buffer) -> Any:
         return json.loads(str(data, self._encoding))
 
 
 class _JsonbLoader(_JsonLoader):
     """The same for JSONB, which begins with the number of its format, and has no blanks before or after its value."""
 
-    def load(self, data: Buffer) -> Any:
-        return _raw_decode(str(data[1:], self._encoding))[0]
+    def _parsed(self, data: Buffer) -> Any:
+        text = str(data, self._encoding)
+        value, end = _raw_decode(text, 1)
+        if end != len(text) or text[0] != "\x01":
+            raise ValueError("no JSONB of version 1")
+        return value
 
 
 class _TextLoader(Loader):
@@ -75,7 +87,10 @@ class _TextLoader(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> str:
-        return str(data, "utf-8")
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the server sent text that is not UTF-8: {error}") from error
 
 
 def _registered(loaders: Mapping[str, type[Loader]]) -> Sequence[tuple[int, type[Any]]]:

@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 from psycopg.waiting import Ready, Wait
 
+from ..checks import item_fault
 from ..errors import CommitUnknown, InvalidValue, UnsupportedByServer
 from ..sql import binary
 from ..sql.arrow import Batch
@@ -222,8 +223,13 @@ def stream(
         finally:
             # An iterator can outlive its transaction, and with it the server's cursor. CLOSE would then abort whatever
             # transaction the connection is in by now. A cursor that has not declared its name looks for it first.
-            psycopg.ServerCursor(conn, cursor.name).close()
-            psycopg.Cursor.close(cursor)
+            closing = psycopg.ServerCursor(conn, cursor.name)
+            try:
+                closing.close()
+            finally:
+                # Where the connection was lost or the task is cancelled meanwhile, the server is not told.
+                for one in (closing, cursor):
+                    psycopg.Cursor.close(one)
 
 
 def _declared(
@@ -357,11 +363,16 @@ def _write(copy: psycopg.Copy, statement: Statement, rows: Iterable[Mapping[str,
     chunk, taken, item = bytearray(binary.BEGIN), list[list[Any]](), -1
     for row in rows:
         item += 1
-        check_encoding(encoding, row, f"item {item}: ")
-        if encode is None:
-            copy.write_row([to_postgres(value) for value in row.values()])
-            continue
-        taken.append(list(row.values()))
+        try:
+            check_encoding(encoding, row)
+            taken.append(list(row.values()))
+            if encode is None:
+                copy.write_row([to_postgres(value) for value in taken.pop()])
+                continue
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:
+            raise item_fault(item, error) from error
         if len(taken) == at_once:
             chunk += _encoded(encode, taken, item)
             taken.clear()
@@ -387,7 +398,10 @@ def _encoded_batch(batch: Batch, statement: Statement, encoding: str) -> bytes:
     assert encode is not None  # noqa: S101 - narrows the type: all types of shipped statements are known
     rows = list(batch.rows())
     for item, row in enumerate(rows, start=batch.number):
-        check_encoding(encoding, row, f"item {item}: ")
+        try:
+            check_encoding(encoding, row)
+        except InvalidValue as error:
+            raise item_fault(item, error) from error
     return encode([list(row.values()) for row in rows])
 
 
@@ -400,7 +414,7 @@ def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[
             try:
                 encode([row])
             except InvalidValue as error:
-                raise type(error)(f"item {item}: {error}") from error
+                raise item_fault(item, error) from error
         raise
 
 
@@ -410,7 +424,10 @@ def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, 
     with atomic(conn), setting(conn, NO_TIMEOUTS), psycopg.Cursor(conn) as cursor:
         for row in rows:
             _check_free(conn, statement.name)
-            chunk.append(_bind(statement, row, conn.info.encoding))
+            try:
+                chunk.append(_bind(statement, row, conn.info.encoding))
+            except Exception as error:
+                raise item_fault(count + len(chunk), error) from error
             if len(chunk) == _INSERTED_AT_ONCE:
                 cursor.executemany(statement.text, chunk)
                 count += len(chunk)

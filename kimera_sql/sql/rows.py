@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sqlite3
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
 from ..errors import InvalidValue, SchemaError
+from ..vectors import Vector
 from . import shapes
 from .binary import array, array_of, codec, json_text, uuid
 from .files import Dialect, query_file, statements
@@ -85,7 +87,7 @@ def to_postgres(value: Any) -> Any:
     return value
 
 
-def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "") -> None:
+def check_encoding(encoding: str, parameters: Mapping[str, Any]) -> None:
     """Raise InvalidValue for a text among *parameters* that a session in *encoding*, by Python's name, cannot send."""
     if codec(encoding) == "utf-8":
         return
@@ -96,7 +98,7 @@ def check_encoding(encoding: str, parameters: Mapping[str, Any], prefix: str = "
                     text.encode(encoding)
                 except UnicodeEncodeError as error:
                     raise InvalidValue(
-                        f"{prefix}{name}: {text[error.start]!r} cannot be sent in the client_encoding of this session "
+                        f"{name}: {text[error.start]!r} cannot be sent in the client_encoding of this session "
                         f"({encoding}); set it to UTF8"
                     ) from None
 
@@ -131,15 +133,34 @@ def _postgres_vector(value: Any) -> Any:
     return value
 
 
+def _from_sqlite(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return *decode*, but with sqlite3's DataError for a stored value that it cannot decode."""
+
+    def decoded(value: Any) -> Any:
+        try:
+            return decode(value)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise sqlite3.DataError(f"the stored value {value!r:.50} cannot be read: {error}") from error
+
+    return decoded
+
+
+def _sqlite_vector(blob: bytes) -> Vector:
+    array = np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError("its numbers are not all finite")
+    return array
+
+
 _DECODERS: Final[Mapping[Dialect, Mapping[type, Callable[[Any], Any]]]] = {
     # psycopg returns arrays as lists.
     "postgres": {tuple: tuple, np.ndarray: _postgres_vector},
     "sqlite": {
-        UUID: UUID,
-        datetime: datetime.fromisoformat,
-        dict: json.loads,
-        tuple: lambda text: tuple(json.loads(text)),
-        np.ndarray: lambda blob: np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False),
+        UUID: _from_sqlite(UUID),
+        datetime: _from_sqlite(datetime.fromisoformat),
+        dict: _from_sqlite(json.loads),
+        tuple: _from_sqlite(lambda text: tuple(json.loads(text))),
+        np.ndarray: _from_sqlite(_sqlite_vector),
         bool: bool,
         float: float,  # RETURNING gives a REAL that is a whole number as an int
     },

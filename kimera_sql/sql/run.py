@@ -17,10 +17,12 @@ from ..errors import QueryError, UnsupportedByServer
 from ..sql.arrow import Batch
 from ..sql.files import Dialect, Statement, statements
 from ..sql.rows import Row, decode, mapper, noted_mapper
+from ..twins import each
 from . import bounds, postgres, sqlite
 
 Connection: TypeAlias = psycopg.Connection[Any] | sqlite3.Connection
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Driver(Protocol):
@@ -68,6 +70,19 @@ def dialect(conn: Connection) -> Dialect:
 
 def _driver(conn: Connection) -> Driver:
     return _DRIVERS[dialect(conn)]
+
+
+def noted(items: Iterable[T]) -> Iterator[T]:
+    """Yield each of *items*. An error of theirs gets a note of the item that it came in place of, unless it says so."""
+    number = 0
+    try:
+        for item in each(items):
+            yield item
+            number += 1
+    except Exception as error:
+        if f"item {number}" not in str(error):
+            error.add_note(f"it came in place of item {number} (counted from 0); nothing was written")
+        raise
 
 
 class Queries:
@@ -161,9 +176,11 @@ class Query:
     def copy(self, conn: Connection, rows: Iterable[Mapping[str, Any]]) -> int:
         """Write *rows*, all or none, with a COPY or an INSERT of one row, and return how many there were.
 
-        A COPY takes the values of a row in the order of its columns; a driver's error has a note with the row's number.
+        A COPY takes the values of a row in the order of its columns. A row that is at fault here raises InvalidValue
+        with its number, counted from 0; an error of *rows* itself or of the driver has a note of the number.
         """
-        return _driver(conn).copy(conn, self.statement(conn), rows)
+        given = rows if self.folder is None else noted(rows)  # entities note theirs, by the items that they are made of
+        return _driver(conn).copy(conn, self.statement(conn), given)
 
     def copy_batches(self, conn: Connection, batches: Iterable[Batch]) -> int:
         """Write the rows of *batches*, which are Arrow's, as copy does."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
+from ..checks import item_fault
 from ..errors import InvalidValue
 from ..sql.arrow import Batch
 from ..sql.files import Statement
@@ -81,9 +82,9 @@ def stream(conn: sqlite3.Connection, statement: Statement, parameters: Mapping[s
 def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 
-    An error has a note with the row's number, counted from 0.
+    An error of the driver has a note with the row's number, counted from 0.
     """
-    sent = 0
+    sent = number = 0
 
     def counted(chunk: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         nonlocal sent
@@ -91,20 +92,27 @@ def copy(conn: sqlite3.Connection, statement: Statement, rows: Iterable[Mapping[
             sent += 1
             yield row
 
-    chunk: list[dict[str, Any]] = []
-    try:
-        with atomic(conn):
-            for row in rows:
-                chunk.append({name: to_sqlite(value) for name, value in row.items()})
-                if len(chunk) == _CHUNK:
-                    conn.executemany(statement.text, counted(chunk))
-                    chunk.clear()
+    def send(chunk: list[dict[str, Any]]) -> None:
+        try:
             conn.executemany(statement.text, counted(chunk))
-    except sqlite3.Error as error:
-        if sent:
-            error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
-        raise
-    return sent
+        except (sqlite3.Error, OverflowError) as error:  # the second for an integer that is none of SQLite's
+            if sent:
+                error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
+            raise
+
+    chunk: list[dict[str, Any]] = []
+    with atomic(conn):
+        for row in rows:
+            try:
+                chunk.append({name: to_sqlite(value) for name, value in row.items()})
+            except Exception as error:
+                raise item_fault(number, error) from error
+            number += 1
+            if len(chunk) == _CHUNK:
+                send(chunk)
+                chunk.clear()
+        send(chunk)
+    return number
 
 
 def copy_batches(conn: sqlite3.Connection, statement: Statement, batches: Iterable[Batch]) -> int:

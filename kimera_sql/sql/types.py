@@ -33,7 +33,8 @@ def learn(conn: Connection, *contexts: AdaptContext) -> bool:
     ]
     if "vector" not in {info.name for info in found}:
         return False
-    for context in (conn, *contexts):
+    kept = session(conn).usual
+    for context in (conn, *contexts, *((kept,) if kept else ())):
         register(context, found)
     return True
 

@@ -226,6 +226,29 @@ WHERE datname = :name
     AND backend_type IS DISTINCT FROM 'parallel worker'
 ORDER BY pid;
 
+-- name: claim_restore(name)!
+-- Keep the unfinished database of this name, kimera_restore_ and 32 hexadecimal digits, until the session ends.
+SELECT pg_advisory_lock(('x' || right(:name, 16))::bit(64)::bigint);
+
+-- name: release_restore(name)!
+-- Let go of what claim_restore keeps.
+SELECT pg_advisory_unlock(('x' || right(:name, 16))::bit(64)::bigint);
+
+-- name: left_restores()
+-- The unfinished databases of restores and drills whose session has ended.
+-- returns: str
+SELECT database.datname
+FROM pg_database AS database
+WHERE database.datname ~ '^kimera_restore_[0-9a-f]{32}$'
+    AND NOT EXISTS (
+        SELECT 1
+        FROM pg_locks AS held
+        WHERE held.locktype = 'advisory'
+            AND (held.classid::bigint << 32) | held.objid::bigint
+            = ('x' || right(database.datname, 16))::bit(64)::bigint
+    )
+ORDER BY database.datname;
+
 -- name: missing_roles(names)
 -- Those of a list of roles that this server does not have.
 -- returns: str

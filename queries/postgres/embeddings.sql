@@ -86,9 +86,13 @@ SELECT (
 FROM unnest(:texts::text[], :sources::text[]) WITH ORDINALITY AS wanted (text_content, source, position)
 ORDER BY position;
 
--- name: lock_texts()!
+-- name: lock_texts(texts)!
 -- Make others who want to embed any text wait until this transaction ends, and wait for those who do already: see lock_text.
-SELECT pg_advisory_xact_lock(hashtextextended('semantic_embeddings', 1));
+INSERT INTO kimera_text_locks (place)
+SELECT DISTINCT hashtextextended(text_content, 0) & 65535
+FROM (SELECT pg_advisory_xact_lock(hashtextextended('semantic_embeddings', 1))) AS locked
+CROSS JOIN unnest(:texts::text[]) AS wanted (text_content)
+ON CONFLICT (place) DO UPDATE SET place = excluded.place;
 
 -- name: replace_vector(id, vector)$
 -- Give an embedding another vector.
@@ -158,10 +162,16 @@ LIMIT 1;
 
 -- name: lock_text(text_content)!
 -- Make others who want to embed the same text wait until this transaction ends. The first lock, which they share, is that of
--- lock_texts: a lock for each text of a large batch would not fit into the server's memory of locks.
-SELECT
-    pg_advisory_xact_lock_shared(hashtextextended('semantic_embeddings', 1)),
-    pg_advisory_xact_lock(hashtextextended(:text_content, 0));
+-- lock_texts: a lock for each text of a large batch would not fit into the server's memory of locks. A transaction that goes
+-- by an older snapshot than theirs would not see what they have stored: it fails to serialize at the row that it writes here.
+INSERT INTO kimera_text_locks (place)
+SELECT hashtextextended(:text_content, 0) & 65535
+FROM (
+    SELECT
+        pg_advisory_xact_lock_shared(hashtextextended('semantic_embeddings', 1)),
+        pg_advisory_xact_lock(hashtextextended(:text_content, 0))
+) AS locked
+ON CONFLICT (place) DO UPDATE SET place = excluded.place;
 
 -- name: nearest_full(vector, k, candidates, ef_search, index, filenode, with_vectors)
 -- The k embeddings nearest by cosine where nothing filters them, by an hnsw index on the vectors as they are: a search in one

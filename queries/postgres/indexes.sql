@@ -35,7 +35,7 @@ SELECT
         + pg_stat_get_xact_tuples_updated(indrelid)
         + pg_stat_get_xact_tuples_deleted(indrelid)
 FROM pg_index
-WHERE indexrelid = to_regclass(:index_name)
+WHERE indexrelid = to_regclass(quote_ident(:index_name))
 ON CONFLICT (index_name) DO UPDATE
 SET
     rows_at_build = EXCLUDED.rows_at_build,
@@ -67,7 +67,9 @@ WHERE index.indrelid IN (SELECT to_regclass(name) FROM unnest(:tables::text[]) A
     AND NOT EXISTS (
         SELECT 1
         FROM pg_stat_progress_create_index AS building
-        WHERE index.indexrelid = building.index_relid
+        LEFT JOIN pg_locks AS held ON held.pid = building.pid AND held.relation = index.indrelid
+        -- Of another role's build this role may only see that there is one.
+        WHERE building.index_relid = index.indexrelid OR (building.relid IS NULL AND held.pid IS NOT NULL)
     )
 ORDER BY index_class.relname;
 

@@ -9,6 +9,6 @@ SET setting = EXCLUDED.setting, filenode = EXCLUDED.filenode, measured_at = cloc
 -- name: store(index_name, k, target, setting)!
 -- Keep the setting that reaches a recall, in place of an earlier one.
 INSERT INTO kimera_recall_settings (index_name, k, target, setting, filenode)
-VALUES (:index_name, :k, :target, :setting, pg_relation_filenode(to_regclass(:index_name))::bigint)
+VALUES (:index_name, :k, :target, :setting, pg_relation_filenode(to_regclass(quote_ident(:index_name)))::bigint)
 ON CONFLICT (index_name, k, target) DO UPDATE
 SET setting = EXCLUDED.setting, filenode = EXCLUDED.filenode, measured_at = clock_timestamp();

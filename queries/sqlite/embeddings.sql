@@ -53,11 +53,11 @@ FROM json_each(:texts) AS wanted
 JOIN json_each(:sources) AS given USING (key)
 ORDER BY wanted.key;
 
--- name: lock_texts()!
+-- name: lock_texts(texts)!
 -- Make others who want to write wait until this transaction ends: an update of no row takes the write lock.
 UPDATE semantic_embeddings
 SET source = source
-WHERE false;
+WHERE :texts IS NULL;
 
 -- name: replace_vector(id, vector)$
 -- Give an embedding another vector.
@@ -136,10 +136,10 @@ FROM (
         AND (:since IS NULL OR timestamp >= :since)
         AND (:until IS NULL OR timestamp < :until)
         AND (:metadata IS NULL OR json_contains(metadata, :metadata))
-    ORDER BY distance, id
+    ORDER BY distance NULLS LAST, id
     LIMIT :k
 ) AS nearest
-JOIN semantic_embeddings ON id = nearest_id
+JOIN semantic_embeddings ON id = nearest_id AND distance IS NOT NULL
 ORDER BY distance, id;
 
 -- name: within(vector, at_least, with_vectors, source, since, until, metadata)

@@ -143,10 +143,10 @@ FROM (
         AND (:since IS NULL OR timestamp >= :since)
         AND (:until IS NULL OR timestamp < :until)
         AND (:metadata IS NULL OR json_contains(metadata, :metadata))
-    ORDER BY distance, id
+    ORDER BY distance NULLS LAST, id
     LIMIT :k
 ) AS nearest
-JOIN geoid_states ON id = nearest_id
+JOIN geoid_states ON id = nearest_id AND distance IS NOT NULL
 ORDER BY distance, id;
 
 -- name: within(vector, at_least, with_vectors, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)

@@ -83,7 +83,11 @@ def test_an_index_that_is_not_there_is_an_error(database: str) -> None:
         assert (ran.returncode, ran.stderr) == (1, "kimera-sql: no vector index has the name nothing\n")
 
 
-def test_an_interrupted_concurrent_build_exits_with_130_and_leaves_no_invalid_index(database: str) -> None:
+@pytest.mark.ends
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_concurrent_build_is_cancelled_and_leaves_no_invalid_index(
+    database: str, number: signal.Signals
+) -> None:
     fill(database, 2000)
     arguments = ["index", "build", "geoid_states", "--m", "64", "--ef-construction", "1000", "--concurrently"]
     build = subprocess.Popen(
@@ -93,7 +97,8 @@ def test_an_interrupted_concurrent_build_exits_with_130_and_leaves_no_invalid_in
         while not conn.execute("SELECT FROM pg_stat_progress_create_index WHERE index_relid <> 0").rowcount:
             assert build.poll() is None
             time.sleep(0.01)
-        build.send_signal(signal.SIGINT)
+        build.send_signal(number)
         _, stderr = build.communicate()
-        assert (build.returncode, stderr) == (130, "kimera-sql: interrupted\n")
+        said = "interrupted" if number == signal.SIGINT else "terminated"
+        assert (build.returncode, stderr) == (128 + number, f"kimera-sql: {said}\n")
         assert conn.execute("SELECT FROM pg_indexes WHERE indexname LIKE 'idx_geoid_vector%'").rowcount == 0

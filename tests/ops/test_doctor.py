@@ -235,6 +235,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"transactions": (OPEN,)}, "warning", "session 7 of app", "open for 1:00:01"),
     ({"transactions": (PREPARED,)}, "warning", "prepared transaction two", "open for 1:00:01"),
     ({"locks": (WAITING,)}, "warning", "session 7 of app", "waited 0:01:01 for a lock that 8 holds"),
+    ({"half_made": ("kimera_restore_1",)}, "warning", "database kimera_restore_1", "is half made"),
     (archiving(mode="off"), "note", "archiving", "is off"),
     (setting(archive_command=""), "error", "archiving", "without an archive_command"),
     (

@@ -663,7 +663,7 @@ def test_monitor_watches_until_it_is_interrupted(database: str) -> None:
         assert [watching.stdout.readline() for _ in range(6)] == ["LOCKS\n", "nothing\n"] * 3
         watching.send_signal(signal.SIGINT)
         _, stderr = watching.communicate()
-    assert (watching.returncode, stderr) == (0, "")
+    assert (watching.returncode, stderr) == (130, "kimera-sql: interrupted\n")
 
 
 @pytest.mark.parametrize(

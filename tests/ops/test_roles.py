@@ -223,6 +223,7 @@ FORBIDDEN = [
     "UPDATE kimera_models SET model = 'another'",
     "INSERT INTO kimera_renewal_queue (id) VALUES (NULL)",
     "DELETE FROM kimera_renewal_queue",
+    "DELETE FROM kimera_text_locks",
     "CREATE ROLE more",
     "ALTER TABLE geoid_states OWNER TO CURRENT_USER",
 ]

@@ -13,11 +13,13 @@ import numpy as np
 import psycopg
 import pytest
 from fix_connections import cancelled_soon
+from psycopg import sql as composed
 from reference import assert_nearest, cosine
 from strategies import unit
 
 from kimera_sql import SqlitePool, add_adapters, embeddings, geoids, sql
 from kimera_sql.errors import InvalidValue, NotFound, UnsupportedByServer
+from kimera_sql.ops import maintenance
 from kimera_sql.search import Method, Precision, indexes, kinds, recall
 from kimera_sql.sql.postgres import Connection
 
@@ -408,6 +410,39 @@ def test_a_concurrent_build_that_waits_in_vain_leaves_the_index_of_its_name(larg
     assert indexes.existing(large)[0].name == index.name
 
 
+@pytest.mark.ends
+def test_clean_leaves_alone_what_another_role_builds(large: Connection, database: str) -> None:
+    def build(conn: Connection) -> object:
+        return indexes.build(conn, "geoid_states", concurrently=True)
+
+    with while_it_builds(database, build) as (watching, builder):
+        # A role that is not shown what the others' builds are of
+        watching.execute("SET ROLE pg_signal_backend")
+        assert len(invalid(watching)) == 1
+        assert indexes.clean(watching) == []
+        builder.cancel_safe()
+
+
+@pytest.mark.ends
+def test_a_build_whose_connection_is_ended_says_so_and_the_next_one_clears_up(large: Connection, database: str) -> None:
+    notes: list[str] = []
+
+    def build(conn: Connection) -> object:
+        try:
+            return indexes.build(conn, "geoid_states", concurrently=True)
+        except psycopg.OperationalError as error:
+            notes.extend(error.__notes__)
+            raise
+
+    with while_it_builds(database, build) as (watching, builder):
+        watching.execute("SELECT pg_terminate_backend(%s, 20000)", [builder.info.backend_pid])
+    assert notes == ["it may have left an unfinished index, which `kimera-sql index clean` drops"]
+    (name,) = invalid(large)
+    built = indexes.build(large, "geoid_states", m=2, ef_construction=4, concurrently=True)
+    assert (built.name, built.usable) == (name, True)
+    assert invalid(large) == []
+
+
 def test_clean_drops_what_a_killed_build_left(large: Connection, database: str) -> None:
     def build(conn: Connection) -> object:
         return indexes.build(conn, "geoid_states", concurrently=True)
@@ -433,6 +468,22 @@ def test_retrain_takes_the_rows_that_are_there_now(database: str) -> None:
         assert (old.rows_at_build, new.rows_at_build) == (20, 80)
         assert (new.name, new.lists, new.usable, new.tuned) == (old.name, 2, True, {})
         assert invalid(conn) == []
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("name", ["Capitals", 'a "quoted". name', "it's; 100 %s {} :name\\\n☃", "x" * 63])
+def test_an_index_of_any_name_is_tuned_retrained_and_dropped(database: str, name: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        add_adapters(conn)
+        fill(conn)
+        create = composed.SQL("CREATE INDEX {} ON geoid_states USING ivfflat (state_vector vector_cosine_ops)")
+        conn.execute(create.format(composed.Identifier(name)))
+        assert {one.index for one in recall.tune(conn, "geoid_states", target=0.5)} == {name}
+        assert indexes.find(conn, name).tuned
+        assert indexes.retrain(conn, name).rows_at_build == len(VECTORS)
+        assert [one.index for one in maintenance.reindex(conn, [name])] == [name]
+        indexes.drop(conn, name)
+        assert indexes.existing(conn) == []
 
 
 def test_retrain_needs_an_autocommit_connection(conn: Connection) -> None:

@@ -252,15 +252,31 @@ def test_every_row_comes_once_however_many_pages_are_read(
     assert {number for page in strict for number, _ in page} == expected
 
 
+@pytest.fixture(scope="module")
+def original() -> Iterator[Callable[[Server], str]]:
+    """A function that returns the name of a server's database with 700 states and 700 texts, to make copies of."""
+    with ExitStack() as stack:
+
+        @cache
+        def made(server: Server) -> str:
+            conninfo = server.create(template=server.template)
+            stack.callback(server.drop, conninfo)
+            with psycopg.connect(conninfo) as conn:
+                add_adapters(conn)
+                geoids.insert_many(conn, [state(number, unit(number)) for number in range(700)])
+                embeddings.insert_many(conn, [text(number, unit(number)) for number in range(700)])
+                indexes.build(conn, "geoid_states")
+                return conn.info.dbname
+
+        yield made
+
+
 @pytest.fixture
-def indexed(database: str) -> str:
+def indexed(server: Server, original: Callable[[Server], str]) -> Iterator[str]:
     """The conninfo of a database of the test's own with 700 states, by an hnsw index, and as many texts, by none."""
-    with psycopg.connect(database) as conn:
-        add_adapters(conn)
-        geoids.insert_many(conn, [state(number, unit(number)) for number in range(700)])
-        embeddings.insert_many(conn, [text(number, unit(number)) for number in range(700)])
-        indexes.build(conn, "geoid_states")
-    return database
+    conninfo = server.create(template=original(server))
+    yield conninfo
+    server.drop(conninfo)
 
 
 @pytest.fixture
@@ -457,7 +473,8 @@ def test_a_connection_that_is_lost_is_the_drivers_error(
     hits = call(autocommit)
     next(hits)
     with psycopg.connect(indexed, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 10000)", [autocommit.info.backend_pid])
+        # It ends once its rows are read: it waits to send them.
+        other.execute("SELECT pg_terminate_backend(%s)", [autocommit.info.backend_pid])
     with pytest.raises(psycopg.OperationalError):
         for _ in hits:
             pass

@@ -161,6 +161,34 @@ def test_too_few_values_are_told(conn: psycopg.Connection, queries: Any) -> None
         queries.copy_in.copy(conn, [{"a": UUID(int=1), "b": None}])
 
 
+def broken_off() -> Iterator[dict[str, Any]]:
+    yield {"day": datetime(2026, 11, 27, tzinfo=UTC).date(), "name": "x"}
+    raise LookupError("the source ran dry")
+
+
+BAD_ROWS: Final[dict[str, tuple[Any, type[Exception], str]]] = {
+    "None": ([None], InvalidValue, "^item 0: AttributeError: "),
+    "a list": ([{"day": None, "name": "x"}, [1, 2]], InvalidValue, "^item 1: AttributeError: "),
+    "a value of another type": (
+        [{"day": object(), "name": "x"}],
+        InvalidValue,
+        "^item 0: TypeError: ",
+    ),
+    "a source that breaks off": (broken_off(), LookupError, r"^the source ran dry\nit came in place of item 1 "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_whatever_is_wrong_with_a_row_of_ones_own_is_told_with_its_number(
+    conn: psycopg.Connection, queries: Any, name: str
+) -> None:
+    conn.execute("CREATE TEMP TABLE dates (day DATE, name TEXT)")
+    rows, error, message = BAD_ROWS[name]
+    with pytest.raises(error, match=message):
+        queries.copy_dates.copy(conn, rows)
+    assert conn.execute("SELECT count(*) FROM dates").fetchone() == (0,)
+
+
 def test_what_is_not_known_here_is_sent_by_psycopg(conn: psycopg.Connection, queries: Any) -> None:
     assert binary.rows_encoder(("date", "text"), "utf-8") is None
     conn.execute("CREATE TEMP TABLE dates (day DATE, name TEXT)")

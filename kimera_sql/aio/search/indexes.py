@@ -71,8 +71,9 @@ async def build(
     last two are re-ranked with the stored vectors. The default is "half", or "full" with pgvector before 0.7. ivfflat
     in full precision is the specification's index and has its name.
     Readers carry on during the build. Writers wait, unless *concurrently*: then they carry on too. That needs an
-    autocommit connection, and leaves nothing behind if the build fails or is cancelled. For the build
-    maintenance_work_mem is raised to what it needs, up to a quarter of the server's effective_cache_size.
+    autocommit connection, and leaves nothing behind if the build fails or is cancelled. What a killed build of the same
+    index has left is dropped first. For the build maintenance_work_mem is raised to what it needs, up to a quarter of
+    the server's effective_cache_size.
 
     Searches use the index at once, with cautious settings until recall.tune has measured it. Raises InvalidValue for
     invalid options and for an empty table (an ivfflat index is trained on its rows), and UnsupportedByServer for what
@@ -94,6 +95,8 @@ async def build(
         options = kinds.options(method, rows, lists=lists, m=m, ef_construction=ef_construction)
         name = kinds.name(searched, method, precision)
         statement = kinds.statement(searched, method, precision, options, concurrently=concurrently)
+        if name in await _unfinished(server):
+            await _drop(server, name, concurrently=concurrently)
         await _run(server, statement, kinds.memory(method, precision, rows, options), concurrently)
         # Settings of an earlier index of this name that was dropped by plain SQL
         await _queries.forget_settings.execute(server, index_name=name)
@@ -175,7 +178,7 @@ async def clean(conn: Connection) -> list[str]:
     """Drop the unfinished indexes that killed builds left on the vector tables, and return their names."""
     if not sql.is_postgres(conn):
         return []
-    left = [name for (name,) in await _queries.invalid.fetchall(conn, tables=list(VECTOR_TABLES))]
+    left = await _unfinished(conn)
     # Waiting for its lock on the table, a concurrent drop blocks nobody else.
     concurrently = postgres.outside_transaction(conn)
     async with sql.without_timeouts(conn):
@@ -196,6 +199,10 @@ def _with_indexes(conn: Connection, name: str) -> psycopg.AsyncConnection[Any]:
     if not sql.is_postgres(conn):
         raise NotFound(f"no vector index has the name {name}")
     return conn
+
+
+async def _unfinished(conn: Connection) -> list[str]:
+    return [name for (name,) in await _queries.invalid.fetchall(conn, tables=list(VECTOR_TABLES))]
 
 
 async def _count(conn: Connection, table: str) -> int:
@@ -250,7 +257,9 @@ async def _build(
             await put(settings)
             await conn.execute(statement)
         except BaseException as error:
-            if concurrently and not conn.closed:
+            if concurrently and conn.closed:
+                error.add_note("it may have left an unfinished index, which `kimera-sql index clean` drops")
+            elif concurrently:
                 await put(before)
                 # clean drops only invalid indexes. A build that got no lock has created nothing, and an index of that
                 # name may exist.

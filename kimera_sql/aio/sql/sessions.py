@@ -10,6 +10,7 @@ import weakref
 from typing import Any, TypeAlias
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
 from psycopg.types import TypeInfo
 
@@ -29,15 +30,25 @@ def new_cursor(conn: Connection) -> Cursor:
     return cursor
 
 
+class Adapters:
+    """What a connection knew of types when this was made; nothing that is registered on the connection changes it."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.connection: None = None
+        self.adapters = AdaptersMap(conn.adapters)
+
+
 class Session:
     """What is kept for one connection.
 
+    usual: what a pool's connection goes back to knowing of types when it is lent again; what learn finds is added here.
     turn: the lock of those who share it; only its holder may use the cursors.
     doubted: whether the types that the connection knows may have changed in the database.
     strangers: the types, by oid, that results have had and that are not pgvector's.
     """
 
     def __init__(self, conn: Connection) -> None:
+        self.usual: Adapters | None = None
         self.turn = ALock()
         self.doubted = False
         self.strangers: set[int] = set()

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import aiosqlite
 
+from ...checks import item_fault
 from ...errors import InvalidValue
 from ...sql.arrow import Batch
 from ...sql.files import Statement
@@ -84,9 +85,9 @@ async def stream(
 async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
     """Run *statement* for each of *rows*, all or none, and return how many there were.
 
-    An error has a note with the row's number, counted from 0.
+    An error of the driver has a note with the row's number, counted from 0.
     """
-    sent = 0
+    sent = number = 0
 
     def counted(chunk: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         nonlocal sent
@@ -94,20 +95,27 @@ async def copy(conn: aiosqlite.Connection, statement: Statement, rows: AsyncIter
             sent += 1
             yield row
 
-    chunk: list[dict[str, Any]] = []
-    try:
-        async with atomic(conn):
-            async for row in rows:
-                chunk.append({name: to_sqlite(value) for name, value in row.items()})
-                if len(chunk) == _CHUNK:
-                    await conn.executemany(statement.text, counted(chunk))
-                    chunk.clear()
+    async def send(chunk: list[dict[str, Any]]) -> None:
+        try:
             await conn.executemany(statement.text, counted(chunk))
-    except sqlite3.Error as error:
-        if sent:
-            error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
-        raise
-    return sent
+        except (sqlite3.Error, OverflowError) as error:  # the second for an integer that is none of SQLite's
+            if sent:
+                error.add_note(f"item {sent - 1} (counted from 0) was refused; nothing was written")
+            raise
+
+    chunk: list[dict[str, Any]] = []
+    async with atomic(conn):
+        async for row in rows:
+            try:
+                chunk.append({name: to_sqlite(value) for name, value in row.items()})
+            except Exception as error:
+                raise item_fault(number, error) from error
+            number += 1
+            if len(chunk) == _CHUNK:
+                await send(chunk)
+                chunk.clear()
+        await send(chunk)
+    return number
 
 
 async def copy_batches(conn: aiosqlite.Connection, statement: Statement, batches: Iterable[Batch]) -> int:

@@ -19,6 +19,7 @@ backup it is, its name does not say: a dump's manifest does, and a base backup's
 | restore, drill, scratch | a dump into a database, or onto a throwaway server; what both begin with |
 | properties | what a database has besides its contents |
 | recovery, clone | a base backup and WAL into a server as it was at a moment; its folder and process |
+| private_server | a server that runs for a drill or a recovery, and ends with the process |
 | wal, segments | the arithmetic of WAL's names; which segments there are |
 | layout, files, tools | names and places; locks and syncs; PostgreSQL's own programs |
 """
@@ -33,6 +34,7 @@ from .recovery import Recovered, Target, recover
 from .restore import Restored, restore_dump
 from .retention import Removed, RemovedKind, prune_backups
 from .schedule import daily_schedule
+from .scratch import left_databases
 
 __all__ = [
     "ARCHIVE_PROGRAM",
@@ -52,6 +54,7 @@ __all__ = [
     "Target",
     "archive_settings",
     "daily_schedule",
+    "left_databases",
     "list_backups",
     "list_backups_of",
     "make_base",

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import psycopg
 
 from ... import sql
 from ...errors import BackupError, InvalidValue
+from ...leftovers import temporary_folder
 from ...progress import Bar
 from ...sql import Connection
 from . import copy_wal, layout, tools
@@ -161,10 +161,10 @@ def _wal_of(made: BaseBackup, archive: Path | None) -> Iterator[Path]:
     if archive is None or any(is_segment(file.name) for file in own.glob("*")):
         yield own
         return
-    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
+    with temporary_folder() as folder:
         with reported(archive):
-            _fetch_wal(made, archive, Path(folder))
-        yield Path(folder)
+            _fetch_wal(made, archive, folder)
+        yield folder
 
 
 def _fetch_wal(made: BaseBackup, archive: Path, target: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shlex
 import shutil
+import signal
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Final
 
 from ...errors import BackupError
@@ -18,12 +20,10 @@ from ...progress import Bar
 from . import tools
 from .base_backups import BaseBackup
 from .configuration import COPY, Configuration, configure
+from .private_server import running
 
-_PATIENCE: Final = 5 * 366 * 86400
-"""Seconds that replaying may take. pg_ctl has no "for ever", and sees when the server ends."""
-
-_TICK: Final = 0.1
-"""Seconds between two looks at the server."""
+_UNFINISHED: Final = "kimera_recovery.unfinished"
+"""The file in a clone that is there until it has recovered, and whose lock says that somebody is at work."""
 
 _PERSISTENT: Final = """\
 
@@ -49,7 +49,6 @@ class Clone:
             raise BackupError(
                 f"{made.path} has tablespaces outside its folder; recover it with PostgreSQL's own programs"
             )
-        self.data.mkdir(0o700, exist_ok=True)
         self.data.chmod(0o700)
         control = Path("global/pg_control")
         done = 0
@@ -74,6 +73,7 @@ class Clone:
         for lock in self.data.glob(".s.PGSQL.*.lock"):
             lock.unlink()
         (self.data / "recovery.signal").touch()
+        self._log.touch()  # it is to belong to the server's user
         notes = configure(self.data, copied)
         with (self.data / "postgresql.auto.conf").open("a") as conf:
             conf.write(_PERSISTENT)
@@ -86,14 +86,43 @@ class Clone:
             if owner is not None:
                 os.chown(path, owner.pw_uid, owner.pw_gid)
 
-    def start(self, settings: Mapping[str, str], tick: Callable[[], object]) -> None:
-        """Start the server, on a socket in its folder alone, and wait until it has recovered.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folder from other recoveries for the block; if it fails, make the folder again what it was.
+
+        It is empty or not there, or what a recovery left that was killed, which goes first. Raises BackupError.
+        """
+        before = self.data.stat() if self.data.exists() else None
+        self.data.mkdir(0o700, exist_ok=True)
+        with _locked(self.data / _UNFINISHED):
+            try:
+                self._empty()
+                yield
+                (self.data / _UNFINISHED).unlink()
+            except BaseException:
+                self._remove(before)
+                raise
+
+    def replay(self, settings: Mapping[str, str], tick: Callable[[], object]) -> None:
+        """Run the server, with nobody connected, until it has recovered, and stop it again.
 
         *settings* are added to those that keep it to itself. *tick* is called meanwhile. Raises BackupError when the
         server ends; what it said is in log().
         """
+        postgres = self.pg_ctl.with_name("postgres")
+        options = {**self._settings(), **settings}
+        with running(postgres, self.data, self._log, user=self.user, settings=options, stop=signal.SIGINT, tick=tick):
+            pass
+
+    def start(self) -> None:
+        """Start the server, on a socket in its folder alone, to run on when this process has ended."""
+        options = shlex.join(word for name, value in self._settings().items() for word in ("-c", f"{name}={value}"))
+        where = [f"--pgdata={self.data}", f"--log={self._log}", f"--options={options}"]
+        tools.run(self.pg_ctl, ["start", "--wait", "--silent", *where], user=self.user)
+
+    def _settings(self) -> dict[str, str]:
         # On the command line they hold for this run alone, go before whatever files say, and hold no secret.
-        own = {
+        return {
             "data_directory": str(self.data),
             "hba_file": str(self.data / "pg_hba.conf"),
             "ident_file": str(self.data / "pg_ident.conf"),
@@ -112,29 +141,6 @@ class Clone:
             "timezone": "UTC",
             "lc_messages": "C",
         }
-        options = shlex.join(word for name, value in {**own, **settings}.items() for word in ("-c", f"{name}={value}"))
-        arguments = ["start", "--wait", f"--timeout={_PATIENCE}", "--silent"]
-        where = [f"--pgdata={self.data}", f"--log={self._log}", f"--options={options}"]
-        tools.run(self.pg_ctl, [*arguments, *where], tick=tick, user=self.user)
-        # Without hot standby pg_ctl does not wait for the end of recovery.
-        while not self._is_ready():
-            tick()
-            sleep(_TICK)
-
-    def _is_ready(self) -> bool:
-        """Return whether the server has recovered. Raises BackupError when it has ended."""
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-            os.kill(int(lines[0]), 0)
-        except (FileNotFoundError, ProcessLookupError):
-            raise BackupError("the server has ended") from None
-        return len(lines) > 7 and lines[7].strip() == "ready"
-
-    def stop(self, *, mode: str) -> None:
-        """Stop the server, where it runs. mode: of pg_ctl."""
-        if (self.data / "postmaster.pid").exists():
-            arguments = ["stop", f"--mode={mode}", "--wait", f"--timeout={_PATIENCE}", "--silent"]
-            tools.run(self.pg_ctl, [*arguments, f"--pgdata={self.data}"], user=self.user)
 
     def log(self) -> str:
         """Return what the server has said."""
@@ -144,16 +150,39 @@ class Clone:
     def _log(self) -> Path:
         return self.data / "recovery.log"
 
-    def remove(self, before: os.stat_result | None) -> None:
-        """Make the folder again what it was *before*: empty, or not there."""
-        for path in self.data.iterdir() if self.data.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if self.data.exists():
-            if before is None:
-                self.data.rmdir()
-            else:
-                os.chown(self.data, before.st_uid, before.st_gid)
-                self.data.chmod(stat.S_IMODE(before.st_mode))
+    def _empty(self) -> None:
+        for path in self.data.iterdir():
+            if path.name != _UNFINISHED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove(self, before: os.stat_result | None) -> None:
+        self._empty()
+        (self.data / _UNFINISHED).unlink()
+        if before is None:
+            self.data.rmdir()
+        else:
+            os.chown(self.data, before.st_uid, before.st_gid)
+            self.data.chmod(stat.S_IMODE(before.st_mode))
+
+
+def is_free(data: Path) -> bool:
+    """Return whether a recovery can go into *data*: it is not there, or empty, or a recovery into it was cut short."""
+    if data.is_symlink() or not data.exists():
+        return not data.is_symlink()
+    return data.is_dir() and ((data / _UNFINISHED).exists() or not any(data.iterdir()))
+
+
+@contextmanager
+def _locked(mark: Path) -> Iterator[None]:
+    descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError(f"another recovery is at work in {mark.parent}; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _walk(source: Path, inside: Path = Path()) -> Iterator[Path]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +18,12 @@ from psycopg.conninfo import make_conninfo
 
 from ... import sql
 from ...errors import BackupError
+from ...leftovers import temporary_folder
 from ...sql import Connection
 from . import layout, tools
 from .dumps import Dump, Origin
 from .files import reported
+from .private_server import running
 from .scratch import drop_database, fill_database, new_database, require_autocommit, require_dump
 
 _queries = sql.Queries("backup")
@@ -93,27 +96,24 @@ def _drill_on(conn: psycopg.Connection[Any], made: Dump, *options: str) -> Drill
 @contextmanager
 def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
     """Run an empty server with the programs beside *initdb* in a temporary folder, and yield a superuser's conninfo."""
-    pg_ctl = initdb.with_name("pg_ctl")
     user = tools.server_user()
-    with reported(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kimera_sql_") as parent:
-        data, log = Path(parent) / "data", Path(parent) / "log"
+    with reported(Path(tempfile.gettempdir())), temporary_folder() as parent:
+        data, log = parent / "data", parent / "log"
         if user is not None:
             # The folder stays closed to all but the server's user, and root.
             shutil.chown(parent, user)
         settings = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
         tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
         with (data / "postgresql.conf").open("a") as conf:
-            conf.write(_SETTINGS.format(folder=parent.replace("'", "''")))
-        try:
+            conf.write(_SETTINGS.format(folder=str(parent).replace("'", "''")))
+        server = running(initdb.with_name("postgres"), data, log, user=user, settings={}, stop=signal.SIGQUIT)
+        with ExitStack() as stack:
             try:
-                tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={log}"], user=user)
+                stack.enter_context(server)
             except BackupError as error:
-                said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:]) if log.exists() else ""
+                said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
                 raise BackupError(f"the throwaway server did not start: {error}\n{said.rstrip()}") from None
-            yield make_conninfo("", host=parent, user=origin.bootstrap, dbname="postgres")
-        finally:
-            if (data / "postmaster.pid").exists():
-                tools.run(pg_ctl, ["stop", "--mode=immediate", "--wait", "--silent", f"--pgdata={data}"], user=user)
+            yield make_conninfo("", host=str(parent), user=origin.bootstrap, dbname="postgres")
 
 
 def _make_roles(conn: psycopg.Connection[Any], made: Dump) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from ... import sql
 from ...errors import BackupError
@@ -175,7 +176,8 @@ def _dump_roles(conn: psycopg.Connection[Any], pg_dumpall: Path, file: Path) -> 
         "--globals-only",
         "--encoding=UTF8",
         "--no-password",
-        f"--database={parameters['dbname']}",
+        # As conninfo, which a name such as host=... would pass for
+        f"--database={make_conninfo('', dbname=str(parameters['dbname']))}",
         f"--file={file}",
     ]
     if not _queries.is_superuser.fetchval(conn, bool):

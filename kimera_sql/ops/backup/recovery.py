@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from ...progress import Bar
 from . import tools
 from .archiving import ARCHIVE_PROGRAM, restore_command
 from .base_backups import BaseBackup, describe_base, verify_base
-from .clone import Clone
+from .clone import Clone, is_free
 from .configuration import debian_commands, read_configuration
 from .files import reported
 from .segments import Segments, find_segments
@@ -133,20 +132,18 @@ def recover(
         available = find_segments(made, archive)
     _check_target(target, made, available)
     _check_archive(available, user)
-    before = data.stat() if data.exists() else None
-    try:
-        with reported(data):
-            notes = clone.copy(made, copied)
-        return replace(
-            _replay(clone, made, available, target, keep_running=keep_running),
-            notes=tuple(notes),
-            commands=debian_commands(copied, made.major, data),
-        )
-    except BaseException:
-        with suppress(BackupError):
-            clone.stop(mode="immediate")
-        clone.remove(before)
-        raise
+    with reported(data), clone.claimed():
+        notes = clone.copy(made, copied)
+        recovered = _replay(clone, made, available, target)
+    if keep_running:
+        try:
+            clone.start()
+        except BackupError as error:
+            error.add_note(f"{data} is recovered all the same: start it like any other server")
+            raise
+    return replace(
+        recovered, running=keep_running, notes=tuple(notes), commands=debian_commands(copied, made.major, data)
+    )
 
 
 def _check_places(base: Path, archive: Path, data: Path) -> None:
@@ -156,7 +153,7 @@ def _check_places(base: Path, archive: Path, data: Path) -> None:
                 raise BackupError(f"there is no folder {folder}")
         if not data.parent.is_dir():
             raise BackupError(f"there is no folder {data.parent} to make {data.name} in")
-        if data.is_symlink() or (data.exists() and (not data.is_dir() or any(data.iterdir()))):
+        if not is_free(data):
             raise BackupError(f"{data} is not empty; name a new folder; nothing was changed")
     if not str(data).isprintable() or set(str(data)) & set('"$`\\'):
         raise BackupError(f"{str(data)!r} has a character that pg_ctl cannot take; name another folder")
@@ -226,12 +223,12 @@ def _check_archive(available: Segments, user: str | None) -> None:
         ) from None
 
 
-def _replay(clone: Clone, made: BaseBackup, available: Segments, target: Target, *, keep_running: bool) -> Recovered:
+def _replay(clone: Clone, made: BaseBackup, available: Segments, target: Target) -> Recovered:
     settings = {"restore_command": restore_command(available.archive), **target.settings()}
     total = available.last - available.first + 1
     with Bar() as bar:
         try:
-            clone.start(settings, lambda: bar.draw("replaying WAL", clone.log().count('restored log file "'), total))
+            clone.replay(settings, lambda: bar.draw("replaying WAL", clone.log().count('restored log file "'), total))
         except BackupError as error:
             raise _explained(clone.log(), error, target, made, available) from None
     said = clone.log()
@@ -242,8 +239,6 @@ def _replay(clone: Clone, made: BaseBackup, available: Segments, target: Target,
             f"{available.paths[reached]} is damaged: nothing after {lsn} can be read, although there are later "
             "segments; recover to a time before it"
         )
-    if not keep_running:
-        clone.stop(mode="fast")
     return Recovered(
         data_dir=clone.data,
         base=made.path,
@@ -252,7 +247,7 @@ def _replay(clone: Clone, made: BaseBackup, available: Segments, target: Target,
         stopped=_found(r"(recovery stopping .*)", said) or "",
         timeline=int(_found(r"selected new timeline ID: (\d+)", said) or 0),
         segments=len(set(re.findall(r'restored log file "([0-9A-F]{24})"', said))),
-        running=keep_running,
+        running=False,
     )
 
 

@@ -20,7 +20,7 @@ from . import tools
 from .contents import settle
 from .properties import Properties, give_properties, read_properties
 from .scratch import (
-    conninfo_of,
+    connect,
     drop_database,
     fill_database,
     new_database,
@@ -272,13 +272,13 @@ def _told(error: psycopg.Error) -> str:
 
 
 def _is_empty(conn: psycopg.Connection[Any], name: str) -> bool:
-    with psycopg.connect(conninfo_of(conn, name)) as inside:
+    with connect(conn, name) as inside:
         return bool(_queries.is_empty.fetchval(inside, bool))
 
 
 def _keep_records(conn: psycopg.Connection[Any], name: str, search_path: str | None) -> None:
     """Let what is recorded of the vector indexes of the database *name* go on to count."""
-    with psycopg.connect(conninfo_of(conn, name)) as inside:
+    with connect(conn, name) as inside:
         settle(inside, search_path)
         if not _queries.has_records.fetchval(inside, bool):
             return  # of an older version, which init brings up to date

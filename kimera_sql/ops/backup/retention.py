@@ -139,9 +139,12 @@ def _old_wal(folder: Path, base: Path) -> list[Path]:
 
 
 def _remove_dumps(place: Path, dumps: Sequence[Backup]) -> None:
+    # Renamed first, they are what was left unfinished: a removal that is cut short is finished by the next run.
     for one in dumps:
-        for file in (one.path, layout.globals_file(one.path), layout.manifest_file(one.path)):
-            file.unlink(missing_ok=True)
+        files = (one.path, layout.globals_file(one.path), layout.manifest_file(one.path))
+        doomed = [file.rename(layout.partial(file)) for file in files if file.exists()]
+        for file in doomed:
+            file.unlink()
     fsync(place)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, LiteralString
@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
+from ...secrecy import Secret, forgetful, reveal
 from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, differences, read_contents, settle
@@ -58,20 +59,38 @@ def require_dump(path: Path) -> Dump | None:
 def new_database(
     conn: psycopg.Connection[Any], dump: Path, made: Dump | None, *, tablespace: str | None = None
 ) -> Iterator[str]:
-    """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it."""
+    """Make an empty database for *dump*, whose manifest is *made*, and yield its name. If the block fails, drop it.
+
+    Those that killed runs have left go first, as far as this role may drop them.
+    """
+    for left in left_databases(conn):
+        with suppress(psycopg.Error):
+            conn.execute(composed.SQL("DROP DATABASE IF EXISTS {}").format(composed.Identifier(left)))
     name = f"kimera_restore_{uuid4().hex}"
+    parameters = tools.parameters(conn)
     try:
+        # Before it is made: nobody is to take it for one that was left.
+        _queries.claim_restore.execute(conn, name=name)
         with sql.without_timeouts(conn):
             conn.execute(_create(name, made.origin if made else None, tablespace))
         yield name
     except BaseException as error:
         try:
-            drop_database(conn, name)
+            with _connect(parameters, autocommit=True) if conn.closed else nullcontext(conn) as own:
+                drop_database(own, name)
         except psycopg.Error:
-            error.add_note(f"the half-made database {name} could not be dropped; drop it")
+            error.add_note(f"the half-made database {name} could not be dropped; the next restore or drill drops it")
         if isinstance(error, BackupError) and re.search('role ".*" does not exist', str(error)):
             error.add_note(f"the roles of a dump's server are in its globals: psql -f {layout.globals_file(dump)}")
         raise
+    finally:
+        with suppress(psycopg.Error):  # a connection that is lost keeps nothing
+            _queries.release_restore.execute(conn, name=name)
+
+
+def left_databases(conn: Connection) -> list[str]:
+    """Return the half-made databases on *conn*'s server that restores and drills left which were killed."""
+    return [name for (name,) in _queries.left_restores.fetchall(conn)]
 
 
 def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Dump | None, *options: str) -> Filled:
@@ -80,11 +99,11 @@ def fill_database(conn: psycopg.Connection[Any], name: str, dump: Path, made: Du
     It is compared with the manifest, looked through for invalid indexes and analyzed.
     """
     _fill(conn, _pg_restore(conn, made), dump, name, made.origin.size if made else 0, options)
-    with psycopg.connect(conninfo_of(conn, name)) as inside:
+    with connect(conn, name) as inside:
         settle(inside, made.origin.search_path if made else None)
         contents = read_contents(inside)
     faults = differences(made.contents, contents) if made else []
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside:
+    with connect(conn, name, autocommit=True) as inside:
         faults += [f"the index {index} is invalid" for (index,) in _queries.invalid_indexes.fetchall(inside)]
         with sql.without_timeouts(inside):
             _queries.analyze.execute(inside)
@@ -99,7 +118,7 @@ def require_rights(conn: psycopg.Connection[Any], name: str, dump: Path, made: D
     """
     listed = tools.run(_pg_restore(conn, made), ["--list", dump.absolute()])
     user = conn.info.user
-    with psycopg.connect(conninfo_of(conn, name), autocommit=True) as inside, sql.without_timeouts(inside):
+    with connect(conn, name, autocommit=True) as inside, sql.without_timeouts(inside):
         for extension in re.findall(r"^\d+; 3079 \d+ EXTENSION - (.+?) *$", listed, re.MULTILINE):
             try:
                 with inside.transaction(force_rollback=True):
@@ -173,6 +192,15 @@ def drop_database(conn: psycopg.Connection[Any], name: str) -> None:
         conn.execute(composed.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(composed.Identifier(name)))
 
 
-def conninfo_of(conn: psycopg.Connection[Any], name: str) -> str:
-    """Return the conninfo of the database *name* on *conn*'s server."""
-    return make_conninfo("", **{**tools.parameters(conn), "dbname": name})
+def connect(conn: psycopg.Connection[Any], name: str, *, autocommit: bool = False) -> psycopg.Connection[Any]:
+    """Connect to the database *name* on *conn*'s server, as *conn* is."""
+    return _connect({**tools.parameters(conn), "dbname": name}, autocommit=autocommit)
+
+
+@forgetful
+def _connect(parameters: Mapping[str, str | Secret], *, autocommit: bool) -> psycopg.Connection[Any]:
+    try:
+        conninfo = make_conninfo("", **{keyword: reveal(value) for keyword, value in parameters.items()})
+        return psycopg.connect(conninfo, autocommit=autocommit)
+    except UnicodeEncodeError:
+        raise BackupError("the password is not UTF-8, and psycopg takes no other to connect with") from None

@@ -7,17 +7,21 @@ import importlib.util
 import os
 import pwd
 import re
+import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import psycopg
 from psycopg.pq import Conninfo
 
 from ...errors import BackupError
+from ...foreign import SECRETS
+from ...leftovers import temporary_folder
+from ...secrecy import Secret, forgetful, hide, reveal
 
 _TICK: Final = 0.2
 """Seconds between two looks at a program that runs."""
@@ -44,7 +48,7 @@ _ENVIRONMENT: Final = {
 }
 """The variables that libpq reads its parameters from."""
 
-_SECRETS: Final = ("DATABASE_URL", "KIMERA_DB_PASSWORD")
+_OWN_SECRETS: Final = ("DATABASE_URL", "KIMERA_DB_PASSWORD")
 """Our own variables that hold passwords, which no tool needs."""
 
 
@@ -103,14 +107,14 @@ def is_local(conn: psycopg.Connection[Any]) -> bool:
     return conn.info.host.startswith("/") or conn.info.hostaddr in ("127.0.0.1", "::1")
 
 
-def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
+def parameters(conn: psycopg.Connection[Any]) -> dict[str, str | Secret]:
     """Return the libpq parameters of *conn*, with its password: those of the one host that it is connected to."""
-    full = {option.keyword.decode(): option.val.decode() for option in conn.pgconn.info if option.val}
+    full = {option.keyword.decode(): _text(option.val) for option in conn.pgconn.info if option.val}
     # Not conn.info's, which are decoded as the database is encoded.
     actual = {"host": conn.pgconn.host, "port": conn.pgconn.port, "user": conn.pgconn.user, "dbname": conn.pgconn.db}
     if "hostaddr" in full:
         actual["hostaddr"] = conn.pgconn.hostaddr
-    full |= {keyword: value.decode() for keyword, value in actual.items()}
+    full |= {keyword: _text(value) for keyword, value in actual.items()}
     # What chooses among hosts, the place of a password that is known already, and our name instead of the tool's
     for keyword in (
         "application_name",
@@ -122,14 +126,20 @@ def parameters(conn: psycopg.Connection[Any]) -> dict[str, str]:
     ):
         full.pop(keyword, None)
     if conn.pgconn.password:
-        full["password"] = conn.pgconn.password.decode()
-    return full
+        full["password"] = _text(conn.pgconn.password)
+    return {keyword: hide(value) if keyword in SECRETS else value for keyword, value in full.items()}
 
 
+def _text(value: bytes) -> str:
+    # Names and passwords can be any bytes; as surrogates they are the same again in the environment and in files.
+    return value.decode(errors="surrogateescape")
+
+
+@forgetful
 def run(
     tool: Path,
     arguments: Sequence[str | Path],
-    connection: Mapping[str, str] | None = None,
+    connection: Mapping[str, str | Secret] | None = None,
     *,
     tick: Callable[[], object] | None = None,
     user: str | None = None,
@@ -137,22 +147,48 @@ def run(
     """Run *tool* to its end and return what it wrote to standard output.
 
     *connection*, libpq parameters as parameters() and connect.parse() give them, reaches it by PG* variables, and the
-    password by a temporary file of mode 0600; neither is in its arguments. Other PG* variables are kept from it.
-    *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as (root only).
-    Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any other
-    exception ends the tool first.
+    password by a file of mode 0600, which on Linux is in memory; neither is in its arguments. Other PG* variables are
+    kept from it. *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as
+    (root only). Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any
+    other exception ends the tool first, and so does the death of this process (on Linux).
     """
-    secrets = [value for keyword, value in (connection or {}).items() if keyword in ("password", "sslpassword")]
-    with _environment(connection or {}) as environment:
+    secrets = [reveal(value) for keyword, value in (connection or {}).items() if keyword in SECRETS]
+    with running(tool, arguments, connection, user=user, ends_by=signal.SIGTERM) as process:
+        stdout, stderr = _wait(process, tick)
+    if process.returncode != 0:
+        raise BackupError(f"{tool.name} {_ending(process.returncode)}{scrub(_said(stderr or stdout), secrets)}")
+    return stdout
+
+
+@contextmanager
+def running(
+    tool: Path,
+    arguments: Sequence[str | Path],
+    connection: Mapping[str, str | Secret] | None = None,
+    *,
+    output: IO[str] | None = None,
+    user: str | None = None,
+    ends_by: signal.Signals,
+) -> Iterator[subprocess.Popen[str]]:
+    """Start *tool* as run does, for the block to wait for. What it writes goes into *output*, or into pipes.
+
+    If the block fails, or this process dies of whatever, kill -9 too, the tool and its children get *ends_by*.
+    """
+    with _passfile((connection or {}).get("password")) as passfile, _guard(ends_by) as guard:
+        environment = _environment(connection or {})
+        if passfile is not None:
+            environment["PGPASSFILE"] = passfile.path
         try:
             process = subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
                 [tool, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=output or subprocess.PIPE,
+                stderr=output or subprocess.PIPE,
                 text=True,
                 errors="replace",
                 env=environment,
+                pass_fds=passfile.descriptors if passfile is not None else (),
+                process_group=guard.pid,
                 user=user,
                 group=pwd.getpwnam(user).pw_gid if user else None,
                 extra_groups=[] if user else None,
@@ -161,13 +197,10 @@ def run(
         except OSError as error:
             raise BackupError(f"{tool} cannot be run: {error.strerror}") from error
         try:
-            stdout, stderr = _wait(process, tick)
+            yield process
         except BaseException:
-            _end(process)
+            _end(process, guard)
             raise
-    if process.returncode != 0:
-        raise BackupError(f"{tool.name} {_ending(process.returncode)}{scrub(_said(stderr or stdout), secrets)}")
-    return stdout
 
 
 def scrub(message: str, secrets: Sequence[str]) -> str:
@@ -225,7 +258,9 @@ def _runnable(path: Path) -> bool:
 def _version(path: Path) -> tuple[int, ...]:
     """Return the version of a program, () when it does not tell."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
+        said = subprocess.run(  # noqa: S603 - a program of PostgreSQL's, no shell
+            [path, "--version"], capture_output=True, text=True, check=True, timeout=30, env=_public_environment()
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     numbers = re.search(r"(\d+)(?:\.(\d+))?", said.partition(")")[2] or said)
@@ -241,25 +276,76 @@ def _advice(name: str, number: int | None) -> str:
     )
 
 
-@contextmanager
-def _environment(connection: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    hidden = {*_ENVIRONMENT.values(), *_SECRETS}
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+def _environment(connection: Mapping[str, str | Secret]) -> dict[str, str]:
     given = {
-        _ENVIRONMENT[keyword]: value
+        _ENVIRONMENT[keyword]: reveal(value)
         for keyword, value in connection.items()
         if keyword in _ENVIRONMENT and keyword != "password"
     }
-    password = connection.get("password")
+    return {**_public_environment(), **given}
+
+
+@dataclass(frozen=True, slots=True)
+class PassFile:
+    """A file that libpq reads the password from. descriptors: those that a program must have to open it."""
+
+    path: str
+    descriptors: tuple[int, ...]
+
+
+@contextmanager
+def _passfile(password: str | Secret | None) -> Iterator[PassFile | None]:
+    """Give *password* as a file of mode 0600: in memory, where the system has such files, so that nothing can stay."""
     if not password:
-        yield {**kept, **given}
+        yield None
         return
-    with tempfile.TemporaryDirectory(prefix="kimera_sql_") as folder:
-        passfile = Path(folder) / "passfile"
-        passfile.touch(0o600)
-        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-        passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
-        yield {**kept, **given, "PGPASSFILE": str(passfile)}
+    escaped = reveal(password).replace("\\", "\\\\").replace(":", "\\:")
+    content = f"*:*:*:*:{escaped}\n".encode(errors="surrogateescape")
+    if not hasattr(os, "memfd_create"):
+        with temporary_folder() as folder:
+            path = folder / "passfile"
+            path.touch(0o600)
+            path.write_bytes(content)
+            yield PassFile(str(path), ())
+        return
+    with open(os.memfd_create("passfile"), "wb", buffering=0) as file:
+        os.fchmod(file.fileno(), 0o600)  # libpq passes over one that others may read
+        file.write(content)
+        yield PassFile(f"/dev/fd/{file.fileno()}", (file.fileno(),))
+
+
+@contextmanager
+def _guard(number: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the leader of a new process group, which sends the group a signal when the block ends, or this process does.
+
+    The kernel could tell a child of its parent's death (PR_SET_PDEATHSIG), but not the child's children, of which
+    pg_basebackup has one that outlives it.
+    """
+    waiting = subprocess.Popen(  # noqa: S603 - no word of it is a stranger's
+        ["/bin/sh", "-c", 'read _; trap "" "$0"; kill -s "$0" 0', number.name.removeprefix("SIG")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+    try:
+        yield waiting
+    finally:
+        waiting.communicate()  # which closes its standard input
+
+
+def _end(process: subprocess.Popen[str], guard: subprocess.Popen[bytes]) -> None:
+    guard.communicate()
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(guard.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _public_environment() -> dict[str, str]:
+    hidden = {*_ENVIRONMENT.values(), *_OWN_SECRETS}
+    return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> tuple[str, str]:
@@ -269,15 +355,6 @@ def _wait(process: subprocess.Popen[str], tick: Callable[[], object] | None) -> 
         except subprocess.TimeoutExpired:
             if tick is not None:
                 tick()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
 
 
 def _ending(code: int) -> str:

@@ -97,8 +97,9 @@ class Facts:
     that cannot be said. drift: how the tables differ from what they make. settings: the server's, by name. checked:
     settings beside the recommended ones; checked_fault: why they could not be compared. compiles: whether the server
     compiles costly plans (JIT). building: tables that an index is being built on. pool_connections: how many the pools
-    of all processes can open together. backups: this database's, None unless a folder was given; backups_fault: why it
-    could not be read. unavailable: the reports that could not be had, and why.
+    of all processes can open together. half_made: databases of restores that were killed. backups: this database's,
+    None unless a folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be
+    had, and why.
     """
 
     now: datetime
@@ -133,6 +134,7 @@ class Facts:
     slots: tuple[Slot, ...] = ()
     wraparound: tuple[Wraparound, ...] = ()
     pool_connections: int = 0
+    half_made: tuple[str, ...] = ()
     backups: tuple[backup.Backup, ...] | None = None
     backups_fault: str | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
@@ -219,6 +221,7 @@ def gather(
         slots=slots,
         wraparound=wraparound,
         pool_connections=in_all,
+        half_made=tuple(backup.left_databases(conn)),
         backups=saved,
         backups_fault=backups_fault,
         unavailable=unavailable,

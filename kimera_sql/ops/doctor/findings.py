@@ -477,6 +477,16 @@ def _recent_backup(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _half_made(facts: Facts) -> Iterator[Finding]:
+    for name in facts.half_made:
+        yield Finding(
+            "warning",
+            f"database {name}",
+            "is half made: a restore or a drill that was killed left it",
+            "the next restore, or drill on this server, drops it; or DROP DATABASE",
+        )
+
+
 def _hidden(facts: Facts) -> Iterator[Finding]:
     if not facts.sees_all:
         yield Finding(
@@ -517,5 +527,6 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _wal,
     _wraparound,
     _recent_backup,
+    _half_made,
     _hidden,
 )

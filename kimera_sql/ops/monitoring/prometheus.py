@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
-from uuid import uuid4
 
 from ... import metrics, sql
+from ...leftovers import partial_file
 from ...settings import Settings
 from ...sql import Connection
 from ...strategies import resolve, ways
@@ -375,13 +375,10 @@ def _escaped(value: str) -> str:
 
 def write_textfile(path: Path, text: str) -> None:
     """Put *text* into the file *path* in one step: who reads it meanwhile gets the old one whole."""
-    # The node exporter reads every *.prom, so the unfinished file must not be called that.
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
+    # The node exporter, which is another user, reads every *.prom; the unfinished file is not called that.
+    with partial_file(path, mode=0o666) as partial:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def store_samples(conn: Connection, numbers: Iterable[Sample]) -> int:

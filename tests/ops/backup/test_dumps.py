@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import COMMAND, environment, run
-from fix_backups import SECRET, children, copied, flip, names
+from fix_backups import SECRET, children, copied, flip, held_up, names, wait_for_pg_dump
 from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 
@@ -117,29 +118,6 @@ def test_what_is_written_after_the_snapshot_is_not_in_the_manifest(filled: str, 
     assert "search_ms" in script.stdout
 
 
-@contextlib.contextmanager
-def held_up(database: str) -> Iterator[None]:
-    """Let pg_dump wait for a table that nothing else reads, until the session `holder` ends."""
-    with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute("CREATE TABLE IF NOT EXISTS waited_for (number INTEGER) PARTITION BY RANGE (number)")
-    holder = psycopg.connect(database, application_name="holder")
-    holder.execute("LOCK TABLE waited_for")
-    try:
-        yield
-    finally:
-        holder.close()
-
-
-def wait_for_pg_dump(conn: psycopg.Connection) -> None:
-    for _ in range(1000):
-        if conn.execute(
-            "SELECT FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'"
-        ).rowcount:
-            return
-        time.sleep(0.02)
-    raise TimeoutError("pg_dump does not wait for the lock")
-
-
 def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
     filled: str, sample: backup.Dump, tmp_path: Path
 ) -> None:
@@ -173,7 +151,20 @@ def test_pg_dump_killed_half_way_leaves_nothing_and_prunes_nothing(
     assert backup.prune_backups(tmp_path, keep_days=30, keep=1) == []
 
 
-def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(filled: str, tmp_path: Path) -> None:
+@pytest.mark.ends
+@pytest.mark.parametrize(
+    ("signals", "code", "said"),
+    [
+        ([signal.SIGINT], 130, "interrupted"),
+        ([signal.SIGTERM], 143, "terminated"),
+        ([signal.SIGHUP], 129, "the terminal was closed"),
+        # The second does not cut the cleaning up short.
+        ([signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130, "interrupted"),
+    ],
+)
+def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(
+    filled: str, tmp_path: Path, signals: list[signal.Signals], code: int, said: str
+) -> None:
     with psycopg.connect(filled, autocommit=True) as other, held_up(filled):
         command = subprocess.Popen(
             [*COMMAND, "backup", "dump", "--dir", str(tmp_path)],
@@ -183,9 +174,11 @@ def test_an_interrupted_command_ends_pg_dump_and_leaves_nothing(filled: str, tmp
             text=True,
         )
         wait_for_pg_dump(other)
-        command.send_signal(signal.SIGINT)
+        for number in signals:
+            command.send_signal(number)
+            time.sleep(0.05)
         stdout, stderr = command.communicate()
-        assert (command.returncode, stdout, stderr) == (130, "", "kimera-sql: interrupted\n")
+        assert (command.returncode, stdout, stderr) == (code, "", f"kimera-sql: {said}\n")
         assert children("pg_dump") == []
         assert names(tmp_path) == []
 
@@ -290,19 +283,20 @@ def test_the_password_is_nowhere(filled: str, tmp_path: Path, monkeypatch: pytes
             text=True,
         )
         wait_for_pg_dump(other)
-        (passfile,) = tmp_path.rglob("passfile")
-        assert passfile.stat().st_mode & 0o777 == 0o600
-        assert passfile.parent.stat().st_mode & 0o777 == 0o700
-        assert "planted-secret" in passfile.read_text()
         (pid,) = children("pg_dump")
-        assert "planted-secret" not in Path(f"/proc/{pid}/environ").read_text()
+        environ = Path(f"/proc/{pid}/environ").read_text()
+        assert "planted-secret" not in environ
+        (descriptor,) = re.findall("PGPASSFILE=/dev/fd/([0-9]+)", environ)
+        passfile = Path(f"/proc/{pid}/fd/{descriptor}")
+        assert "planted-secret" in passfile.read_text()
+        assert str(passfile.readlink()).startswith("/memfd:")
+        assert passfile.stat().st_mode & 0o777 == 0o600
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 seen[str(entry)] = entry.read_text(errors="replace")
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holder'")
         stdout, stderr = command.communicate()
     assert command.returncode == 0, stderr
-    assert not passfile.exists()
     assert any("--snapshot=" in line for line in seen.values())
     written = {path.name: path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
     assert len(written) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from kimera_sql.errors import BackupError, InvalidValue
 from kimera_sql.ops import backup
 from kimera_sql.ops.backup import Target, tools
 from kimera_sql.ops.backup.base_backups import describe_base
+from kimera_sql.ops.backup.clone import Clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
@@ -481,7 +483,8 @@ def test_a_target_must_be_chosen(tmp_path: Path) -> None:
         assert run("recover", *folders, *targets).returncode == 2
 
 
-def test_interrupted_it_leaves_neither_server_nor_folder(history: History, data: Path) -> None:
+def started(history: History, data: Path) -> subprocess.Popen[str]:
+    """A command that recovers into *data*, whose server has begun to run."""
     process = subprocess.Popen(
         [
             *COMMAND,
@@ -501,8 +504,36 @@ def test_interrupted_it_leaves_neither_server_nor_folder(history: History, data:
     while not (data / "postmaster.pid").exists():
         assert process.poll() is None
         time.sleep(0.005)
+    return process
+
+
+def test_interrupted_it_leaves_neither_server_nor_folder(history: History, data: Path) -> None:
+    process = started(history, data)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, "kimera-sql: interrupted\n")
     assert not data.exists()
     assert processes(data) == ""
+
+
+def test_a_killed_recovery_ends_its_server_and_the_next_one_begins_anew(history: History, data: Path) -> None:
+    process = started(history, data)
+    process.kill()
+    process.communicate()
+    for _ in range(500):
+        if not processes(data):
+            break
+        time.sleep(0.02)
+    assert processes(data) == ""
+    assert (data / "kimera_recovery.unfinished").exists()
+    (data / "of the one that was killed").touch()
+    backup.recover(history.base, history.wal, data, Target())
+    assert not (data / "kimera_recovery.unfinished").exists()
+    assert not (data / "of the one that was killed").exists()
+
+
+def test_a_recovery_that_is_at_work_is_left_alone(history: History, data: Path) -> None:
+    with Clone(data, Path("pg_ctl"), None).claimed():
+        with pytest.raises(BackupError, match=f"another recovery is at work in {re.escape(str(data))}; wait for it"):
+            backup.recover(history.base, history.wal, data, Target())
+        assert (data / "kimera_recovery.unfinished").exists()
