@@ -265,6 +265,32 @@ def test_what_is_advised_for_a_schema_is_what_the_server_does(first: str) -> Non
         assert value(conn, "SHOW statement_timeout") == "5s"
 
 
+TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "expected", "patience"),
+    [
+        ("", {}, ["30s", "10s", "1min"], 31),
+        (
+            "",
+            {"statement_timeout": 0, "lock_timeout": 0, "idle_in_transaction_timeout": 2.5},
+            ["0", "0", "2500ms"],
+            None,
+        ),
+        ("-cstatement_timeout=5s -clock_timeout=1min -cdeadlock_timeout=2s", {}, ["5s", "10s", "1min"], 6),
+        ("-cstatement_timeout=250ms", {"statement_timeout": 0}, ["250ms", "10s", "1min"], 1.25),
+    ],
+)
+def test_a_session_has_the_timeouts_of_the_settings_or_its_own_where_they_are_shorter(
+    options: str, settings: dict[str, float], expected: list[str], patience: float | None, first: str
+) -> None:
+    given = Settings(pool_size=1, **settings)  # type: ignore[arg-type]
+    with open_pool(make_conninfo(first, options=options), settings=given) as pool, pool.connection() as conn:
+        assert [value(conn, f"SHOW {name}") for name in TIMEOUTS] == expected
+        assert conn.patience == patience
+
+
 def test_a_variable_as_an_env_file_leaves_it_is_understood(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f'"{url(second)}"\r\n')
     assert reached() == name(second)

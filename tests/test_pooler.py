@@ -29,6 +29,7 @@ from kimera_sql import (
     metrics,
     open_pool,
     portals,
+    sql,
 )
 from kimera_sql.connect import behind_pooler
 from kimera_sql.ops.backup import tools
@@ -152,6 +153,16 @@ def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:
             await asyncio.gather(*map(work, range(12)))
 
     asyncio.run(main())
+
+
+def test_its_sessions_are_left_as_they_are_and_the_client_keeps_the_bound(pooled: str) -> None:
+    with open_pool(pooled) as pool, pool.connection() as conn:
+        assert conn.patience == 31
+        assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
+        conn.commit()
+        conn.autocommit = True
+        with sql.without_timeouts(conn, lock_timeout=5):
+            assert conn.execute("SHOW lock_timeout").fetchone() == ("0",)
 
 
 def test_searches_are_sampled_and_no_setting_is_left_to_the_next_client(pooled: str, database: str) -> None:

@@ -101,6 +101,25 @@ def test_a_number_out_of_range_is_refused_by_field(variable: str, text: str) -> 
         Settings.from_env({variable: text})
 
 
+@pytest.mark.parametrize("text", ["-1", "0.0001", "2147484", "inf", "nan"])
+@pytest.mark.parametrize(
+    "variable", ["KIMERA_STATEMENT_TIMEOUT", "KIMERA_LOCK_TIMEOUT", "KIMERA_IDLE_IN_TRANSACTION_TIMEOUT"]
+)
+def test_a_timeout_that_the_server_cannot_have_is_refused_by_field(variable: str, text: str) -> None:
+    """A part of a millisecond would be 0, which is no timeout at all."""
+    field = VARIABLES[variable][0]
+    with pytest.raises(SettingsError, match=f"^{field} must be 0, or a number from 0.001 to 2147483, got "):
+        Settings.from_env({variable: text})
+
+
+def test_a_session_is_told_its_timeouts_in_milliseconds() -> None:
+    assert Settings(statement_timeout=2.5, lock_timeout=0).session() == {
+        "statement_timeout": "2500ms",
+        "lock_timeout": "0ms",
+        "idle_in_transaction_session_timeout": "60000ms",
+    }
+
+
 @pytest.mark.parametrize(
     "variable", ["KIMERA_POOL_SIZE", "KIMERA_POOL_OVERFLOW", "KIMERA_CONNECT_TIMEOUT", "KIMERA_SEARCH_SAMPLE"]
 )

@@ -421,7 +421,7 @@ def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[
 def _insert(conn: Connection, statement: Statement, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     chunk: list[dict[str, Any]] = []
-    with atomic(conn), psycopg.Cursor(conn) as cursor:
+    with atomic(conn), setting(conn, NO_TIMEOUTS), psycopg.Cursor(conn) as cursor:
         for row in rows:
             _check_free(conn, statement.name)
             try:

@@ -24,16 +24,18 @@ class Silence(Exception):
 
 def impatient(gen: PQGen[T], pgconn: PGconn, patience: float) -> PQGen[T]:
     """Run *gen*, which waits for *pgconn*. Raises Silence where the socket is not ready for *patience* seconds."""
+    deadline = None
     try:
         wanted = next(gen)
-        deadline = monotonic() + patience
         while True:
             ready = yield wanted
-            now = monotonic()
             if ready:
-                deadline = now + patience
+                deadline = None
+            # Most answers come before there is anything to count.
+            elif deadline is None:
+                deadline = monotonic() + patience
             # A connection that only listens for notifications is idle, and may be for ever.
-            elif now > deadline and pgconn.transaction_status == TransactionStatus.ACTIVE:
+            elif monotonic() > deadline and pgconn.transaction_status == TransactionStatus.ACTIVE:
                 raise Silence
             wanted = gen.send(ready)
     except StopIteration as end:

@@ -123,7 +123,6 @@ def test_commands_take_it_too(hurried: str, tmp_path: Path) -> None:
     for command in (
         ["unload", "geoid_states", str(tmp_path / "rows.jsonl")],
         ["index", "build", "geoid_states"],
-        ["maintain", "all"],
         ["backup", "dump", "--dir", dumps],
         ["backup", "drill", "--dir", dumps, "--on-server"],
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -45,8 +46,10 @@ def by_insert_many(pool: Any) -> None:
         geoids.insert_many(conn, [state()])
 
 
-@pytest.mark.parametrize("when", ["before", "after", "silent"])
-@pytest.mark.parametrize("write", [by_the_pool, by_a_block, by_insert_many])
+@pytest.mark.parametrize(
+    ("write", "when"),
+    [*itertools.product((by_the_pool, by_a_block, by_insert_many), ("before", "after")), (by_the_pool, "silent")],
+)
 def test_a_commit_without_an_answer_says_that_its_outcome_is_unknown(
     proxy: Proxy, pool_of: PoolOf, write: Callable[[Any], None], when: When
 ) -> None:

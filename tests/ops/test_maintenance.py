@@ -364,7 +364,7 @@ def test_a_cancelled_rebuild_does_not_wait_to_clean_up(
 ) -> None:
     fill(conn)
     name = indexes.build(conn, "geoid_states", **SPECIFIED).name
-    monkeypatch.setattr(indexes, "_CLEANING", "200ms")
+    monkeypatch.setattr(indexes, "_CLEANING", 0.2)
     with holding(database, "DELETE FROM geoid_states"), ThreadPoolExecutor(1) as executor:
         done = executor.submit(indexes.retrain, conn, name)
         with psycopg.connect(database, autocommit=True) as watching:

@@ -424,7 +424,7 @@ def _encoded(encode: Callable[[Sequence[Sequence[Any]]], bytes], rows: Sequence[
 async def _insert(conn: Connection, statement: Statement, rows: AsyncIterable[Mapping[str, Any]]) -> int:
     count = 0
     chunk: list[dict[str, Any]] = []
-    async with atomic(conn), psycopg.AsyncCursor(conn) as cursor:
+    async with atomic(conn), setting(conn, NO_TIMEOUTS), psycopg.AsyncCursor(conn) as cursor:
         async for row in rows:
             _check_free(conn, statement.name)
             try:
