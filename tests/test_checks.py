@@ -69,6 +69,37 @@ def test_json_without_an_end_is_refused(conn: Connection, value: Any) -> None:
         geoids.insert_many(conn, [new])
 
 
+def nested(levels: int) -> dict[str, Any]:
+    value: Any = "the innermost"
+    for level in range(levels - 1):
+        value = [value] if level % 2 else {"a": value}
+    return {"a": value}
+
+
+@pytest.mark.ends
+def test_json_has_at_most_100_levels(conn: Connection) -> None:
+    new = geoids.NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0, metadata=nested(100))
+    stored = geoids.insert(conn, new)
+    assert geoids.get(conn, stored.id).metadata == nested(100)
+    assert geoids.find(conn, metadata=nested(100)) == geoids.latest(conn)
+    with pytest.raises(InvalidValue, match=r"^changes: not JSON: nested too deeply, or within itself$"):
+        geoids.update_metadata(conn, stored.id, nested(101))
+
+
+@pytest.mark.ends
+def test_deeper_json_of_another_program_is_an_error_where_it_is_read(pg_conn: psycopg.Connection) -> None:
+    depth = 2 * sys.getrecursionlimit()
+    stored = geoids.insert(
+        pg_conn, geoids.NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0)
+    )
+    pg_conn.execute("SET LOCAL max_stack_depth TO '6MB'")
+    pg_conn.execute(
+        "UPDATE geoid_states SET metadata = jsonb_build_object('a', %s::text::jsonb)", ["[" * depth + "]" * depth]
+    )
+    with pytest.raises(psycopg.DataError, match=r"^the server sent JSON that Python cannot read: "):
+        geoids.get(pg_conn, stored.id)
+
+
 def test_a_moment_that_is_none_is_named() -> None:
     from datetime import datetime
 

@@ -90,7 +90,7 @@ GEOIDS = Kind(
         "coherence_factor": (*BAD_NUMBERS, None),
         "energy_level": (*BAD_NUMBERS, None),
         "creation_context": BAD_TEXTS,
-        "tags": ("abc", 5, None, [1], ["a", None], ["\0"], ["\ud800"]),
+        "tags": ("abc", 5, np.array(1), None, [1], ["a", None], ["\0"], ["\ud800"]),
         "state_vector": BAD_VECTORS,
     },
 )

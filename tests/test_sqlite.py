@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
+import numpy as np
 import pytest
 from psycopg_pool import PoolClosed, PoolTimeout
 from strategies import unit
@@ -300,3 +302,66 @@ def test_an_older_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
     with pytest.raises(UnsupportedByServer, match=r"3\.37"):
         sqlite.connect(tmp_path / "kimera.db")
+
+
+@pytest.fixture
+def corrupt(path: Path) -> Iterator[tuple[sqlite3.Connection, UUID]]:
+    """Three states, and the id of the second, which another program may write anything to."""
+    with SqlitePool(path) as pool, pool.connection() as conn:
+        kept = [geoids.insert(conn, replace(STATE, state_vector=unit(seed))) for seed in range(3)]
+        conn.commit()
+        conn.execute("PRAGMA ignore_check_constraints = ON")
+        yield conn, kept[1].id
+        conn.rollback()
+
+
+BLOBS = {
+    "NaN": np.full(1024, np.nan, "<f4").tobytes(),
+    "one NaN": np.where(np.arange(1024) == 5, np.nan, 1).astype("<f4").tobytes(),
+    "infinity": np.full(1024, np.inf, "<f4").tobytes(),
+    "zero": bytes(4096),
+    "too small": np.full(1024, 1e-30, "<f4").tobytes(),
+    "too big": np.full(1024, 1e30, "<f4").tobytes(),
+    "too short": bytes(4092),
+    "no floats": bytes(4095),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", BLOBS)
+def test_a_vector_that_another_program_broke_is_found_by_no_search(
+    corrupt: tuple[sqlite3.Connection, UUID], name: str
+) -> None:
+    conn, id = corrupt
+    conn.execute("UPDATE geoid_states SET state_vector = ? WHERE id = ?", [BLOBS[name], str(id)])
+    found = geoids.similar(conn, unit(2), k=3)
+    assert len(found) == 2
+    assert id not in {hit.geoid.id for hit in found}
+    assert found[0].similarity == 1.0
+    assert [hit.geoid.id for hit in geoids.within(conn, unit(2), -1)] == [hit.geoid.id for hit in found]
+    (best,) = geoids.similar(conn, unit(2), k=1, with_vectors=True)
+    assert best.similarity == 1.0
+    assert [len(page) for page in geoids.similar_pages(conn, unit(2), 5)] == [2]
+
+
+BROKEN = {
+    "a vector with NaN": ("state_vector", BLOBS["one NaN"]),
+    "a vector that is no floats": ("state_vector", BLOBS["no floats"]),
+    "a timestamp": ("timestamp", "2026-13-41T99:00:00.000000Z"),
+    "an id": ("id", "x" * 36),
+    "JSON": ("metadata", "{"),
+    "deep JSON": ("metadata", '{"a":' * 5000 + "1" + "}" * 5000),
+    "tags": ("tags", "5"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_value_that_another_program_broke_is_an_error_where_it_is_read(
+    corrupt: tuple[sqlite3.Connection, UUID], name: str
+) -> None:
+    conn, id = corrupt
+    column, value = BROKEN[name]
+    conn.execute(f"UPDATE geoid_states SET {column} = ? WHERE id = ?", [value, str(id)])  # noqa: S608
+    with pytest.raises(sqlite3.DataError, match=r"^the stored value .{1,60} cannot be read: "):
+        list(geoids.stream(conn))
+    assert geoids.count(conn) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import pgvector
 import psycopg
 import pytest
-from hypothesis import example, given
+from fix_servers import Server
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 from psycopg.adapt import PyFormat
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Format
 from psycopg.types import TypeInfo
 from strategies import unit, vectors
 
@@ -300,3 +304,111 @@ def test_same_compares_arrays_by_their_numbers() -> None:
 )
 def test_same_tells_others_apart(other: object) -> None:
     assert not same(Named("a", unit(1)), other)
+
+
+FORMS: dict[str, tuple[str, Format, bytes]] = {
+    "vector": ("vector", Format.BINARY, pgvector.Vector([1.5, -2, 3e-5, 4]).to_binary()),
+    "vector as text": ("vector", Format.TEXT, b"[1.5,-2,3e-05,4]"),
+    "halfvec": ("halfvec", Format.BINARY, pgvector.HalfVector([1.5, -2, 3, 4]).to_binary()),
+    "halfvec as text": ("halfvec", Format.TEXT, b"[1.5,-2,3,4]"),
+    "sparsevec": ("sparsevec", Format.BINARY, pgvector.SparseVector({1: 1.5, 7: -2}, 9).to_binary()),
+    "sparsevec as text": ("sparsevec", Format.TEXT, b"{2:1.5,8:-2}/9"),
+}
+
+
+def sent_again(form: str, loaded: Any) -> bytes:
+    """*loaded* in the form that it was loaded from."""
+    if isinstance(loaded, pgvector.SparseVector):
+        return loaded.to_binary()
+    return HalfVector(loaded).to_binary() if form == "halfvec" else pgvector.Vector(loaded).to_binary()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """*whole* with some bytes changed, left out or added."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = draw(st.integers(start, min(len(data), start + 4)))
+        data[start:end] = draw(st.binary(max_size=8) | st.binary(min_size=end - start, max_size=end - start))
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def knowing(newest: Server) -> Iterator[Connection]:
+    with psycopg.connect(make_conninfo(newest.conninfo, dbname=newest.template)) as conn:
+        add_adapters(conn)
+        yield conn
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", FORMS)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_damaged_bytes_are_a_vector_or_an_error(knowing: Connection, form: str, data: st.DataObject) -> None:
+    name, format, whole = FORMS[form]
+    info = knowing.adapters.types[name]
+    loader = knowing.adapters.get_loader(info.oid, format)
+    assert loader is not None
+    given = data.draw(damaged(whole))
+    try:
+        loaded = loader(info.oid, knowing).load(given)
+    except psycopg.DataError:
+        return
+    numbers = np.array(loaded.values() if isinstance(loaded, pgvector.SparseVector) else loaded)
+    assert np.isfinite(numbers).all()
+    if format == Format.BINARY:
+        assert sent_again(form, loaded) == given
+    else:
+        # What this server reads as the same
+        row = knowing.execute(f"SELECT %s::text::{name}", [given.decode()], binary=True).fetchone()
+        assert row is not None
+        assert sent_again(name, row[0]) == sent_again(name, loaded)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_bytes_are_a_vector(knowing: Connection, form: str) -> None:
+    name, format, whole = FORMS[form]
+    info = knowing.adapters.types[name]
+    loader = knowing.adapters.get_loader(info.oid, format)
+    assert loader is not None
+    loaded = loader(info.oid, knowing).load(whole)
+    assert (loaded.to_list() if isinstance(loaded, pgvector.SparseVector) else loaded.tolist())[1] in (-2.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "given"),
+    [
+        ("vector", b""),
+        ("vector", b"\0\1\0"),
+        ("vector", b"\0\0\0\0"),
+        ("vector", b"\0\1\0\0" + bytes(3)),
+        ("vector", b"\0\1\0\0" + bytes(8)),
+        ("vector", b"\0\1\0\1" + bytes(4)),
+        ("vector", b"\0\1\0\0\x7f\xc0\0\0"),
+        ("vector", b"\0\1\0\0\x7f\x80\0\0"),
+        ("vector", b"\x3e\x81\0\0" + bytes(4 * 16_001)),
+        ("halfvec", b"\0\1\0\0\x7e\0"),
+        ("halfvec", b"\0\1\0\0\x7c\0"),
+        ("halfvec", b"\0\2\0\0" + bytes(2)),
+        ("vector as text", b""),
+        ("vector as text", b"[]"),
+        ("vector as text", b"[1,2"),
+        ("vector as text", b"(1,2)"),
+        ("vector as text", b"[1,,2]"),
+        ("vector as text", b"[1,2e]"),
+        ("vector as text", b"[1,NaN]"),
+        ("vector as text", b"[1,1e999]"),
+        ("vector as text", b"[1 2]"),
+        ("sparsevec", b"\0\0\0\1\0\0\0\1\0\0\0\0" + b"\0\0\0\1" + b"\x3f\x80\0\0"),
+        ("sparsevec as text", b"{5:1}/4"),
+        ("sparsevec as text", b"{2:1,1:1}/4"),
+    ],
+)
+def test_bytes_that_are_no_vector_are_an_error(knowing: Connection, form: str, given: bytes) -> None:
+    name, format, _ = FORMS[form]
+    info = knowing.adapters.types[name]
+    loader = knowing.adapters.get_loader(info.oid, format)
+    assert loader is not None
+    with pytest.raises(psycopg.DataError, match=r"^the server sent [\d,]+ (bytes|characters) that are no "):
+        loader(info.oid, knowing).load(given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -61,7 +60,9 @@ def source(path: Path, vector: str) -> Iterator[Source]:
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 array = stack.enter_context(archive.open(_member(archive, vector)))
             shape, dtype = _header(array)
-        except (ValueError, zipfile.BadZipFile) as error:
+        except OSError:
+            raise
+        except Exception as error:  # zipfile and numpy raise a dozen others for what they do not know
             raise FileError(f"{path}: {error}; nothing was loaded") from error
         if shape[0] != lines.total:
             raise FileError(f"{path} has {shape[0]:,} vectors and {others.name} {lines.total:,} lines")
@@ -100,7 +101,9 @@ def _rows(path: Path, file: IO[bytes], shape: tuple[int, int], dtype: np.dtype[A
         wanted = min(_AT_ONCE, shape[0] - first) * width
         try:
             data = file.read(wanted)
-        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except OSError:
+            raise
+        except Exception as error:  # as above, and each way of compressing has its own
             raise FileError(f"{path}: {error}; nothing was loaded") from error
         if len(data) < wanted:
             raise FileError(f"{path}: it ends after vector {first + len(data) // width:,}; nothing was loaded")

@@ -72,7 +72,7 @@ class _CosineDistance:
             return None
         vector = np.frombuffer(one, dtype="<f4")
         # One root of the product, as pgvector takes it: so a vector's cosine with itself is 1, and no digit less.
-        square = float(np.dot(vector, vector))
+        square = float(np.vdot(vector, vector))  # unlike dot, it does not warn of what overflows
         if not 0 < square < math.inf:
             return None
         cosine = float(np.dot(vector, self._vector)) / math.sqrt(square * self._square)

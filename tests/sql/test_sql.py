@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from reference import ABSENT
@@ -20,6 +22,7 @@ from strategies import unit
 from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, sql, transitions
 from kimera_sql.errors import QueryError
 from kimera_sql.sql import Queries, Statement
+from kimera_sql.sql.files import DIALECTS, Dialect
 from kimera_sql.sql.postgres import Connection
 
 FILES: Final = sorted((sql.shipped("queries") / "postgres").glob("*.sql"))
@@ -152,6 +155,62 @@ def test_a_missing_query_is_a_query_error(conn: Connection) -> None:
 def test_a_file_that_cannot_be_parsed_is_a_query_error(spy: Path, text: str, message: str) -> None:
     spy.write_text(text)
     with pytest.raises(QueryError, match=rf"^spy\.sql \(postgres\): .*{message}"):
+        sql.statements("postgres", "spy")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for queries."""
+    return tmp_path_factory.mktemp("any")
+
+
+# Whatever a tokenizer could stumble over, some of it in the right order
+PIECES: Final = st.sampled_from(
+    [
+        *(
+            "-- name: a()",
+            "-- name: b(x)^",
+            "-- name: c(x, y)!",
+            "-- name: d()#",
+            "-- name: e()$",
+            "-- name:",
+            "--name :",
+        ),
+        *("-- returns: int", "-- returns: ", "-- returns: Foo, a int | None", "-- types: uuid", "-- record_class: Foo"),
+        *("SELECT", "FROM t", "COPY t FROM STDIN (FORMAT BINARY)", ":x", ":y", ":1", ":class", "::int", "[1:2]", "|"),
+        *("'", '"', "$$", "$a$", "/*", "*/", "--", ";", "(", ")", ",", "%", "%s", "\\", "é", "\0", "\t", "E'", "", " "),
+    ]
+)
+TEXTS: Final = st.lists(st.tuples(PIECES, st.sampled_from(["", " ", "\n", "\r\n"])).map("".join), max_size=30)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@example(text="-- name:")
+@example(text="-- name: \n\n")
+@example(text="-- name: a(class)\nSELECT :class")
+@given(text=TEXTS.map("".join))
+@settings(max_examples=150)
+def test_any_text_is_loaded_or_a_query_error_with_its_line(folder: Path, dialect: Dialect, text: str) -> None:
+    for one in DIALECTS:
+        shutil.rmtree(folder / one, ignore_errors=True)
+    (folder / dialect).mkdir()
+    (folder / dialect / "any.sql").write_text(text, encoding="utf-8", newline="")
+    sql.statements.cache_clear()
+    said = ""
+    try:
+        sql.load(folder)
+    except QueryError as error:
+        said = str(error)
+    named = r"line \d+: |\w+ stands twice|\w+: the suffix must be|\w+: returns: "
+    assert not said or re.match(rf"any\.sql \({dialect}\): ({named})", said), said
+
+
+def test_the_line_is_that_of_the_query_at_fault(spy: Path) -> None:
+    spy.write_text("/* two\nlines */\n-- name: one()$\nSELECT 1;\n\n-- name: two(a)$\nSELECT :b;\n")
+    with pytest.raises(QueryError, match=r"^spy\.sql \(postgres\): line 6: undeclared parameter name in query two: b$"):
+        sql.statements("postgres", "spy")
+    spy.write_text("\n\n-- name:\n")
+    with pytest.raises(QueryError, match=r"^spy\.sql \(postgres\): line 3: it cannot be parsed \(list index out of"):
         sql.statements("postgres", "spy")
 
 
