@@ -19,21 +19,21 @@ from ... import sql
 from ...errors import BackupError
 from ...sql import Connection
 from . import layout, tools
+from .archiving import postgresql_conf
 from .dumps import Dump, Origin
 from .files import reported
 from .scratch import drop_database, fill_database, new_database, require_autocommit, require_dump
 
 _queries = sql.Queries("backup")
 
-_SETTINGS: Final = """\
-listen_addresses = ''
-unix_socket_directories = '{folder}'
-fsync = off
-full_page_writes = off
-wal_level = minimal
-max_wal_senders = 0
-max_wal_size = 4GB
-"""
+_SETTINGS: Final = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "4GB",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
         settings = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
         tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
         with (data / "postgresql.conf").open("a") as conf:
-            conf.write(_SETTINGS.format(folder=parent.replace("'", "''")))
+            sockets = parent.replace('"', '""')
+            conf.write(postgresql_conf({**_SETTINGS, "unix_socket_directories": f'"{sockets}"'}))
         try:
             try:
                 tools.run(pg_ctl, ["start", "--wait", "--silent", f"--pgdata={data}", f"--log={log}"], user=user)
