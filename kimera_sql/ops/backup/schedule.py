@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ Type=oneshot
 ExecStart=/usr/bin/logger -p daemon.alert "%i failed: see journalctl -u %i"
 
 """
+
+_USER: Final = re.compile(r"[^\W\d][\w.@-]*\$?")
+"""The names of users that are one word to systemd and to cron."""
 
 _HARDENING: Final = """\
 UMask=0077
@@ -78,6 +82,10 @@ def daily_schedule(
     if not (where.isprintable() and command.isprintable()):
         raise InvalidValue(f"folder: control characters cannot stand in a schedule: {where!r}")
     user = os_user or _owner(folder)
+    if not _USER.fullmatch(user):
+        raise InvalidValue(f"os_user: {user!r} cannot stand in a schedule")
+    if re.search(r"\\[\\%]", where + command):
+        raise InvalidValue(f"folder: what cron makes of a backslash before another or before % varies: {where!r}")
     daily = [[command, "backup", step, "--dir", where] for step in ("dump", "base", "prune")]
     daily[-1] += ["--keep-days", "30"]
     drill = [[command, "backup", "drill", "--dir", where]]

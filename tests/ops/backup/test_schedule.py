@@ -129,6 +129,18 @@ def test_a_folder_with_a_line_break_is_refused(tmp_path: Path) -> None:
         backup.daily_schedule(tmp_path / "a\nb")
 
 
+@pytest.mark.parametrize("name", ["two \\\\ of them", "100\\%"])
+def test_a_folder_that_cron_would_take_apart_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidValue, match="folder: what cron makes of a backslash"):
+        backup.daily_schedule(tmp_path / name)
+
+
+@pytest.mark.parametrize("user", ["a\nExecStart=/bin/false", "a b", "%u", "-a", "a:b"])
+def test_a_user_that_is_more_than_a_name_is_refused(tmp_path: Path, user: str) -> None:
+    with pytest.raises(InvalidValue, match="os_user: "):
+        backup.daily_schedule(tmp_path, os_user=user)
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def archiving(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with cluster(request.param) as made:
