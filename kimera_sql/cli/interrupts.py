@@ -20,7 +20,6 @@ _TOLD: Final[Mapping[signal.Signals, str]] = {
 _GRACE: Final = 10.0
 """Seconds after a signal in which further ones are overlooked, so that none cuts the cleaning up short."""
 
-
 _AGAIN: Final = 0.01
 """Seconds after which a KeyboardInterrupt is raised again that came where nothing can come of it."""
 

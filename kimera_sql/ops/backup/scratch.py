@@ -66,7 +66,6 @@ def new_database(
         with suppress(psycopg.Error):
             conn.execute(composed.SQL("DROP DATABASE IF EXISTS {}").format(composed.Identifier(left)))
     name = f"kimera_restore_{uuid4().hex}"
-    again = conninfo_of(conn, tools.parameters(conn)["dbname"])
     try:
         # Before it is made: nobody is to take it for one that was left.
         _queries.claim_restore.execute(conn, name=name)
@@ -74,8 +73,8 @@ def new_database(
         yield name
     except BaseException as error:
         try:
-            with psycopg.connect(again, autocommit=True) if conn.closed else nullcontext(conn) as own:
-                drop_database(own, name)
+            with _another(conn) if conn.closed else nullcontext(conn) as usable:
+                drop_database(usable, name)
         except psycopg.Error:
             error.add_note(f"the half-made database {name} could not be dropped; the next restore or drill drops it")
         if isinstance(error, BackupError) and re.search('role ".*" does not exist', str(error)):
@@ -84,6 +83,10 @@ def new_database(
     finally:
         with suppress(psycopg.Error):  # a connection that is lost keeps nothing
             _queries.release_restore.execute(conn, name=name)
+
+
+def _another(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    return psycopg.connect(conninfo_of(conn, tools.parameters(conn)["dbname"]), autocommit=True)
 
 
 def left_databases(conn: Connection) -> list[str]:
