@@ -73,16 +73,19 @@ def _run(argv: Sequence[str]) -> int:
 
 def _fail(error: BaseException) -> int:
     """Say what went wrong, and return the exit code. What is a fault of ours is raised again."""
-    from .errors import said
-
+    if not isinstance(error, Exception):
+        raise error
     if isinstance(error, OSError):
         _end_output()
         if not isinstance(error, BrokenPipeError):  # where whoever read the output has gone
             _say(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    elif isinstance(error, Exception) and (message := said(error)) is not None:
-        _say(message)
-    else:
+        return 1
+    from .errors import said
+
+    message = said(error)
+    if message is None:
         raise error
+    _say(message)
     return 1
 
 

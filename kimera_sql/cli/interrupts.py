@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ _TOLD: Final[Mapping[signal.Signals, str]] = {
 _GRACE: Final = 10.0
 """Seconds after a signal in which further ones are overlooked, so that none cuts the cleaning up short."""
 
-
 _AGAIN: Final = 0.01
 """Seconds after which a KeyboardInterrupt is raised again that came where nothing can come of it."""
 
@@ -27,7 +27,7 @@ _AGAIN: Final = 0.01
 class Interrupts:
     """Makes the signals that end a command a KeyboardInterrupt, for which psycopg cancels what the server runs.
 
-    Those that are ignored stay so, as nohup wants it. Once the block has ended, each has the system's own effect.
+    Those that are ignored stay so, as nohup wants it. Once the block has ended, each ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -41,8 +41,8 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not Python's own, which would write a traceback while it ends.
-        self._handle(signal.SIG_DFL)
+        # A KeyboardInterrupt would be a traceback while Python ends.
+        self._handle(_leave)
         sys.unraisablehook = self._unraisable
 
     @property
@@ -50,7 +50,7 @@ class Interrupts:
         """What has ended the command, in a word or two."""
         return _TOLD[self.received] if self.received is not None else ""
 
-    def _handle(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    def _handle(self, handler: Callable[[int, FrameType | None], None]) -> None:
         for number in _TOLD:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
@@ -70,3 +70,7 @@ class Interrupts:
             return
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)

@@ -83,6 +83,9 @@ def place(rows: int = 500) -> Iterator[Place]:
         yield Place(server, folder, database, dump, base)
 
 
+STARTED: Final = 0.3
+"""Seconds after which every command has begun."""
+
 CRITICAL: Final = ("doctor", "config", "adopt")
 """Commands that find something wrong here."""
 
@@ -176,7 +179,8 @@ def end(where: Place, name: str, number: signal.Signals, after: float) -> tuple[
                 ]
             _tidy(where, admin, before)
             return "killed" if code == -9 else "done", faults
-        early = code == -number
+        # Before the command has begun, or while Python starts, the signal is the system's and Python's own.
+        early = code == -number or (after < STARTED and "Fatal Python error" in stderr)
         if code not in (0, 1, 128 + number) and not early:
             faults.append(f"exit code {code}: {stderr}")
         said = stderr.splitlines()
@@ -184,11 +188,11 @@ def end(where: Place, name: str, number: signal.Signals, after: float) -> tuple[
             said.pop()
         if code == 128 + number and (len(said) != 1 or not said[0].startswith("kimera-sql: ")):
             faults.append(f"said {stderr!r}")
-        if code == 1 and name not in CRITICAL:
+        if code == 1 and not early and name not in CRITICAL:
             faults.append(f"failed: {stderr}")
-        if code in (0, 1) and ("Traceback" in stderr or "ignored" in stderr):
+        if code in (0, 1) and not early and ("Traceback" in stderr or "ignored" in stderr):
             faults.append(f"exit code {code}: {stderr}")
-        if early and "Traceback" in stderr and after > 0.3:
+        if early and "Traceback" in stderr and after > STARTED:
             faults.append(f"a traceback after {after:.3f} s: {stderr}")
         _tidy(where, admin, before)
     return "early" if early else str(code), faults

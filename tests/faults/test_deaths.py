@@ -246,6 +246,31 @@ def test_a_signal_in_a_destructor_is_not_lost() -> None:
     assert (process.returncode, stderr) == (143, "kimera-sql: terminated\n")
 
 
+_LEAVING: Final = """
+import atexit, sys, time
+from kimera_sql import cli
+
+def late():
+    print("late", flush=True)
+    time.sleep(5)
+
+atexit.register(late)
+cli._run = lambda argv: 0
+sys.exit(cli.main([]))
+"""
+
+
+def test_a_signal_while_python_ends_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _LEAVING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr) == (130, "")
+
+
 def test_a_command_under_nohup_goes_on_without_its_terminal(database: str) -> None:
     with subprocess.Popen(
         ["nohup", *COMMAND, "monitor", "locks", "--watch", "0.1"],

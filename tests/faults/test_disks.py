@@ -17,6 +17,7 @@ from strategies import unit
 from kimera_sql import SqlitePool, geoids, migrate
 from kimera_sql.aio.sqlite import SqlitePool as AsyncSqlitePool
 from kimera_sql.errors import ConnectionFailed
+from kimera_sql.ops.backup import Dump
 
 NOBODY = 65534
 
@@ -134,6 +135,20 @@ def test_a_full_disk_is_named_by_the_asynchronous_pool(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError, match="disk is full") as caught:
         asyncio.run(fill())
     assert caught.value.__notes__ == [f"of the SQLite file {path}"]
+
+
+@pytest.mark.needs("root")
+def test_a_full_disk_under_a_drill_is_named(sample: Dump, open_folder: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", open_folder], check=True)
+    try:
+        open_folder.chmod(0o755)
+        ran = run("backup", "drill", str(sample.path), TMPDIR=str(open_folder))
+        assert ran.returncode == 1
+        assert "No space left on device" in ran.stderr
+        assert ran.stderr.endswith(f"  the disk that {open_folder} is on is full\n")
+        assert list(open_folder.iterdir()) == []
+    finally:
+        subprocess.run(["umount", open_folder], check=True)
 
 
 def test_the_command_names_a_file_that_has_no_room(tmp_path: Path) -> None:

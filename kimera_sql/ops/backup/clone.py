@@ -157,7 +157,7 @@ class Clone:
 
     def _remove(self, before: os.stat_result | None) -> None:
         self._empty()
-        (self.data / _UNFINISHED).unlink()
+        (self.data / _UNFINISHED).unlink(missing_ok=True)
         if before is None:
             self.data.rmdir()
         else:

@@ -114,7 +114,10 @@ def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
             except BackupError as error:
                 said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
                 raise BackupError(f"the throwaway server did not start: {error}\n{said.rstrip()}") from None
-            yield make_conninfo("", host=str(parent), user=origin.bootstrap, dbname="postgres")
+            try:
+                yield make_conninfo("", host=str(parent), user=origin.bootstrap, dbname="postgres")
+            except psycopg.OperationalError as error:
+                raise BackupError(f"the throwaway server failed: {error}") from error
 
 
 def _make_roles(conn: psycopg.Connection[Any], made: Dump) -> None:

@@ -5,6 +5,7 @@ What the operating system refuses becomes a BackupError that names the file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -45,14 +46,19 @@ def locked(folder: Path) -> Iterator[Path]:
 def reported(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into a BackupError that names the file, *path* if it names none.
 
-    An ArchiveError becomes one as well.
+    An ArchiveError becomes one as well. A program that has found no room gets a note that names the disk, *path*'s.
     """
     try:
         yield
     except copy_wal.ArchiveError as error:
         raise BackupError(str(error)) from error
     except OSError as error:
-        raise BackupError(f"{error.filename or path}: {error.strerror}") from error
+        names = " to ".join(map(str, filter(None, (error.filename, error.filename2)))) or path
+        raise BackupError(f"{names}: {error.strerror}") from error
+    except BackupError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            error.add_note(f"the disk that {path} is on is full")
+        raise
 
 
 def free_path(folder: Path, name: Callable[[datetime], str]) -> tuple[datetime, Path]:

@@ -150,7 +150,7 @@ def run(
     password by a file of mode 0600, which on Linux is in memory; neither is in its arguments. Other PG* variables are
     kept from it. *tick* is called a few times a second meanwhile. *user* is the operating system's user to run it as
     (root only). Raises BackupError with what the tool had to say when it fails or cannot be started; a Ctrl-C or any
-    other exception ends the tool first, and so does the death of this process (on Linux).
+    other exception ends the tool first. It does not outlive this process either, even one that is killed.
     """
     secrets = [reveal(value) for keyword, value in (connection or {}).items() if keyword in SECRETS]
     with running(tool, arguments, connection, user=user, ends_by=signal.SIGTERM) as process:
@@ -172,7 +172,7 @@ def running(
 ) -> Iterator[subprocess.Popen[str]]:
     """Start *tool* as run does, for the block to wait for. What it writes goes into *output*, or into pipes.
 
-    If the block fails, or this process dies of whatever, kill -9 too, the tool and its children get *ends_by*.
+    If the block fails, or this process ends in whatever way, the tool and its children get the signal *ends_by*.
     """
     with _passfile((connection or {}).get("password")) as passfile, _guard(ends_by) as guard:
         environment = _environment(connection or {})

@@ -202,8 +202,9 @@ def test_what_a_killed_run_left_is_removed(conn: psycopg.Connection, tmp_path: P
 def test_a_full_disk_leaves_nothing(conn: psycopg.Connection, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
     try:
-        with pytest.raises(BackupError, match="No space left on device"):
+        with pytest.raises(BackupError, match="No space left on device") as caught:
             backup.make_dump(conn, tmp_path)
+        assert caught.value.__notes__ == [f"the disk that {tmp_path}/dumps is on is full"]
         assert names(tmp_path) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
