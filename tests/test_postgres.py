@@ -29,7 +29,7 @@ from kimera_sql.geoids import NewGeoid
 from kimera_sql.metrics import NewMetric
 from kimera_sql.portals import NewPortal
 from kimera_sql.search import indexes, run
-from kimera_sql.search.plan import Plan
+from kimera_sql.search.plan import Explanation, Plan
 from kimera_sql.sql.arrow import pyarrow
 from kimera_sql.sql.postgres import Connection
 from kimera_sql.tables import Table
@@ -454,6 +454,12 @@ def test_a_text_is_stored_once_however_many_store_it_at_once(
     newest.drop(database)
 
 
+def without_plan(found: Any) -> Any:
+    """What was found, but for a plan: the server may have analysed a table meanwhile."""
+    return replace(found, plan="") if isinstance(found, Explanation) else found
+
+
+@pytest.mark.ends
 @pytest.mark.parametrize("call", [*WRITES.values(), *READS.values()], ids=[*WRITES, *READS])
 def test_rows_do_not_depend_on_the_connections_factories(
     conn: Connection, call: Callable[[Connection], object]
@@ -466,7 +472,7 @@ def test_rows_do_not_depend_on_the_connections_factories(
     found = call(conn)
     assert type(found) is type(expected)
     if call in READS.values():
-        assert found == expected
+        assert without_plan(found) == without_plan(expected)
 
 
 def test_a_connection_that_made_dicts_from_the_start_gets_the_adapters(committed: str) -> None:

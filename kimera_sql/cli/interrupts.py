@@ -27,7 +27,8 @@ _AGAIN: Final = 0.01
 class Interrupts:
     """Makes the signals that end a command a KeyboardInterrupt, for which psycopg cancels what the server runs.
 
-    Those that are ignored stay so, as nohup wants it. Once the block has ended, each ends the process at once.
+    Those that are ignored stay so, as nohup wants it. Once the block has ended, each ends the process at once, if
+    none has before.
     """
 
     def __init__(self) -> None:
@@ -41,8 +42,9 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A KeyboardInterrupt would be a traceback while Python ends.
-        self._handle(_leave)
+        # A KeyboardInterrupt would be a traceback while Python ends. A command that was interrupted has its exit code,
+        # which no further signal is to change: Python in its end lets each that is not ignored have the system's effect.
+        self._handle(_leave if self.received is None else signal.SIG_IGN)
         sys.unraisablehook = self._unraisable
 
     @property
@@ -50,7 +52,7 @@ class Interrupts:
         """What has ended the command, in a word or two."""
         return _TOLD[self.received] if self.received is not None else ""
 
-    def _handle(self, handler: Callable[[int, FrameType | None], None]) -> None:
+    def _handle(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
         for number in _TOLD:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)

@@ -22,6 +22,8 @@ from kimera_sql import Pool, Settings, SqlitePool, add_adapters, aio, embeddings
 from kimera_sql.sql import Connection
 from kimera_sql.twins import at_once
 
+pytestmark = pytest.mark.ends
+
 ROWS: Final = 300
 VECTORS: Final = [unit(seed) for seed in range(ROWS)]
 QUERIES: Final = [unit(-seed % 1000 + 1000) for seed in range(13)]

@@ -299,7 +299,7 @@ def test_a_block_rules_out_no_pair_that_is_similar(vectors: list[NDArray[np.floa
     assert found <= {pair for pair in every if compared[pair] >= similarity - 2 * NEAR}
 
 
-@pytest.mark.parametrize("similarity", [0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("similarity", [0.3, 0.9])
 def test_any_number_of_axes_gives_the_same_pairs(similarity: float, monkeypatch: pytest.MonkeyPatch) -> None:
     places = np.arange(ROWS, dtype=np.int32)
     found = []

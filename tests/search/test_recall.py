@@ -22,6 +22,8 @@ from kimera_sql.errors import InvalidValue, UnsupportedByServer, VectorError
 from kimera_sql.search import indexes, measures, recall
 from kimera_sql.sql.postgres import Connection
 
+pytestmark = pytest.mark.ends
+
 _MADE: Final = clustered(1200, seed=1)
 VECTORS, FRESH = _MADE[:1000], _MADE[1000:]
 SIMILARITIES: Final = cosines(FRESH, VECTORS)

@@ -22,6 +22,8 @@ from kimera_sql.search import indexes, looks, recall
 from kimera_sql.sql import Connection
 from kimera_sql.vectors import as_vector
 
+pytestmark = pytest.mark.ends
+
 CENTRES: Final = np.array([unit(seed) for seed in range(30)])
 
 VECTORS: Final = np.repeat(CENTRES, 20, axis=0) + np.float32(0.3) * np.array([unit(one) for one in range(1000, 1600)])

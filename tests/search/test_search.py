@@ -611,7 +611,11 @@ def test_hybrid_refuses_what_is_no_text(texts: Connection, text: Any) -> None:
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-def test_hybrid_is_one_round_trip(texts: Connection, tmp_path: Path, indexed: bool) -> None:
+def test_hybrid_is_one_round_trip(
+    texts: Connection, tmp_path: Path, indexed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "_FRESH", 60)
+    monkeypatch.setattr(looks, "_FRESH_WITHOUT", 60)
     if indexed:
         indexes.build(texts, "semantic_embeddings")
     for source in (None, "high"):

@@ -14,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from fix_servers import Server, index_kinds
+from fix_servers import ENDS, Server, index_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
@@ -199,7 +199,7 @@ def filled(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
         yield made
 
 
-@pytest.fixture(scope="module", params=index_kinds(), ids="-".join)
+@pytest.fixture(scope="module", params=[kind for kind in index_kinds() if kind[0] in ENDS], ids="-".join)
 def searched(request: pytest.FixtureRequest, filled: Callable[[str], str]) -> Iterator[psycopg.Connection]:
     """An autocommit connection to each server with each kind of index in turn, tuned."""
     server, method, precision = request.param
@@ -233,7 +233,7 @@ def test_within_finds_the_promised_share_of_all_that_there_are(
     assert np.mean(shares) >= 0.95
 
 
-@pytest.mark.parametrize("size", [1, 20, 300, 499, 500, 501, ROWS, 2 * ROWS])
+@pytest.mark.parametrize("size", [1, 20, 499, 501, 2 * ROWS])
 @pytest.mark.parametrize(
     "filters", [{}, {"tags_any": ["tenth"]}, {"entropy": (700, None)}, {"entropy": (-2, -1)}], ids=str
 )
