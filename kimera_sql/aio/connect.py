@@ -53,6 +53,7 @@ from .sqlite import SqlitePool, add_functions
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("connect")
+_schema = sql.Queries("migrations")
 _types = sql.Queries("types")
 
 _AT_ONCE: Final = 0.01
@@ -185,8 +186,7 @@ async def _ask(conninfo: str, error: psycopg.Error) -> _Answer:
     # libpq tells no error code of a failed connection; a ping tells whether there is a server, and whether it is
     # starting or shutting down.
     answers = set()
-    # Nothing else of this process runs during a ping, so it is kept short.
-    for host in each_host({**conninfo_to_dict(conninfo), "connect_timeout": "2"}):
+    for host in each_host(conninfo_to_dict(conninfo)):
         answer = await acall(PGconn.ping, host.encode())
         if answer == Ping.NO_RESPONSE:
             # It finds none whose TLS is not what sslmode demands, so it asks once more without.
@@ -464,7 +464,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         """Make *connection*'s session as new, in one round trip, and in autocommit for as long as this takes."""
         await connection.set_autocommit(True)
         await self._send_renewal(connection)
-        if "search_path" not in self._session_settings and (path := await _queries.home.fetchval(connection, str)):
+        if "search_path" not in self._session_settings and (path := await _schema.home.fetchval(connection, str)):
             self._session_settings["search_path"] = path
             self._renewal = None
             await self._send_renewal(connection)
@@ -498,7 +498,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         if self._lent or not self._waiting:
             return
         if isinstance(error, psycopg.OperationalError):
-            answer = await _ask(str(self.conninfo), error)
+            # Nothing else of this process runs during a ping, so it is kept short.
+            answer = await _ask(make_conninfo(str(self.conninfo), connect_timeout=2), error)
             away = monotonic() - self._failing_since
             if answer is _Answer.LATER or (answer is _Answer.NONE and away < _BRIEF):
                 return
