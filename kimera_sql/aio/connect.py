@@ -23,8 +23,9 @@ from typing import Any, Final, Protocol, cast, overload
 import psycopg
 from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import ConnectionTimeout
-from psycopg.pq import PGconn, Ping, TransactionStatus
+from psycopg.errors import ConnectionTimeout, error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus, PGconn, Ping, TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
@@ -461,24 +462,31 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             raise
 
     async def _renew(self, connection: AsyncPooledConnection) -> None:
-        """Make *connection*'s session as new, in one round trip, and in autocommit for as long as this takes."""
-        await connection.set_autocommit(True)
-        await self._send_renewal(connection)
-        if "search_path" not in self._session_settings and (path := await _schema.home.fetchval(connection, str)):
-            self._session_settings["search_path"] = path
-            self._renewal = None
-            await self._send_renewal(connection)
-        await connection.set_autocommit(False)
+        """Make *connection*'s session as new, in one round trip."""
+        prepared = await self._send_renewal(connection)
+        # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
+        tampered = prepared != {*connection._prepared._names.values()}
+        if tampered or "search_path" not in self._session_settings:
+            await connection.set_autocommit(True)
+            if tampered:
+                await _types.forget_prepared.execute(connection)
+            if path := await _schema.home.fetchval(connection, str):
+                self._session_settings["search_path"] = path
+                self._renewal = None
+                await self._send_renewal(connection)
+            await connection.set_autocommit(False)
 
-    async def _send_renewal(self, connection: AsyncPooledConnection) -> None:
+    async def _send_renewal(self, connection: AsyncPooledConnection) -> set[bytes | None]:
+        """Make *connection*'s session as new, and return the names of its prepared statements."""
         if self._renewal is None:
             self._renewal = _renewal(connection, self._session_settings)
-        cursor = await connection.execute(self._renewal, prepare=False)
-        await cursor.set_result(-1)
-        _, by_name, by_driver = await cursor.fetchone() or (0, 0, 0)
-        # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
-        if by_name or by_driver != len(connection._prepared._names):
-            await _types.forget_prepared.execute(connection)
+        # Without a cursor, which would begin a transaction and takes as long as the server.
+        connection.pgconn.send_query(self._renewal)
+        results = await connection.wait(execute(connection.pgconn))
+        for result in results:
+            if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+                raise error_from_result(result, connection.info.encoding)
+        return {results[-1].get_value(row, 0) for row in range(results[-1].ntuples)}
 
     async def _connect(self, timeout: float | None = None) -> AsyncPooledConnection:
         try:
@@ -541,14 +549,15 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
 
 
 def _renewal(connection: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> bytes:
-    """Return the statements that make a session as new and give it *settings*, as one text.
+    """Return the statements that make a session as new, give it *settings* and list what it has prepared, as one text.
 
     A text of several statements can have no parameters, so the values are put into it here.
     """
     texts = [getattr(_queries, name).statement(connection).text for name in _AS_NEW]
+    client = psycopg.ClientCursor(cast(Any, connection))
     settle = _queries.settle.statement(connection).text
-    given = {"names": [*settings], "settings": [*settings.values()]}
-    return "; ".join([*texts, psycopg.ClientCursor(cast(Any, connection)).mogrify(settle, given)]).encode()
+    texts += [client.mogrify(settle, {"name": name, "setting": setting}) for name, setting in settings.items()]
+    return "; ".join([*texts, _queries.prepared.statement(connection).text]).encode()
 
 
 async def _run_afterwards(connection: AsyncPooledConnection) -> None:

@@ -45,15 +45,14 @@ DISCARD TEMP;
 -- Give up the numbers that were taken from sequences in advance.
 DISCARD SEQUENCES;
 
--- name: settle(names, settings)^
--- Give the session these settings, and count its prepared statements: those of a PREPARE, and those of the driver's.
--- returns: settled int, by_name int, by_driver int
--- not null: settled, by_name, by_driver
-SELECT
-    (
-        SELECT count(pg_catalog.set_config(given.name, given.setting, false))
-        FROM unnest(:names::text[], :settings::text[]) AS given (name, setting)
-    ) AS settled,
-    count(*) FILTER (WHERE from_sql) AS by_name,
-    count(*) FILTER (WHERE NOT from_sql) AS by_driver
-FROM pg_catalog.pg_prepared_statements;
+-- name: settle(name, setting)$
+-- Give the session a setting.
+-- returns: str
+-- not null: setting
+SELECT pg_catalog.set_config(:name, :setting, false) AS setting;
+
+-- name: prepared()
+-- The names of the session's prepared statements: the driver's, and those of a PREPARE.
+-- returns: str
+-- not null: name
+SELECT name FROM pg_catalog.pg_prepared_statements;
