@@ -24,8 +24,9 @@ from typing import Any, Final, Protocol, cast, overload
 import psycopg
 from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import ConnectionTimeout
-from psycopg.pq import PGconn, Ping, TransactionStatus
+from psycopg.errors import ConnectionTimeout, error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus, PGconn, Ping, TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
 
@@ -54,6 +55,7 @@ from .twins import Lock, call, check_process, enqueue, is_readable, kept, pause
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("connect")
+_schema = sql.Queries("migrations")
 _types = sql.Queries("types")
 
 _AT_ONCE: Final = 0.01
@@ -193,8 +195,7 @@ def _ask(conninfo: str, error: psycopg.Error) -> _Answer:
     # libpq tells no error code of a failed connection; a ping tells whether there is a server, and whether it is
     # starting or shutting down.
     answers = set()
-    # Nothing else of this process runs during a ping, so it is kept short.
-    for host in each_host({**conninfo_to_dict(conninfo), "connect_timeout": "2"}):
+    for host in each_host(conninfo_to_dict(conninfo)):
         answer = call(PGconn.ping, host.encode())
         if answer == Ping.NO_RESPONSE:
             # It finds none whose TLS is not what sslmode demands, so it asks once more without.
@@ -334,7 +335,7 @@ class Pool(ConnectionPool[PooledConnection]):
         options = resolve(parse(conninfo), "conninfo").get("options", "")
         self._bounds = {name: value for name, value in settings.session().items() if f"{name}=" not in options}
         self._session_settings: dict[str, str] | None = None
-        self._renewal = b""
+        self._renewal: bytes | None = None
         self._lent: weakref.WeakSet[PooledConnection] = weakref.WeakSet()
         # An interrupt can come between any two steps of lending. What it has cost is sure to be noticed only here, when
         # the connection itself is gone; and only what is written in C is not interrupted in turn.
@@ -480,27 +481,36 @@ class Pool(ConnectionPool[PooledConnection]):
             raise
 
     def _renew(self, connection: PooledConnection) -> None:
-        """Make *connection*'s session as new, in one round trip, and in autocommit for as long as this takes."""
-        connection.set_autocommit(True)
+        """Make *connection*'s session as new, in one round trip."""
         if self._session_settings is None:
             names, values = [*self._bounds], [*self._bounds.values()]
-            rows = _queries.shorter.fetchall(connection, names=names, settings=values)
+            with connection.transaction():
+                rows = _queries.shorter.fetchall(connection, names=names, settings=values)
             self._session_settings = dict(rows)
-            self._renewal = _renewal(connection, self._session_settings)
-        self._send_renewal(connection)
-        if "search_path" not in self._session_settings and (path := _queries.home.fetchval(connection, str)):
-            self._session_settings["search_path"] = path
-            self._renewal = _renewal(connection, self._session_settings)
-            self._send_renewal(connection)
-        connection.set_autocommit(False)
-
-    def _send_renewal(self, connection: PooledConnection) -> None:
-        cursor = connection.execute(self._renewal, prepare=False)
-        cursor.set_result(-1)
-        _, by_name, by_driver = cursor.fetchone() or (0, 0, 0)
+        prepared = self._send_renewal(connection, self._session_settings)
         # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
-        if by_name or by_driver != len(connection._prepared._names):
-            _types.forget_prepared.execute(connection)
+        tampered = prepared != {*connection._prepared._names.values()}
+        if tampered or "search_path" not in self._session_settings:
+            connection.set_autocommit(True)
+            if tampered:
+                _types.forget_prepared.execute(connection)
+            if path := _schema.home.fetchval(connection, str):
+                self._session_settings["search_path"] = path
+                self._renewal = None
+                self._send_renewal(connection, self._session_settings)
+            connection.set_autocommit(False)
+
+    def _send_renewal(self, connection: PooledConnection, settings: Mapping[str, str]) -> set[bytes | None]:
+        """Make *connection*'s session as new, and return the names of its prepared statements."""
+        if self._renewal is None:
+            self._renewal = _renewal(connection, settings)
+        # Without a cursor, which would begin a transaction and takes as long as the server.
+        connection.pgconn.send_query(self._renewal)
+        results = connection.wait(execute(connection.pgconn))
+        for result in results:
+            if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+                raise error_from_result(result, connection.info.encoding)
+        return {results[-1].get_value(row, 0) for row in range(results[-1].ntuples)}
 
     def _connect(self, timeout: float | None = None) -> PooledConnection:
         try:
@@ -521,7 +531,8 @@ class Pool(ConnectionPool[PooledConnection]):
         if self._lent or not self._waiting:
             return
         if isinstance(error, psycopg.OperationalError):
-            answer = _ask(str(self.conninfo), error)
+            # Nothing else of this process runs during a ping, so it is kept short.
+            answer = _ask(make_conninfo(str(self.conninfo), connect_timeout=2), error)
             away = monotonic() - self._failing_since
             if answer is _Answer.LATER or (answer is _Answer.NONE and away < _BRIEF):
                 return
@@ -563,14 +574,15 @@ class Pool(ConnectionPool[PooledConnection]):
 
 
 def _renewal(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> bytes:
-    """Return the statements that make a session as new and give it *settings*, as one text.
+    """Return the statements that make a session as new, give it *settings* and list what it has prepared, as one text.
 
     A text of several statements can have no parameters, so the values are put into it here.
     """
     texts = [getattr(_queries, name).statement(connection).text for name in _AS_NEW]
+    client = psycopg.ClientCursor(cast(Any, connection))
     settle = _queries.settle.statement(connection).text
-    given = {"names": [*settings], "settings": [*settings.values()]}
-    return "; ".join([*texts, psycopg.ClientCursor(cast(Any, connection)).mogrify(settle, given)]).encode()
+    texts += [client.mogrify(settle, {"name": name, "setting": setting}) for name, setting in settings.items()]
+    return "; ".join([*texts, _queries.prepared.statement(connection).text]).encode()
 
 
 def _run_afterwards(connection: PooledConnection) -> None:

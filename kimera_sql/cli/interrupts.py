@@ -43,7 +43,7 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         # A KeyboardInterrupt would be a traceback while Python ends. A command that was interrupted has its exit code,
-        # which no further signal is to change: Python in its end lets each that is not ignored have the system's effect.
+        # which no further signal is to change: Python in its end lets each that is not ignored end it.
         self._handle(_leave if self.received is None else signal.SIG_IGN)
         sys.unraisablehook = self._unraisable
 

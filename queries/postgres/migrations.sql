@@ -188,3 +188,29 @@ FROM (
 ) AS held
 JOIN pg_namespace ON pg_namespace.oid = held.namespace
 ORDER BY held.tables DESC, pg_namespace.nspname;
+
+-- name: home()$
+-- The search path that leads to our tables and to the extensions that our statements need, and nowhere else; no row where
+-- the session's own path leads to no tables of ours. Temporary tables would come first if they were not named last.
+-- returns: str
+-- only: postgres
+-- not null: path
+SELECT concat_ws(
+    ', ',
+    quote_ident(home.nspname),
+    (
+        SELECT string_agg(DISTINCT quote_ident(pg_namespace.nspname), ', ')
+        FROM pg_extension
+        JOIN pg_namespace ON pg_namespace.oid = pg_extension.extnamespace
+        WHERE pg_extension.extname IN ('vector', 'pg_stat_statements')
+            AND pg_namespace.oid <> home.oid
+    ),
+    'pg_temp'
+) AS path
+FROM unnest(current_schemas(false)) WITH ORDINALITY AS listed (name, position)
+JOIN pg_namespace AS home ON home.nspname = listed.name
+JOIN pg_class AS record ON record.relnamespace = home.oid
+WHERE record.relname = 'kimera_migrations'
+    AND record.relkind IN ('r', 'p')
+ORDER BY listed.position
+LIMIT 1;
