@@ -39,8 +39,8 @@ _COMMIT_LOST: Final = (
 class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
     """A connection that does not wait for a silent server for ever, and that knows when a COMMIT's outcome is unknown.
 
-    patience: after how many seconds of silence it gives up and is closed. Where it is None, after a minute of silence the
-    server is asked on another connection whether it is there; no answer ends the wait too.
+    patience: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked after a
+    minute whether it is there, on another connection, and is given up if it does not answer.
     """
 
     patience: float | None = None
