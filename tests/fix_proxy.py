@@ -58,6 +58,10 @@ class Proxy:
         for failed in self._failed:
             _end(*failed)
 
+    def refuse(self) -> None:
+        """Take no connections any more."""
+        _end(self._listener)
+
     def cut(self) -> None:
         """End all connections."""
         for one in self._sockets:

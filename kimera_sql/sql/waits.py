@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
+from psycopg.waiting import Wait
 
 from ..errors import CommitUnknown
 
@@ -18,12 +22,25 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 T = TypeVar("T")
 
 
+_UNHURRIED: Final = 60.0
+"""Seconds of silence after which a server that may take as long as it needs is asked whether it is there."""
+
+_ANSWER: Final = 5.0
+"""Seconds within which it has to answer that."""
+
+_SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
+"""What a client may begin with. A server answers it by one byte, before anything else of the client's is looked at."""
+
+
 class Silence(Exception):
     """The server has not answered in time. It never leaves a connection's wait."""
 
 
-def impatient(gen: PQGen[T], pgconn: PGconn, patience: float) -> PQGen[T]:
-    """Run *gen*, which waits for *pgconn*. Raises Silence where the socket is not ready for *patience* seconds."""
+def impatient(gen: PQGen[T], pgconn: PGconn, patience: float | None) -> PQGen[T]:
+    """Run *gen*, which waits for *pgconn*. Raises Silence where the socket is not ready for *patience* seconds.
+
+    Where *patience* is None, it raises Silence once the server does not answer on another connection either.
+    """
     deadline = None
     try:
         wanted = next(gen)
@@ -33,14 +50,56 @@ def impatient(gen: PQGen[T], pgconn: PGconn, patience: float) -> PQGen[T]:
                 deadline = None
             # Most answers come before there is anything to count.
             elif deadline is None:
-                deadline = monotonic() + patience
+                deadline = monotonic() + (_UNHURRIED if patience is None else patience)
             # A connection that only listens for notifications is idle, and may be for ever.
             elif monotonic() > deadline and pgconn.transaction_status == TransactionStatus.ACTIVE:
-                raise Silence
+                if patience is not None:
+                    raise Silence(
+                        f"the server was silent for {patience:.1f} s, and the connection has been closed; statements "
+                        "that take longer need a higher KIMERA_STATEMENT_TIMEOUT"
+                    )
+                ready = yield from _inquired(pgconn, wanted)
+                deadline = None
             wanted = gen.send(ready)
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def _inquired(pgconn: PGconn, wanted: Wait) -> PQGen[int]:
+    """Wait on until the server answers on another connection, and return what *pgconn* is ready for by then.
+
+    A refusal is an answer: what has led to the server once need not do so twice. Raises Silence where there is none.
+    """
+    family, address = _address(pgconn)
+    deadline, asked = monotonic() + _ANSWER, False
+    with socket.socket(family) as asking:
+        asking.setblocking(False)
+        if asking.connect_ex(address) not in (0, errno.EINPROGRESS, errno.EAGAIN):
+            return 0
+        while not (ready := (yield wanted)):
+            try:
+                asked = asked or asking.send(_SSL_REQUEST) > 0
+                asking.recv(1)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOTCONN):
+                    return 0
+                if monotonic() > deadline:
+                    raise Silence(
+                        f"the server was silent for {_UNHURRIED:g} s and does not answer another connection either, so "
+                        "this one has been closed"
+                    ) from None
+            else:
+                return 0
+        return ready
+
+
+def _address(pgconn: PGconn) -> tuple[socket.AddressFamily, Any]:
+    host, port = (pgconn.hostaddr or pgconn.host).decode(), pgconn.port.decode()
+    if host.startswith(("/", "@")):
+        # The @ is libpq's way to write the NUL of an abstract name.
+        return socket.AF_UNIX, f"{host}/.s.PGSQL.{port}".replace("@", "\0", host.startswith("@"))
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, int(port))
 
 
 def may_commit(conn: AnyConnection) -> bool:

@@ -17,6 +17,7 @@ from psycopg_pool import PoolTimeout
 from strategies import unit
 
 from kimera_sql import Settings, geoids, open_pool, sql
+from kimera_sql.sql import waits
 
 PoolOf = Callable[..., Any]
 
@@ -120,6 +121,30 @@ def test_a_long_operation_is_neither_cancelled_nor_given_up(proxy: Proxy) -> Non
             conn.execute("SELECT pg_sleep(1.4)")
         with pytest.raises(psycopg.errors.QueryCanceled, match="due to statement timeout"):
             conn.execute("SELECT pg_sleep(1.4)")
+
+
+def test_a_long_operation_is_given_up_when_the_server_answers_nobody(
+    proxy: Proxy, pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "_UNHURRIED", 0.2)
+    monkeypatch.setattr(waits, "_ANSWER", 0.5)
+    with pool_of(proxy.conninfo, statement_timeout=0).connection() as conn:
+        assert conn.execute("SELECT pg_sleep(1.2), 1").fetchone() == ("", 1)  # it is asked, and answers
+        proxy.stall()
+        said = r"^the server was silent for 0\.2 s and does not answer another connection either, so this one has been "
+        with pytest.raises(psycopg.OperationalError, match=said), within(1):
+            conn.execute("SELECT 1")
+
+
+def test_a_long_operation_goes_on_where_nobody_else_can_connect(
+    newest: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "_UNHURRIED", 0.2)
+    proxy = Proxy(newest.conninfo)
+    with open_pool(proxy.conninfo, settings=Settings(statement_timeout=0)) as pool, pool.connection() as conn:
+        proxy.refuse()
+        assert conn.execute("SELECT pg_sleep(1.2), 1").fetchone() == ("", 1)
+    proxy.close()
 
 
 def test_a_silent_servers_pool_can_be_interrupted_and_closed(proxy: Proxy) -> None:

@@ -39,23 +39,19 @@ _COMMIT_LOST: Final = (
 class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
     """A connection that does not wait for a silent server for ever, and that knows when a COMMIT's outcome is unknown.
 
-    patience: after how many seconds of silence it gives up and is closed; None never does.
+    patience: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked after a
+    minute whether it is there, on another connection, and is given up if it does not answer.
     """
 
     patience: float | None = None
 
     async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for *gen* as psycopg does. Raises OperationalError where the server is silent for too long."""
-        if self.patience is None:
-            return await super().wait(gen, *arguments, **options)
         try:
             return await super().wait(impatient(gen, self.pgconn, self.patience), *arguments, **options)
-        except Silence:
+        except Silence as silence:
             self.pgconn.finish()
-            raise psycopg.OperationalError(
-                f"the server was silent for {self.patience:.1f} s, and the connection has been closed; statements that "
-                "take longer need a higher KIMERA_STATEMENT_TIMEOUT"
-            ) from None
+            raise psycopg.OperationalError(str(silence)) from None
 
     async def commit(self) -> None:
         """Commit. Raises CommitUnknown if the connection is lost meanwhile."""
