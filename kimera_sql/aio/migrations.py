@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+
+import psycopg
+from psycopg.pq import TransactionStatus
 
 from .. import drift
 from ..drift import Difference, Element
@@ -47,7 +51,7 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         await connect.add_adapters(conn)
         return []
     for path in known:
-        async with sql.transaction(conn):
+        async with _seeing_others(conn), sql.transaction(conn):
             await _queries.lock.execute(conn)
             if sql.is_postgres(conn):
                 require_home(await _places(conn))
@@ -67,6 +71,23 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         done.append(path.name)
     await connect.add_adapters(conn)
     return done
+
+
+@asynccontextmanager
+async def _seeing_others(conn: Connection) -> AsyncIterator[None]:
+    """Let a transaction that the block begins see what others have committed while it waited for a lock.
+
+    At a higher level of isolation it would go by a snapshot from before that.
+    """
+    if not sql.is_postgres(conn) or conn.info.transaction_status != TransactionStatus.IDLE:
+        yield
+        return
+    before = conn.isolation_level
+    await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    try:
+        yield
+    finally:
+        await conn.set_isolation_level(before)
 
 
 async def _check_strangers(conn: Connection) -> None:
