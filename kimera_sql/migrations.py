@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
+
+import psycopg
+from psycopg.pq import TransactionStatus
 
 from . import connect, drift, sql
 from .drift import Difference, Element
@@ -51,7 +55,7 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         connect.add_adapters(conn)
         return []
     for path in known:
-        with sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
+        with _seeing_others(conn), sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
             # Whoever applies them now is waited for.
             with sql.without_timeouts(conn, lock_timeout=0):
                 _queries.lock.execute(conn)
@@ -73,6 +77,23 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         done.append(path.name)
     connect.add_adapters(conn)
     return done
+
+
+@contextmanager
+def _seeing_others(conn: Connection) -> Iterator[None]:
+    """Let a transaction that the block begins see what others have committed while it waited for a lock.
+
+    At a higher level of isolation it would go by a snapshot from before that.
+    """
+    if not sql.is_postgres(conn) or conn.info.transaction_status != TransactionStatus.IDLE:
+        yield
+        return
+    before = conn.isolation_level
+    conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    try:
+        yield
+    finally:
+        conn.set_isolation_level(before)
 
 
 def _check_strangers(conn: Connection) -> None:

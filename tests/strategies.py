@@ -84,3 +84,14 @@ new_metrics = st.builds(
     context=json_objects,
     timestamp=optional_moments,
 )
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """*whole* with some bytes changed, left out or added."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = draw(st.integers(start, min(len(data), start + 4)))
+        data[start:end] = draw(st.binary(max_size=8) | st.binary(min_size=end - start, max_size=end - start))
+    return bytes(data)

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import resource
+import sqlite3
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from fix_servers import NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import seconds
-from strategies import unit
+from strategies import damaged, unit
 from test_arrow import TABLES, VECTORS, columns, empty, state, without_pyarrow
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, portals, sqlite, transitions
@@ -340,6 +341,49 @@ def test_a_damaged_archive_is_refused(conn: Connection, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="CRC"):
         load(conn, "geoid_states", path)
     assert geoids.count(conn) == 0
+
+
+HEADS: Final = {
+    "a bracket that is left open": (".npy", b"'shape'", 0, b"("),
+    "a way to compress that nobody knows": (".npz", b"PK\1\2", 10, b"\x63"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_damaged_head_is_told(tmp_path: Path, name: str) -> None:
+    suffix, field, offset, broken = HEADS[name]
+    path = tmp_path / f"s{suffix}"
+    (np.save if suffix == ".npy" else np.savez)(path, VECTORS)
+    (tmp_path / "s.jsonl").write_bytes(lines(GOOD, GOOD, GOOD))
+    content = bytearray(path.read_bytes())
+    content[content.index(field) + offset] = broken[0]
+    path.write_bytes(content)
+    with closing(sqlite3.connect(":memory:")) as file:
+        migrate(file)
+        with pytest.raises(FileError, match=rf"s{suffix}: .+; nothing was loaded$"):
+            load(file, "geoid_states", path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_damaged_file_is_loaded_whole_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / f"s{suffix}"
+    with closing(sqlite.connect(":memory:")) as file:
+        migrate(file)
+        geoids.insert_many(file, [state(n, id=UUID(int=n), timestamp=seconds(n)) for n in range(3)])
+        file.commit()
+        unload(file, "geoid_states", path)
+        file.execute("DELETE FROM geoid_states")
+        file.commit()
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+        try:
+            loaded = load(file, "geoid_states", path).rows
+        except (FileError, InvalidValue, sqlite3.IntegrityError):
+            loaded = 0
+        assert geoids.count(file) == loaded
 
 
 def test_of_several_arrays_the_one_of_the_columns_name_is_taken(conn: Connection, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
@@ -324,6 +326,26 @@ def test_of_eight_processes_at_once_each_file_is_applied_by_one(empty_database: 
     assert sorted(name for output, _ in told for name in output.split()) == NAMES
     with psycopg.connect(empty_database) as conn:
         assert recorded(conn) == NAMES
+
+
+@pytest.mark.parametrize("level", psycopg.IsolationLevel, ids=lambda level: level.name)
+def test_those_who_wait_see_what_was_applied_at_any_isolation_level(
+    newest: Server, level: psycopg.IsolationLevel
+) -> None:
+    conninfo = newest.create()
+    together = Barrier(3)
+
+    def applied(_: int) -> list[str]:
+        with psycopg.connect(conninfo) as conn:
+            conn.isolation_level = level
+            together.wait(30)
+            names = migrate(conn)
+            assert conn.isolation_level == level
+            return names
+
+    with ThreadPoolExecutor(3) as threads:
+        assert sorted(name for names in threads.map(applied, range(3)) for name in names) == NAMES
+    newest.drop(conninfo)
 
 
 def test_a_changed_file_is_refused_by_name(fresh: Connection, schema: Path) -> None:

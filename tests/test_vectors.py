@@ -20,7 +20,7 @@ from psycopg.adapt import PyFormat
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
-from strategies import unit, vectors
+from strategies import damaged, unit, vectors
 
 from kimera_sql import VectorError, add_adapters, geoids
 from kimera_sql.vectors import DIMENSIONS, Vector, as_vector, same
@@ -321,17 +321,6 @@ def sent_again(form: str, loaded: Any) -> bytes:
     if isinstance(loaded, pgvector.SparseVector):
         return loaded.to_binary()
     return HalfVector(loaded).to_binary() if form == "halfvec" else pgvector.Vector(loaded).to_binary()
-
-
-@st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """*whole* with some bytes changed, left out or added."""
-    data = bytearray(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        end = draw(st.integers(start, min(len(data), start + 4)))
-        data[start:end] = draw(st.binary(max_size=8) | st.binary(min_size=end - start, max_size=end - start))
-    return bytes(data)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Final
+
+import psycopg
+from psycopg.pq import TransactionStatus
 
 from .. import drift
 from ..drift import Difference, Element
@@ -51,7 +55,7 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         await connect.add_adapters(conn)
         return []
     for path in known:
-        async with sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
+        async with _seeing_others(conn), sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
             # Whoever applies them now is waited for.
             async with sql.without_timeouts(conn, lock_timeout=0):
                 await _queries.lock.execute(conn)
@@ -73,6 +77,23 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
         done.append(path.name)
     await connect.add_adapters(conn)
     return done
+
+
+@asynccontextmanager
+async def _seeing_others(conn: Connection) -> AsyncIterator[None]:
+    """Let a transaction that the block begins see what others have committed while it waited for a lock.
+
+    At a higher level of isolation it would go by a snapshot from before that.
+    """
+    if not sql.is_postgres(conn) or conn.info.transaction_status != TransactionStatus.IDLE:
+        yield
+        return
+    before = conn.isolation_level
+    await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    try:
+        yield
+    finally:
+        await conn.set_isolation_level(before)
 
 
 async def _check_strangers(conn: Connection) -> None:
