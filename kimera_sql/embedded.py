@@ -262,8 +262,10 @@ def _place(folder: Path) -> _Place:
         _make_folders(folder.parent, for_all=owner is not None)
         folder.mkdir(mode=0o700, exist_ok=True)
         names = {path.name for path in folder.iterdir()}
-        if not names <= _OURS and not names & {"PG_VERSION", supervisor.FINISHED}:
-            raise _failed(folder, "the folder is not empty, and holds no PostgreSQL's data")
+        if not names & {"PG_VERSION", supervisor.FINISHED}:
+            if not names <= _OURS:
+                raise _failed(folder, "the folder is not empty, and holds no PostgreSQL's data")
+            folder.chmod(0o700)
         if owner is not None and folder.stat().st_uid == 0:
             os.chown(folder, owner.uid, owner.gid)
         return _Place(folder, programs, owner, None)

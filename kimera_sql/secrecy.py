@@ -91,13 +91,13 @@ def forgetful(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def forget(error: BaseException | None, handled: BaseException | None = None) -> None:
+def forget(error: BaseException | None, handled: BaseException | None) -> None:
     """Clear the variables of the frames that *error* and what led to it came through, up to *handled*.
 
-    What `from None` has hidden is dropped.
+    What `from` has hidden is dropped: a traceback does not show it, and a reporter of errors would.
     """
     while error is not None and error is not handled:
         traceback.clear_frames(error.__traceback__)
-        if error.__cause__ is None and error.__suppress_context__:
-            error.__context__ = None
-        error = error.__cause__ or error.__context__
+        if error.__suppress_context__:
+            error.__context__ = error.__cause__
+        error = error.__context__

@@ -39,7 +39,7 @@ UNFINISHED: Final = ".unfinished"
 FINISHED: Final = ".finished"
 """The same folder once initdb is done, until all that it has made is in its place."""
 
-_DYING: Final = 5.0
+_DYING: Final = 3.0
 """Seconds to wait for the processes of a server that was killed, or whose supervisor was."""
 
 _TICK: Final = 0.01
@@ -78,7 +78,8 @@ class _Supervisor:
         temporary: str | None,
     ) -> None:
         self._folder = Path(folder)
-        self._sockets = _reachable(self._folder) if sockets == folder else Path(sockets)
+        self._elsewhere = Path(sockets) if sockets != folder else None
+        self._sockets = self._elsewhere or _reachable(self._folder)
         self._programs = Path(programs)
         self._listener = socket.socket(fileno=listener)
         self._settings = settings
@@ -92,7 +93,7 @@ class _Supervisor:
             self._forget_dead_server()
             server = self._start()
         except Exception as error:  # nobody else would tell it
-            self._refuse(str(error))
+            self._refuse(str(error) or repr(error))
             self._remove()
             return
         last = self._serve(server)
@@ -252,8 +253,8 @@ class _Supervisor:
 
     def _remove(self) -> None:
         (self._sockets / SOCKET).unlink(missing_ok=True)
-        if self._sockets != _reachable(self._folder):
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        if self._elsewhere is not None:
+            shutil.rmtree(self._elsewhere, ignore_errors=True)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 

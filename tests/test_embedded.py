@@ -94,6 +94,14 @@ def test_the_folder_and_those_above_it_are_made(open_folder: Path) -> None:
         assert show(conninfo, "data_directory") == str(folder.resolve())
 
 
+def test_an_empty_folder_that_is_there_is_closed_to_others(open_folder: Path) -> None:
+    folder = open_folder / "data"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with embedded.server(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_no_process_is_left_at_the_end(open_folder: Path) -> None:
     with embedded.server(open_folder / "data"):
         pid = postmaster(open_folder / "data")

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg import sql as composed
 
 from ... import sql
 from ...errors import BackupError
@@ -108,7 +109,7 @@ def copy_configuration(conn: psycopg.Connection[Any], base: Path) -> None:
     else:
         hidden = (
             "the configuration is outside the data folder and not in the backup, as the role may not see where it is: "
-            f'GRANT pg_read_all_settings TO "{conn.info.user}"'
+            f"GRANT pg_read_all_settings TO {composed.Identifier(conn.info.user).as_string()}"
         )
         copied = Configuration({}, {}, (hidden,))
     if not (copied.files or copied.lacking):
