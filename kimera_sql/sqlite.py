@@ -41,7 +41,6 @@ _OF_THE_DISK: Final = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_CORRUPT,
 )
 
 
@@ -78,16 +77,17 @@ def connect(path: Path | str) -> sqlite3.Connection:
 
 def _prepare(path: Path) -> tuple[str, bool]:
     """Make the file *path* if it is not there. Return how SQLite is to call it, and whether it can be written."""
-    # SQLite would make it, and its -wal and -shm with it, as the umask has it. Were it there, opening it here could
-    # undo SQLite's locks.
+    path = Path(os.path.realpath(path))
+    # SQLite would make it, and its -wal and -shm with it, as the umask has it. One that is there must not be opened:
+    # closing it would undo the locks that SQLite has on it in this process.
     with suppress(FileExistsError):
-        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     open_folder = os.access(path.parent, os.W_OK)
     if open_folder and os.access(path, os.W_OK):
         return str(path), True
     # Without a -wal, SQLite has to be told that nobody makes one; with it, told so it would pass over what is in it.
     closed = not open_folder and not path.with_name(f"{path.name}-wal").exists()
-    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if closed else ''}", False
+    return f"{path.as_uri()}?mode=ro{'&immutable=1' if closed else ''}", False
 
 
 def name_file(error: sqlite3.OperationalError, path: Path) -> None:
