@@ -355,7 +355,7 @@ def _programs(owner: _Owner | None) -> Path:
 
 def _prepare(place: _Place) -> str:
     """Make the role and the database on the first start, and return the conninfo of the two."""
-    # hostaddr and port, too: libpq would take them from PGHOSTADDR and PGPORT.
+    # With hostaddr and port, which libpq would take from PGHOSTADDR and PGPORT.
     address = make_conninfo("", host=str(place.sockets()), hostaddr="", port=5432, dbname="kimera_swm")
     # Whatever search paths are set for the roles and databases of the server
     superuser = make_conninfo(address, user="postgres", options="-c search_path=public")

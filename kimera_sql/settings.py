@@ -179,6 +179,7 @@ class Settings:
         }
 
 
+# Its arguments are variables of a frame of their own.
 Settings.__init__ = forgetful(Settings.__init__)  # type: ignore[method-assign]
 
 

