@@ -64,12 +64,10 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
                 raise CommitUnknown(_COMMIT_LOST) from error
             raise
 
-    @contextmanager
-    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[Any]:
-        """Run the block in a transaction. Raises CommitUnknown if the connection is lost while its end commits."""
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
+        """Return psycopg's block of a transaction. Raises CommitUnknown if the connection is lost while it commits."""
         block = super().transaction(savepoint_name, force_rollback)
-        with block if force_rollback else committing(self, block) as entered:
-            yield entered
+        return block if force_rollback else committing(self, block)
 
 
 @contextmanager

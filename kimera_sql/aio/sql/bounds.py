@@ -63,12 +63,10 @@ class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
                 raise CommitUnknown(_COMMIT_LOST) from error
             raise
 
-    @asynccontextmanager
-    async def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> AsyncIterator[Any]:
-        """Run the block in a transaction. Raises CommitUnknown if the connection is lost while its end commits."""
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
+        """Return psycopg's block of a transaction. Raises CommitUnknown if the connection is lost while it commits."""
         block = super().transaction(savepoint_name, force_rollback)
-        async with block if force_rollback else committing(self, block) as entered:
-            yield entered
+        return block if force_rollback else committing(self, block)
 
 
 @asynccontextmanager
