@@ -490,11 +490,12 @@ class Pool(ConnectionPool[PooledConnection]):
         prepared = self._send_renewal(connection, self._session_settings)
         # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
         tampered = prepared != {*connection._prepared._names.values()}
-        if tampered or "search_path" not in self._session_settings:
+        astray = "search_path" not in self._session_settings
+        if tampered or astray:
             connection.set_autocommit(True)
             if tampered:
                 _types.forget_prepared.execute(connection)
-            if path := _schema.home.fetchval(connection, str):
+            if astray and (path := _schema.home.fetchval(connection, str)):
                 self._session_settings["search_path"] = path
                 self._renewal = None
                 self._send_renewal(connection, self._session_settings)

@@ -490,11 +490,12 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         prepared = await self._send_renewal(connection, self._session_settings)
         # A borrower's PREPARE, or a DEALLOCATE of what the driver had prepared and goes on using.
         tampered = prepared != {*connection._prepared._names.values()}
-        if tampered or "search_path" not in self._session_settings:
+        astray = "search_path" not in self._session_settings
+        if tampered or astray:
             await connection.set_autocommit(True)
             if tampered:
                 await _types.forget_prepared.execute(connection)
-            if path := await _schema.home.fetchval(connection, str):
+            if astray and (path := await _schema.home.fetchval(connection, str)):
                 self._session_settings["search_path"] = path
                 self._renewal = None
                 await self._send_renewal(connection, self._session_settings)

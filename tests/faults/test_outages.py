@@ -73,16 +73,14 @@ def test_an_outage_is_told_at_once_and_is_over_when_it_is_over(kind: str, open_f
         with embedded.server(open_folder / "data") as conninfo:
             pool = stack.enter_context(opened(kind, conninfo))
             assert value(pool) == 1
-        told = []
-        ended = time.monotonic() + 4
-        while time.monotonic() < ended:
+        told: list[float] = []
+        while len(told) < 2:
             began = time.monotonic()
             with pytest.raises(PoolTimeout, match="the last attempt to connect failed: ") as failed:
                 value(pool)
             assert isinstance(failed.value.__cause__, psycopg.OperationalError)
             told.append(time.monotonic() - began)
         assert max(told) < 2 + 1 + SLACK
-        assert len(told) >= 2
         stack.enter_context(embedded.server(open_folder / "data"))
         assert until(lambda: answers(pool), 2 + SLACK) < 2 + SLACK
 
