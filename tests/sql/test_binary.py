@@ -170,7 +170,7 @@ BAD_ROWS: Final[dict[str, tuple[Callable[[], Any], type[Exception], str]]] = {
     "None": (lambda: [None], InvalidValue, "^item 0: AttributeError: "),
     "a list": (lambda: [{"day": None, "name": "x"}, [1, 2]], InvalidValue, "^item 1: AttributeError: "),
     "a value of another type": (
-        [{"day": object(), "name": "x"}],
+        lambda: [{"day": object(), "name": "x"}],
         InvalidValue,
         "^item 0: TypeError: ",
     ),
