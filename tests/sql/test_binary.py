@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -166,15 +166,15 @@ def broken_off() -> Iterator[dict[str, Any]]:
     raise LookupError("the source ran dry")
 
 
-BAD_ROWS: Final[dict[str, tuple[Any, type[Exception], str]]] = {
-    "None": ([None], InvalidValue, "^item 0: AttributeError: "),
-    "a list": ([{"day": None, "name": "x"}, [1, 2]], InvalidValue, "^item 1: AttributeError: "),
+BAD_ROWS: Final[dict[str, tuple[Callable[[], Any], type[Exception], str]]] = {
+    "None": (lambda: [None], InvalidValue, "^item 0: AttributeError: "),
+    "a list": (lambda: [{"day": None, "name": "x"}, [1, 2]], InvalidValue, "^item 1: AttributeError: "),
     "a value of another type": (
-        [{"day": object(), "name": "x"}],
+        lambda: [{"day": object(), "name": "x"}],
         InvalidValue,
         "^item 0: TypeError: ",
     ),
-    "a source that breaks off": (broken_off(), LookupError, r"^the source ran dry\nit came in place of item 1 "),
+    "a source that breaks off": (broken_off, LookupError, r"^the source ran dry\nit came in place of item 1 "),
 }
 
 
@@ -183,9 +183,9 @@ def test_whatever_is_wrong_with_a_row_of_ones_own_is_told_with_its_number(
     conn: psycopg.Connection, queries: Any, name: str
 ) -> None:
     conn.execute("CREATE TEMP TABLE dates (day DATE, name TEXT)")
-    rows, error, message = BAD_ROWS[name]
+    make, error, message = BAD_ROWS[name]
     with pytest.raises(error, match=message):
-        queries.copy_dates.copy(conn, rows)
+        queries.copy_dates.copy(conn, make())
     assert conn.execute("SELECT count(*) FROM dates").fetchone() == (0,)
 
 
