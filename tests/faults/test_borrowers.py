@@ -203,16 +203,16 @@ def test_replaced_connections_leave_nothing_in_memory(database: str) -> None:
                     geoids.count(conn)
                     conn.opened_at -= 10_000  # past its age
 
-        replace(20)
         tracemalloc.start()
         try:
+            replace(60)
             before = held()
-            replace(80)
+            replace(60)
             classes, size = (now - then for now, then in zip(held(), before, strict=True))
         finally:
             tracemalloc.stop()
     assert classes == 0
-    assert size < 80 * 500
+    assert size < 60 * 500
 
 
 def held() -> tuple[int, int]:
