@@ -68,7 +68,7 @@ _deadline: ContextVar[float] = ContextVar("_deadline")
 """When the code that runs now wants its connection, in monotonic seconds."""
 
 _JUST_USED: Final = 1.0
-"""Seconds after its use for which a pooler's connection is asked nothing, unless it has said something unasked."""
+"""Seconds after its use for which a connection is asked nothing, unless its server has said something unasked."""
 
 _ASKED_AGAIN: Final = 0.2
 """Seconds between two attempts to connect to a server that is starting or has no connection to spare."""
@@ -237,7 +237,7 @@ _AS_NEW: Final = (
 )
 """The statements that take back what a borrower has made of a session, in their order."""
 
-_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "has_vectors", "search_sample"})
+_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "untidy", "has_vectors", "search_sample"})
 """The attributes of a pool's connection that stay as they are when it is lent again."""
 
 
@@ -322,8 +322,10 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
 
     `with pool.connection() as conn` commits at the end, or rolls back on an exception. Every connection has the
     vector adapters, and is as new: what an earlier borrower made of it is taken back, in the one round trip that also
-    finds out whether its server is there. A connection that fails this, is older than pool_recycle seconds, or finds
-    that its server takes no more writes, makes the pool drop all its idle connections at once: they are all stale.
+    finds out whether its server is there. Where the borrower has called the entities' functions alone, which leave
+    nothing behind, and a moment ago, neither is needed unless there is something to read from its server. A connection
+    that fails this, is older than pool_recycle seconds, or finds that its server takes no more writes, makes the pool
+    drop all its idle connections at once: they are all stale.
     """
 
     def __init__(self, conninfo: str, settings: Settings) -> None:
@@ -463,9 +465,10 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 raise psycopg.OperationalError("the connection is past its age")
             connection.renew()
             with patience(connection, min(_ANSWER, max(_deadline.get() - monotonic(), 0))):
-                if connection.has_session:
+                silent = monotonic() - connection.used_at < _JUST_USED and not is_readable(connection.fileno())
+                if connection.has_session and (connection.untidy or not silent):
                     await self._renew(connection)
-                elif monotonic() - connection.used_at > _JUST_USED or is_readable(connection.fileno()):
+                elif not silent:
                     await self.check_connection(connection)
                 if self._writes and _takes_writes(connection) is False:
                     raise psycopg.OperationalError("the server takes no more writes")
@@ -500,6 +503,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 self._renewal = None
                 await self._send_renewal(connection, self._session_settings)
             await connection.set_autocommit(False)
+        connection.untidy = "search_path" not in self._session_settings
 
     async def _send_renewal(self, connection: AsyncPooledConnection, settings: Mapping[str, str]) -> set[bytes | None]:
         """Make *connection*'s session as new, and return the names of its prepared statements."""

@@ -34,6 +34,10 @@ _NAME: Final = re.compile(r"--\s*name\s*:")
 
 _FIRST_WORD: Final = re.compile(r"\(*\w*")
 
+_TIDY: Final = re.compile(r"\W*(SELECT|WITH|INSERT|UPDATE|DELETE)\b")
+_UNTIDY: Final = re.compile(r"(\bfalse|%\(local\)s)\) AS |advisory_lock(_shared)?\(")
+"""How a statement begins that can be tidy, and what is in one that is not: a set_config or a lock of the session's."""
+
 _SUFFIXES: Final = {
     SQLOperationType.SELECT: "",
     SQLOperationType.SELECT_ONE: "^",
@@ -47,7 +51,8 @@ _SUFFIXES: Final = {
 class Statement:
     """One named statement of a .sql file, as the driver gets it.
 
-    suffix: its name's suffix. doc: without the notes. shipped: whether it is one of kimera_sql's own.
+    suffix: its name's suffix. doc: without the notes. shipped: whether it is one of kimera_sql's own. tidy: whether it
+    is known to leave nothing in its session.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Statement:
     types: tuple[str, ...]
     declared: frozenset[str]
     shipped: bool = False
+    tidy: bool = False
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Raise QueryError unless *parameters* are exactly those that the statement declares."""
@@ -175,6 +181,7 @@ def statements(dialect: Dialect, entity: str, folder: Path | None = None) -> dic
             types=(),
             declared=frozenset(parameters),
             shipped=folder is None,
+            tidy=folder is None and _TIDY.match(datum.sql) is not None and _UNTIDY.search(datum.sql) is None,
         )
         read[name] = replace(statement, types=statement.listed("types"))
     return read

@@ -26,7 +26,7 @@ from ..sql.arrow import Batch
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ..sql.waits import patience, was_lost
+from ..sql.waits import patience, tidy, was_lost
 from ..twins import each
 from . import types
 from .bounds import NO_TIMEOUTS, committing, setting
@@ -117,16 +117,20 @@ def _send_all(conn: Connection, calls: Sequence[Call], vector: TypeInfo | None) 
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
     bound = [_bind(call.statement, call.parameters, encoding) for call in calls]
     kept = session(conn)
-    with kept.turn:
-        if len(calls) == 1 and not conn.pgconn.pipeline_status:
-            cursor = kept.cursor(calls[0].statement, encoding, vector)
-            result = _result(conn, _send(cursor, calls[0], bound[0]))
-            kept.free(cursor, calls[0].statement)
-            return [result]
-        with _pipeline(conn):
-            cursors = [_send(new_cursor(conn), call, values) for call, values in zip(calls, bound, strict=True)]
-        # Outside the pipeline, because fetching inside it costs another round trip.
-        return [_result(conn, cursor) for cursor in cursors]
+    before = tidy.set(all(call.statement.tidy for call in calls))
+    try:
+        with kept.turn:
+            if len(calls) == 1 and not conn.pgconn.pipeline_status:
+                cursor = kept.cursor(calls[0].statement, encoding, vector)
+                result = _result(conn, _send(cursor, calls[0], bound[0]))
+                kept.free(cursor, calls[0].statement)
+                return [result]
+            with _pipeline(conn):
+                cursors = [_send(new_cursor(conn), *one) for one in zip(calls, bound, strict=True)]
+            # Outside the pipeline, because fetching inside it costs another round trip.
+            return [_result(conn, cursor) for cursor in cursors]
+    finally:
+        tidy.reset(before)
 
 
 def _result(conn: Connection, cursor: psycopg.Cursor[Row]) -> Result:

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -21,6 +22,11 @@ from ..errors import CommitUnknown
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 T = TypeVar("T")
 
+tidy: Final[ContextVar[bool]] = ContextVar("tidy", default=False)
+"""Whether what the code that runs now sends to its server leaves nothing in the session."""
+
+_OF_TRANSACTIONS: Final = frozenset({"_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen"})
+"""What psycopg begins and ends transactions with."""
 
 _UNHURRIED: Final = 60.0
 """Seconds of silence after which a server that may take as long as it needs is asked whether it is there."""
@@ -100,6 +106,11 @@ def _address(pgconn: PGconn) -> tuple[socket.AddressFamily, Any]:
         # The @ is libpq's way to write the NUL of an abstract name.
         return socket.AF_UNIX, f"{host}/.s.PGSQL.{port}".replace("@", "\0", host.startswith("@"))
     return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, int(port))
+
+
+def is_tidy(gen: PQGen[Any]) -> bool:
+    """Return whether *gen*, which is about to be waited for, leaves nothing in the session."""
+    return tidy.get() or getattr(gen, "__name__", "") in _OF_TRANSACTIONS
 
 
 def may_commit(conn: AnyConnection) -> bool:

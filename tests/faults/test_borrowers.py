@@ -13,12 +13,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_servers import Server
 from fix_twins import Blocking
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 from strategies import unit
+from test_postgres import READS, WRITES, fill
 
 from kimera_sql import Settings, SqlitePool, aio, geoids, migrate, open_pool
 
@@ -98,6 +100,61 @@ def test_what_a_borrower_leaves_in_the_session_is_gone(pool: Any) -> None:
             assert {what: column(conn, ask) for what, (_, ask) in LEFT.items()} == before, what
             assert conn.info.backend_pid == served_by
     assert without_effect == []
+
+
+SESSION = """
+    SELECT
+        (SELECT json_object_agg(name, setting ORDER BY name) FROM pg_settings WHERE source = 'session')::text,
+        (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+        (SELECT count(*) FROM pg_class WHERE relpersistence = 't'),
+        (SELECT count(*) FROM pg_prepared_statements WHERE from_sql),
+        (SELECT count(*) FROM pg_listening_channels()),
+        current_user
+"""
+HOT = {
+    "geoids.similar",
+    "geoids.get",
+    "geoids.get_many",
+    "geoids.insert",
+    "geoids.upsert",
+    "geoids.find",
+    "metrics.record",
+}
+
+
+@pytest.mark.ends
+def test_after_the_entities_functions_there_is_nothing_to_take_back(pool: Any) -> None:
+    with pool.connection() as conn:
+        fill(conn)
+    tidy = set()
+    for name, call in {**READS, **WRITES}.items():
+        with pool.connection() as conn:
+            before = conn.execute(SESSION).fetchone()
+        with pool.connection() as conn:
+            with conn.transaction(force_rollback=True):
+                call(conn)
+            if not conn.untidy:
+                tidy.add(name)
+        with pool.connection() as conn:
+            assert conn.execute(SESSION).fetchone() == before, name
+    assert tidy >= HOT, HOT - tidy
+
+
+def test_it_takes_one_round_trip_to_lend_a_connection_and_none_after_them(newest: Server, tmp_path: Path) -> None:
+    database = newest.create(template=newest.template)
+    with open_pool(database, settings=ONE) as pool, (tmp_path / "trace").open("w+") as trace:
+        for work, sent in ((geoids.count, 0), (lambda conn: conn.execute("SELECT 1"), 1), (geoids.count, 0)):
+            with pool.connection() as conn:
+                work(conn)
+            trace.truncate(0)
+            conn.pgconn.trace(trace.fileno())
+            with pool.connection():
+                conn.pgconn.untrace()
+            lines = [line for line in Path(trace.name).read_text().splitlines() if "\tF\t" in line]
+            assert len(lines) == sent
+            assert all("connect.reset_settings" in line for line in lines)
+    newest.drop(database)
 
 
 def leave_attributes(conn: Any) -> None:

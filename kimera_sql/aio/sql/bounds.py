@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from ...errors import CommitUnknown
 from ...settings import milliseconds
 from ...sql.files import statements
-from ...sql.waits import Silence, impatient, may_commit, patience, was_lost
+from ...sql.waits import Silence, impatient, is_tidy, may_commit, patience, was_lost
 from .sessions import new_cursor
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -41,12 +41,16 @@ class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
 
     patience: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked after a
     minute whether it is there, on another connection, and is given up if it does not answer.
+    untidy: whether something may be left in its session. What goes by its pgconn alone is not noticed.
     """
 
     patience: float | None = None
+    untidy: bool = True
 
     async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
         """Wait for *gen* as psycopg does. Raises OperationalError where the server is silent for too long."""
+        if not is_tidy(gen):
+            self.untidy = True
         try:
             return await super().wait(impatient(gen, self.pgconn, self.patience), *arguments, **options)
         except Silence as silence:

@@ -25,7 +25,7 @@ from ...sql.arrow import Batch
 from ...sql.files import Statement, literal
 from ...sql.loaders import use_own
 from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ...sql.waits import patience, was_lost
+from ...sql.waits import patience, tidy, was_lost
 from ...twins import aeach
 from . import types
 from .bounds import NO_TIMEOUTS, committing, setting
@@ -116,16 +116,20 @@ async def _send_all(conn: Connection, calls: Sequence[Call], vector: TypeInfo | 
     # Before anything is sent: an error in the middle would leave a part undone in the caller's transaction.
     bound = [_bind(call.statement, call.parameters, encoding) for call in calls]
     kept = session(conn)
-    async with kept.turn:
-        if len(calls) == 1 and not conn.pgconn.pipeline_status:
-            cursor = kept.cursor(calls[0].statement, encoding, vector)
-            result = await _result(conn, await _send(cursor, calls[0], bound[0]))
-            kept.free(cursor, calls[0].statement)
-            return [result]
-        async with _pipeline(conn):
-            cursors = [await _send(new_cursor(conn), call, values) for call, values in zip(calls, bound, strict=True)]
-        # Outside the pipeline, because fetching inside it costs another round trip.
-        return [await _result(conn, cursor) for cursor in cursors]
+    before = tidy.set(all(call.statement.tidy for call in calls))
+    try:
+        async with kept.turn:
+            if len(calls) == 1 and not conn.pgconn.pipeline_status:
+                cursor = kept.cursor(calls[0].statement, encoding, vector)
+                result = await _result(conn, await _send(cursor, calls[0], bound[0]))
+                kept.free(cursor, calls[0].statement)
+                return [result]
+            async with _pipeline(conn):
+                cursors = [await _send(new_cursor(conn), *one) for one in zip(calls, bound, strict=True)]
+            # Outside the pipeline, because fetching inside it costs another round trip.
+            return [await _result(conn, cursor) for cursor in cursors]
+    finally:
+        tidy.reset(before)
 
 
 async def _result(conn: Connection, cursor: psycopg.AsyncCursor[Row]) -> Result:
