@@ -149,6 +149,8 @@ class _Place:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
+            if os.fstat(lock).st_nlink != 1:
+                raise _failed(self.folder, f"{_LOCK} is a link to another file")
             self._give(lock)
             with socket.socket(socket.AF_UNIX) as listener:
                 path = self._make_sockets() / supervisor.SOCKET
@@ -191,15 +193,18 @@ class _Place:
 
     def _make_sockets(self) -> Path:
         """Return the folder of the sockets, made if need be."""
-        if not _holds_sockets(self.folder):
-            link = self.folder / _ELSEWHERE
-            link.unlink(missing_ok=True)
-            link.symlink_to(_private_folder(self.owner))
-        return self.sockets()
+        if _holds_sockets(self.folder):
+            return self.folder
+        made = _private_folder(self.owner)
+        link = self.folder / _ELSEWHERE
+        link.unlink(missing_ok=True)
+        link.symlink_to(made)
+        return made
 
     def _give(self, file: Path | int) -> None:
         if self.owner is not None:
-            os.chown(file, self.owner.uid, self.owner.gid)
+            # The folder's owner can put a link there meanwhile.
+            os.chown(file, self.owner.uid, self.owner.gid, follow_symlinks=isinstance(file, int))
 
 
 def default_folder() -> Path:

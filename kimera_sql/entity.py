@@ -84,7 +84,7 @@ class Entity(Generic[New, Record, Id]):
         now = self._queries.now.fetchval(conn, datetime)
 
         def rows() -> Iterator[dict[str, Any]]:
-            for values in self._rows(items):
+            for values in self._rows(items, self._values):
                 self._complete(values, now)
                 yield values
 
@@ -125,7 +125,7 @@ class Entity(Generic[New, Record, Id]):
 
     def insert_as_they_are(self, conn: Connection, records: Iterable[Record]) -> int:
         """Insert *records* with their ids and times, all or none, and return how many there were."""
-        inserted = self._copy_with_ids.copy(conn, self._rows(records, with_ids=True))
+        inserted = self._copy_with_ids.copy(conn, self._rows(records, self._with_id))
         if self._advance_ids is not None:
             self._advance_ids.fetchval(conn, int)
         return inserted
@@ -246,8 +246,13 @@ class Entity(Generic[New, Record, Id]):
             raise InvalidValue(f"expected a {self._new.__name__} or {self.record.__name__}, got {type(new).__name__}")
         return self._columns(new)
 
-    def _rows(self, items: Iterable[Any], *, with_ids: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the columns to write of each of *items*, and the id even if the database makes it otherwise.
+    def _with_id(self, record: Record) -> dict[str, Any]:
+        """Return the columns to write of *record*, and its id even if the database makes it otherwise."""
+        values = self._values(record)  # first, because it looks whether this is a record
+        return {"id": record.id, **values}
+
+    def _rows(self, items: Iterable[Any], columns: Callable[[Any], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the *columns* to write of each of *items*.
 
         Raises InvalidValue with the item's number for whatever an item is at fault with.
         """
@@ -255,9 +260,7 @@ class Entity(Generic[New, Record, Id]):
         for item in noted(items):
             number += 1
             try:
-                values = self._values(item)
-                if with_ids:
-                    values = {"id": item.id, **values}
+                values = columns(item)
             except Exception as error:
                 raise checks.item_fault(number, error) from error
             yield values

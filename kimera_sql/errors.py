@@ -20,7 +20,7 @@ class ConnectionFailed(KimeraError):
 
 
 class CommitUnknown(KimeraError, psycopg.OperationalError):
-    """The connection was lost during COMMIT, and nobody can tell from here whether the transaction took effect."""
+    """The connection was lost during COMMIT, or a write in autocommit; whether that took effect is not known."""
 
 
 class NotInstalled(KimeraError, ImportError):

@@ -187,7 +187,7 @@ class _Supervisor:
                 preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + STARTING
-        while not self._is_ready():
+        while not is_ready(Path(), server.pid):
             if server.poll() is not None:
                 raise _Failed("PostgreSQL has ended" + _last_lines(Path("log").read_bytes()[before:]))
             if time.monotonic() > deadline:
@@ -195,12 +195,6 @@ class _Supervisor:
                 raise _Failed(f"PostgreSQL was not ready after {STARTING:g} s")
             time.sleep(_TICK)
         return server
-
-    def _is_ready(self) -> bool:
-        try:
-            return Path("postmaster.pid").read_bytes().endswith(b"\nready   \n")
-        except FileNotFoundError:
-            return False
 
     def _serve(self, server: subprocess.Popen[bytes]) -> Any:
         """Welcome users until the last has ended, who is returned, or until the server has."""
@@ -259,6 +253,15 @@ class _Supervisor:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
+def is_ready(data: Path, pid: int) -> bool:
+    """Return whether the server on *data*, which is the process *pid*, takes connections."""
+    try:
+        lines = (data / "postmaster.pid").read_bytes().splitlines()
+    except FileNotFoundError:
+        return False
+    return lines[:1] == [str(pid).encode()] and len(lines) > 7 and lines[7].strip() == b"ready"
+
+
 def _reachable(path: Path) -> Path:
     """Return *path*, the folder of a process that is to run, by a name that its user can follow."""
     return path if os.access(path, os.X_OK) else _HERE
@@ -270,9 +273,14 @@ def _tell(user: socket.socket, message: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel stop this process when its parent ends: a killed supervisor leaves no server behind."""
+    """Have the kernel stop this process when its parent ends: a killed supervisor leaves no server behind.
+
+    It goes by the thread that has forked, and a supervisor has one.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        if os.getppid() == 1:  # it has ended already
+            os._exit(1)
 
 
 def _last_lines(output: bytes) -> str:

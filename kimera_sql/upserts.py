@@ -69,7 +69,7 @@ class UpsertEntity(Entity[New, Record, UUID]):
         encoding = conn.info.encoding if sql.is_postgres(conn) else "utf-8"
         rows: list[dict[str, Any]] = []
         number = -1
-        for values in self._rows(items):
+        for values in self._rows(items, self._values):
             number += 1
             try:
                 check_encoding(encoding, values)

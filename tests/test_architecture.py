@@ -22,6 +22,7 @@ FLOORS: Final = (
         "settings",
         "progress",
         "leftovers",
+        "supervisor",
         "tables",
         "vectors",
         "checks",
@@ -36,7 +37,7 @@ FLOORS: Final = (
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
     ("aio",),
     ("transfer", "files", "verify", "ops"),
-    ("embedded", "supervisor", "demo", "cli", "pytest_plugin"),
+    ("embedded", "demo", "cli", "pytest_plugin"),
 )
 """The rooms from the ground up. Within a floor anything goes, save what APART says."""
 

@@ -269,7 +269,7 @@ TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_ti
 
 
 @pytest.mark.parametrize(
-    ("options", "settings", "expected", "patience"),
+    ("options", "settings", "expected", "silence_timeout"),
     [
         ("", {}, ["30s", "10s", "1min"], 31),
         (
@@ -279,16 +279,17 @@ TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_ti
             None,
         ),
         ("-cstatement_timeout=5s -clock_timeout=1min -cdeadlock_timeout=2s", {}, ["5s", "1min", "1min"], 6),
-        ("-cstatement_timeout=250ms", {"statement_timeout": 0}, ["250ms", "10s", "1min"], 1.25),
+        ("-cstatement_timeout=250ms -cdeadlock_timeout=2s", {"statement_timeout": 0}, ["250ms", "10s", "1min"], 1.25),
+        ("--statement-timeout=5min -c lock_timeout=20s", {}, ["5min", "20s", "1min"], 301),
     ],
 )
 def test_a_session_has_the_timeouts_of_the_settings_but_for_those_of_its_conninfo(
-    options: str, settings: dict[str, float], expected: list[str], patience: float | None, first: str
+    options: str, settings: dict[str, float], expected: list[str], silence_timeout: float | None, first: str
 ) -> None:
     given = Settings(pool_size=1, **settings)  # type: ignore[arg-type]
     with open_pool(make_conninfo(first, options=options), settings=given) as pool, pool.connection() as conn:
         assert [value(conn, f"SHOW {name}") for name in TIMEOUTS] == expected
-        assert conn.patience == patience
+        assert conn.silence_timeout == silence_timeout
 
 
 def test_a_variable_as_an_env_file_leaves_it_is_understood(second: str, monkeypatch: pytest.MonkeyPatch) -> None:

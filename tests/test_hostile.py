@@ -21,6 +21,7 @@ from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from strategies import unit
 from test_entity import kind as kind  # a fixture
+from test_entity import writer as writer  # another
 from test_postgres import EMBEDDING, GEOID, READS, VECTOR, fill
 
 from kimera_sql import embeddings, geoids, indexes, metrics, migrate, portals, recall, transitions

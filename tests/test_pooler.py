@@ -157,7 +157,7 @@ def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:
 
 def test_its_sessions_are_left_as_they_are_and_the_client_keeps_the_bound(pooled: str) -> None:
     with open_pool(pooled) as pool, pool.connection() as conn:
-        assert conn.patience == 31
+        assert conn.silence_timeout == 31
         assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
         conn.commit()
         conn.autocommit = True

@@ -30,10 +30,10 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
 
 from ..errors import ConnectionFailed, SettingsError
-from ..secrecy import forgetful
+from ..secrecy import forget, forgetful
 from ..settings import Settings
 from ..sql import loaders
-from ..sql.waits import patience
+from ..sql.waits import ServerSilent, silence_timeout
 from ..strategies import (
     complete,
     each_host,
@@ -77,7 +77,10 @@ _BRIEF: Final = 2.0
 """Seconds for which a server may be away before those who wait for a connection are told: a restart takes no longer."""
 
 _TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
-"""What a server says that has no connection to spare. libpq passes no error code of a failed connection on."""
+"""What a server with no connection to spare says. libpq passes no error code of a failed connection on."""
+
+_SEVERAL: Final = "Multiple connection attempts"
+"""How psycopg begins to list what has become of several addresses of one name."""
 
 _MOST_AFTERWARDS: Final = 100
 """The most statements that wait for a connection's return; the oldest are dropped."""
@@ -190,12 +193,13 @@ async def _ask(conninfo: str, error: psycopg.Error) -> _Answer:
     """Return what the servers of *conninfo* make of an attempt to connect that ended with *error*."""
     if _TOO_MANY.search(str(error)):
         return _Answer.LATER
-    if isinstance(error, ConnectionTimeout):
+    hosts = [*each_host(conninfo_to_dict(conninfo))]
+    if isinstance(error, ConnectionTimeout) and len(hosts) == 1 and _SEVERAL not in str(error):
         return _Answer.NONE
-    # libpq tells no error code of a failed connection; a ping tells whether there is a server, and whether it is
-    # starting or shutting down.
+    # Of several hosts the error is the last one's, and libpq tells no error code of a failed connection. A ping tells
+    # whether there is a server, and whether it is starting or shutting down.
     answers = set()
-    for host in each_host(conninfo_to_dict(conninfo)):
+    for host in hosts:
         answer = await acall(PGconn.ping, host.encode())
         if answer == Ping.NO_RESPONSE:
             # It finds none whose TLS is not what sslmode demands, so it asks once more without.
@@ -237,7 +241,7 @@ _AS_NEW: Final = (
 )
 """The statements that take back what a borrower has made of a session, in their order."""
 
-_LASTING: Final = frozenset({"as_new", "opened_at", "used_at", "untidy", "has_vectors", "search_sample"})
+_LASTING: Final = frozenset({"as_new", "_pool", "opened_at", "used_at", "untidy", "has_vectors", "search_sample"})
 """The attributes of a pool's connection that stay as they are when it is lent again."""
 
 
@@ -265,7 +269,7 @@ class AsyncPooledConnection(bounds.BoundedConnection):
     ) -> AsyncPooledConnection:
         connection = await super().connect(conninfo, **kwargs)
         assert isinstance(connection, AsyncPooledConnection)  # noqa: S101 - narrows the type for mypy
-        connection.patience = _ANSWER
+        connection.silence_timeout = _ANSWER
         connection.opened_at = monotonic()
         connection.used_at = -_JUST_USED  # never
         connection.has_session = False
@@ -335,9 +339,13 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
         self._writes = wants_writes(conninfo_to_dict(conninfo))
         # What the conninfo says of the server's settings is heard before ours.
         options = resolve(parse(conninfo), "conninfo").get("options", "")
-        self._bounds = {name: value for name, value in settings.session().items() if f"{name}=" not in options}
+        self._bounds = {
+            name: value
+            for name, value in settings.session().items()
+            if not re.search(rf"(-c\s*|--){name.replace('_', '[-_]')}=", options)
+        }
         self._session_settings: dict[str, str] | None = None
-        self._renewal: bytes | None = None
+        self._renewal: tuple[Mapping[str, str], str] | None = None
         self._lent: weakref.WeakSet[AsyncPooledConnection] = weakref.WeakSet()
         # An interrupt can come between any two steps of lending. What it has cost is sure to be noticed only here, when
         # the connection itself is gone; and only what is written in C is not interrupted in turn.
@@ -403,7 +411,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     async def putconn(self, conn: AsyncPooledConnection) -> None:
         """Give a connection back to the pool."""
         try:
-            if conn.pgconn.pipeline_status:
+            if conn.pgconn.pipeline_status and not conn.broken:
                 await conn.close()  # it was left in the middle of what only its borrower knew
             if conn.afterwards and not self.closed and os.getpid() == self._process:
                 await _run_afterwards(conn)
@@ -428,7 +436,10 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 await self.putconn(connection)
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close the pool. In a process that was forked since it was opened, leave its connections to the parent."""
+        """Close the pool, within *timeout* seconds in all.
+
+        In a process that was forked since it was opened, leave its connections to the parent.
+        """
         if os.getpid() == self._process:
             # It is waited that long for each of the workers, and for their scheduler.
             await super().close(timeout / (self.num_workers + 1))
@@ -453,18 +464,20 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             await add_adapters(connection)
             async with connection.transaction():
                 seconds = self._statement_timeout if behind else await bounds.statement_timeout(connection)
-            connection.patience = bounds.patience_for(seconds)
+            connection.silence_timeout = bounds.silence_timeout_for(seconds)
         except BaseException:
             await connection.close()
             raise
 
     async def _vet(self, connection: AsyncPooledConnection) -> None:
         """Make *connection* as new, and find out whether it can be lent."""
+        left = max(_deadline.get() - monotonic(), 0)
+        hurried = left < _ANSWER
         try:
             if monotonic() - connection.opened_at > self._recycle:
                 raise psycopg.OperationalError("the connection is past its age")
             connection.renew()
-            with patience(connection, min(_ANSWER, max(_deadline.get() - monotonic(), 0))):
+            with silence_timeout(connection, min(_ANSWER, left)):
                 silent = monotonic() - connection.used_at < _JUST_USED and not is_readable(connection.fileno())
                 if connection.has_session and (connection.untidy or not silent):
                     await self._renew(connection)
@@ -475,7 +488,8 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 if not connection.has_vectors:
                     await add_adapters(connection)
         except psycopg.Error as error:
-            stale = connection.closed or error.sqlstate is None
+            # A server that is silent for as long as a caller in a hurry has may be well.
+            stale = (connection.closed or error.sqlstate is None) and not (hurried and isinstance(error, ServerSilent))
             await connection.close()
             async with self._clearing:
                 if stale and connection.opened_at > self._cleared_at:
@@ -499,18 +513,19 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             if tampered:
                 await _types.forget_prepared.execute(connection)
             if astray and (path := await _schema.home.fetchval(connection, str)):
-                self._session_settings["search_path"] = path
-                self._renewal = None
+                # Anew, because another worker may go by the old ones now.
+                self._session_settings = {**self._session_settings, "search_path": path}
                 await self._send_renewal(connection, self._session_settings)
             await connection.set_autocommit(False)
         connection.untidy = "search_path" not in self._session_settings
 
     async def _send_renewal(self, connection: AsyncPooledConnection, settings: Mapping[str, str]) -> set[bytes | None]:
         """Make *connection*'s session as new, and return the names of its prepared statements."""
-        if self._renewal is None:
-            self._renewal = _renewal(connection, settings)
+        made = self._renewal
+        if made is None or made[0] is not settings:
+            made = self._renewal = settings, _renewal(connection, settings)
         # Without a cursor, which would begin a transaction and takes as long as the server.
-        connection.pgconn.send_query(self._renewal)
+        connection.pgconn.send_query(made[1].encode(connection.info.encoding))
         results = await connection.wait(execute(connection.pgconn))
         for result in results:
             if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
@@ -522,6 +537,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             connection = await super()._connect(timeout)
         except Exception as error:
             # Anew: the frames of psycopg's know the password, and its pgconn does.
+            forget(error, None)
             await self._tell(type(error)(str(error)) if isinstance(error, psycopg.Error) else error)
             raise
         self._failure = None
@@ -578,7 +594,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             self._counted.discard(weakref.ref(conn))  # another one is being made
 
 
-def _renewal(connection: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> bytes:
+def _renewal(connection: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> str:
     """Return the statements that make a session as new, give it *settings* and list what it has prepared, as one text.
 
     A text of several statements can have no parameters, so the values are put into it here.
@@ -587,7 +603,7 @@ def _renewal(connection: psycopg.AsyncConnection[Any], settings: Mapping[str, st
     client = psycopg.ClientCursor(cast(Any, connection))
     settle = _queries.settle.statement(connection).text
     texts += [client.mogrify(settle, {"name": name, "setting": setting}) for name, setting in settings.items()]
-    return "; ".join([*texts, _queries.prepared.statement(connection).text]).encode()
+    return "; ".join([*texts, _queries.prepared.statement(connection).text])
 
 
 async def _run_afterwards(connection: AsyncPooledConnection) -> None:

@@ -85,7 +85,7 @@ class Entity(Generic[New, Record, Id]):
         now = await self._queries.now.fetchval(conn, datetime)
 
         async def rows() -> AsyncIterator[dict[str, Any]]:
-            async for values in self._rows(items):
+            async for values in self._rows(items, self._values):
                 self._complete(values, now)
                 yield values
 
@@ -126,7 +126,7 @@ class Entity(Generic[New, Record, Id]):
 
     async def insert_as_they_are(self, conn: Connection, records: AsyncIterable[Record] | Iterable[Record]) -> int:
         """Insert *records* with their ids and times, all or none, and return how many there were."""
-        inserted = await self._copy_with_ids.copy(conn, self._rows(records, with_ids=True))
+        inserted = await self._copy_with_ids.copy(conn, self._rows(records, self._with_id))
         if self._advance_ids is not None:
             await self._advance_ids.fetchval(conn, int)
         return inserted
@@ -247,10 +247,15 @@ class Entity(Generic[New, Record, Id]):
             raise InvalidValue(f"expected a {self._new.__name__} or {self.record.__name__}, got {type(new).__name__}")
         return self._columns(new)
 
+    def _with_id(self, record: Record) -> dict[str, Any]:
+        """Return the columns to write of *record*, and its id even if the database makes it otherwise."""
+        values = self._values(record)  # first, because it looks whether this is a record
+        return {"id": record.id, **values}
+
     async def _rows(
-        self, items: AsyncIterable[Any] | Iterable[Any], *, with_ids: bool = False
+        self, items: AsyncIterable[Any] | Iterable[Any], columns: Callable[[Any], dict[str, Any]]
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the columns to write of each of *items*, and the id even if the database makes it otherwise.
+        """Yield the *columns* to write of each of *items*.
 
         Raises InvalidValue with the item's number for whatever an item is at fault with.
         """
@@ -258,9 +263,7 @@ class Entity(Generic[New, Record, Id]):
         async for item in noted(items):
             number += 1
             try:
-                values = self._values(item)
-                if with_ids:
-                    values = {"id": item.id, **values}
+                values = columns(item)
             except Exception as error:
                 raise checks.item_fault(number, error) from error
             yield values

@@ -32,11 +32,13 @@ class Work(Protocol[T_co]):
 async def retry(pool: AsyncPool | SqlitePool, work: Work[T_co], *, attempts: int = 5) -> T_co:
     """Run `work(conn)` in a transaction on a connection of *pool*, commit, and return what it gave.
 
-    It is run again, up to *attempts* times in all and after a random pause each time, when the transaction meets a
-    serialization failure, a deadlock or a busy SQLite file, or when its connection is lost before COMMIT is sent. So
-    *work* must do nothing that a rollback does not undo, and not commit. The last error passes through, with a note.
+    It is run again, up to *attempts* times in all and after a random pause of up to two seconds each time, when the
+    transaction meets a serialization failure, a deadlock or a busy SQLite file, or when its connection is lost before
+    COMMIT is sent. So *work* must do nothing that a rollback does not undo, and not commit. The last error passes
+    through, with a note.
 
-    CommitUnknown is never a reason to run it again, nor is a connection that is lost while it is in autocommit.
+    CommitUnknown is never a reason to run it again, nor is a connection that is lost while it is in autocommit. Raises
+    InvalidValue for *attempts* that are no number from 1 up.
     """
     checks.integer("attempts", attempts, least=1)
     attempt = 0

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = _fail(error)
             else:
                 # Whatever has come of the interrupt, a statement that was cancelled or an import that failed
-                _say("\n  ".join((interrupts.told, *getattr(error, "__notes__", ()))))
+                _say("\n  ".join((interrupts.reason, *getattr(error, "__notes__", ()))))
     if interrupts.received is None:
         return code
     _end_output()

@@ -11,14 +11,14 @@ from time import monotonic
 from types import FrameType
 from typing import Final
 
-_TOLD: Final[Mapping[signal.Signals, str]] = {
+_REASONS: Final[Mapping[signal.Signals, str]] = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "the terminal was closed",
 }
 
 _GRACE: Final = 10.0
-"""Seconds after a signal in which further ones are overlooked, so that none cuts the cleaning up short."""
+"""Seconds after a signal in which further ones are ignored, so that none cuts the cleaning up short."""
 
 _AGAIN: Final = 0.01
 """Seconds after which a KeyboardInterrupt is raised again that came where nothing can come of it."""
@@ -33,7 +33,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._overlooked_until = 0.0
+        self._ignored_until = 0.0
 
     def __enter__(self) -> Interrupts:
         self._handle(self._interrupt)
@@ -48,20 +48,20 @@ class Interrupts:
         sys.unraisablehook = self._unraisable
 
     @property
-    def told(self) -> str:
+    def reason(self) -> str:
         """What has ended the command, in a word or two."""
-        return _TOLD[self.received] if self.received is not None else ""
+        return _REASONS[self.received] if self.received is not None else ""
 
     def _handle(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-        for number in _TOLD:
+        for number in _REASONS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if monotonic() < self._overlooked_until:
+        if monotonic() < self._ignored_until:
             return
         self.received = self.received or signal.Signals(number)
-        self._overlooked_until = monotonic() + _GRACE
+        self._ignored_until = monotonic() + _GRACE
         logging.disable()  # that connections are given up now is no news
         raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from ..errors import CommitUnknown
 from ..settings import milliseconds
 from ..sql.files import statements
-from ..sql.waits import Silence, impatient, is_tidy, may_commit, patience, was_lost
+from ..sql.waits import ServerSilent, Silence, impatient, is_tidy, may_commit, silence_timeout, was_lost
 from .sessions import new_cursor
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -40,12 +40,12 @@ _COMMIT_LOST: Final = (
 class BoundedConnection(psycopg.Connection[TupleRow]):
     """A connection that does not wait for a silent server for ever, and that knows when a COMMIT's outcome is unknown.
 
-    patience: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked after a
-    minute whether it is there, on another connection, and is given up if it does not answer.
+    silence_timeout: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked
+    after a minute whether it is there, on another connection, and is given up if it does not answer.
     untidy: whether something may be left in its session. What goes by its pgconn alone is not noticed.
     """
 
-    patience: float | None = None
+    silence_timeout: float | None = None
     untidy: bool = True
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
@@ -53,10 +53,10 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         if not is_tidy(gen):
             self.untidy = True
         try:
-            return super().wait(impatient(gen, self.pgconn, self.patience), *arguments, **options)
+            return super().wait(impatient(gen, self.pgconn, self.silence_timeout), *arguments, **options)
         except Silence as silence:
             self.pgconn.finish()
-            raise psycopg.OperationalError(str(silence)) from None
+            raise ServerSilent(str(silence)) from None
 
     def commit(self) -> None:
         """Commit. Raises CommitUnknown if the connection is lost meanwhile."""
@@ -114,7 +114,7 @@ def statement_timeout(conn: Connection) -> float:
     return float(seconds)
 
 
-def patience_for(statement_timeout: float) -> float | None:
+def silence_timeout_for(statement_timeout: float) -> float | None:
     """Return how long to bear the silence of a server whose statements may take *statement_timeout* seconds."""
     return statement_timeout + _MARGIN if statement_timeout else None
 
@@ -143,5 +143,5 @@ def without_timeouts(conn: Connection, lock_timeout: float | None = None) -> Ite
     It waits *lock_timeout* seconds for a lock, 0 for any number; None leaves that to the session. See setting.
     """
     patiently = {} if lock_timeout is None else {"lock_timeout": milliseconds(lock_timeout)}
-    with setting(conn, {**NO_TIMEOUTS, **patiently}), patience(conn, None):
+    with setting(conn, {**NO_TIMEOUTS, **patiently}), silence_timeout(conn, None):
         yield

@@ -26,7 +26,7 @@ from ..sql.arrow import Batch
 from ..sql.files import Statement, literal
 from ..sql.loaders import use_own
 from ..sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ..sql.waits import patience, tidy, was_lost
+from ..sql.waits import silence_timeout, tidy, was_lost
 from ..twins import each
 from . import types
 from .bounds import NO_TIMEOUTS, committing, setting
@@ -318,8 +318,8 @@ class _CopyWriter(LibpqWriter):
     def finish(self, exc: BaseException | None = None) -> None:
         """End the COPY, by an error if there is one."""
         self.connection.wait(_flush(self.connection.pgconn))
-        known = getattr(self.connection, "patience", None)
-        with patience(self.connection, None if known is None else known + self._sent / _CHECKED):
+        known = getattr(self.connection, "silence_timeout", None)
+        with silence_timeout(self.connection, None if known is None else known + self._sent / _CHECKED):
             super().finish(exc)
 
 

@@ -38,14 +38,18 @@ _SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 """What a client may begin with. A server answers it by one byte, before anything else of the client's is looked at."""
 
 
+class ServerSilent(psycopg.OperationalError):
+    """The server has not answered in time, and its connection has been closed."""
+
+
 class Silence(Exception):
     """The server has not answered in time. It never leaves a connection's wait."""
 
 
-def impatient(gen: PQGen[T], pgconn: PGconn, patience: float | None) -> PQGen[T]:
-    """Run *gen*, which waits for *pgconn*. Raises Silence where the socket is not ready for *patience* seconds.
+def impatient(gen: PQGen[T], pgconn: PGconn, timeout: float | None) -> PQGen[T]:
+    """Run *gen*, which waits for *pgconn*. Raises Silence where the socket is not ready for *timeout* seconds.
 
-    Where *patience* is None, it raises Silence once the server does not answer on another connection either.
+    Where *timeout* is None, it raises Silence once the server does not answer on another connection either.
     """
     deadline = None
     try:
@@ -56,12 +60,12 @@ def impatient(gen: PQGen[T], pgconn: PGconn, patience: float | None) -> PQGen[T]
                 deadline = None
             # Most answers come before there is anything to count.
             elif deadline is None:
-                deadline = monotonic() + (_UNHURRIED if patience is None else patience)
+                deadline = monotonic() + (_UNHURRIED if timeout is None else timeout)
             # A connection that only listens for notifications is idle, and may be for ever.
             elif monotonic() > deadline and pgconn.transaction_status == TransactionStatus.ACTIVE:
-                if patience is not None:
+                if timeout is not None:
                     raise Silence(
-                        f"the server was silent for {patience:.1f} s, and the connection has been closed; statements "
+                        f"the server was silent for {timeout:.1f} s, and the connection has been closed; statements "
                         "that take longer need a higher KIMERA_STATEMENT_TIMEOUT"
                     )
                 ready = yield from _inquired(pgconn, wanted)
@@ -90,6 +94,8 @@ def _inquired(pgconn: PGconn, wanted: Wait) -> PQGen[int]:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOTCONN):
                     return 0
+                if error.errno == errno.ENOTCONN and family == socket.AF_UNIX:
+                    asking.connect_ex(address)  # there was no room in the server's queue
                 if monotonic() > deadline:
                     raise Silence(
                         f"the server was silent for {_UNHURRIED:g} s and does not answer another connection either, so "
@@ -127,14 +133,14 @@ def was_lost(conn: AnyConnection, error: BaseException) -> bool:
 
 
 @contextmanager
-def patience(conn: Any, seconds: float | None) -> Iterator[None]:
+def silence_timeout(conn: Any, seconds: float | None) -> Iterator[None]:
     """Let *conn* bear *seconds* of silence in the block, None for any, if it is one that gives up at all."""
-    if not hasattr(conn, "patience"):
+    if not hasattr(conn, "silence_timeout"):
         yield
         return
-    before = conn.patience
-    conn.patience = seconds
+    before = conn.silence_timeout
+    conn.silence_timeout = seconds
     try:
         yield
     finally:
-        conn.patience = before
+        conn.silence_timeout = before

@@ -155,6 +155,8 @@ class Code:
 
     def _look_up(self, scope: Scope, name: str) -> Found | None:
         node = scope.names.get(name)
+        if isinstance(node, (ast.For, ast.AsyncFor)):
+            return self.item(scope, node.iter)
         if not isinstance(node, ast.ImportFrom):
             return None if node is None else (scope, node)
         folder = scope.module.path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
@@ -287,6 +289,8 @@ def _names(scope: ast.AST) -> Names:
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 found |= _assigned(target, node.value)
+        elif isinstance(node, (ast.For, ast.AsyncFor)) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node
         elif isinstance(node, ast.AnnAssign) and node.value:
             found |= _assigned(node.target, node.value)
         elif isinstance(node, ast.ClassDef | Function):

@@ -52,7 +52,7 @@ def states(number: int) -> list[geoids.NewGeoid]:
 
 @pytest.fixture
 def hurried(newest: Server) -> Iterator[str]:
-    """The conninfo of a role without patience, of a database that is slow."""
+    """The conninfo of a role without silence_timeout, of a database that is slow."""
     conninfo = newest.create(template=newest.template)
     owner = make_conninfo(conninfo, user="hurried")
     with psycopg.connect(conninfo, autocommit=True) as conn:

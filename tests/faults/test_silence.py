@@ -110,7 +110,7 @@ def test_more_rows_may_take_the_server_longer(proxy: Proxy) -> None:
 def test_what_waits_for_nothing_waits_on(proxy: Proxy, pool_of: PoolOf) -> None:
     pool = pool_of(proxy.conninfo, statement_timeout=TIMEOUT)
     with pool.connection() as conn:
-        conn.patience = 0.2
+        conn.silence_timeout = 0.2
         assert list(conn.notifies(timeout=0.5)) == []
         assert conn.execute("SELECT 1").fetchone() == (1,)
 

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from ...errors import CommitUnknown
 from ...settings import milliseconds
 from ...sql.files import statements
-from ...sql.waits import Silence, impatient, is_tidy, may_commit, patience, was_lost
+from ...sql.waits import ServerSilent, Silence, impatient, is_tidy, may_commit, silence_timeout, was_lost
 from .sessions import new_cursor
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -39,12 +39,12 @@ _COMMIT_LOST: Final = (
 class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
     """A connection that does not wait for a silent server for ever, and that knows when a COMMIT's outcome is unknown.
 
-    patience: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked after a
-    minute whether it is there, on another connection, and is given up if it does not answer.
+    silence_timeout: after how many seconds of silence it gives up and is closed. Where it is None, the server is asked
+    after a minute whether it is there, on another connection, and is given up if it does not answer.
     untidy: whether something may be left in its session. What goes by its pgconn alone is not noticed.
     """
 
-    patience: float | None = None
+    silence_timeout: float | None = None
     untidy: bool = True
 
     async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
@@ -52,10 +52,10 @@ class BoundedConnection(psycopg.AsyncConnection[TupleRow]):
         if not is_tidy(gen):
             self.untidy = True
         try:
-            return await super().wait(impatient(gen, self.pgconn, self.patience), *arguments, **options)
+            return await super().wait(impatient(gen, self.pgconn, self.silence_timeout), *arguments, **options)
         except Silence as silence:
             self.pgconn.finish()
-            raise psycopg.OperationalError(str(silence)) from None
+            raise ServerSilent(str(silence)) from None
 
     async def commit(self) -> None:
         """Commit. Raises CommitUnknown if the connection is lost meanwhile."""
@@ -113,7 +113,7 @@ async def statement_timeout(conn: Connection) -> float:
     return float(seconds)
 
 
-def patience_for(statement_timeout: float) -> float | None:
+def silence_timeout_for(statement_timeout: float) -> float | None:
     """Return how long to bear the silence of a server whose statements may take *statement_timeout* seconds."""
     return statement_timeout + _MARGIN if statement_timeout else None
 
@@ -143,5 +143,5 @@ async def without_timeouts(conn: Connection, lock_timeout: float | None = None) 
     """
     patiently = {} if lock_timeout is None else {"lock_timeout": milliseconds(lock_timeout)}
     async with setting(conn, {**NO_TIMEOUTS, **patiently}):
-        with patience(conn, None):
+        with silence_timeout(conn, None):
             yield

@@ -25,7 +25,7 @@ from ...sql.arrow import Batch
 from ...sql.files import Statement, literal
 from ...sql.loaders import use_own
 from ...sql.rows import STREAM_ENDED, Row, check_encoding, to_postgres
-from ...sql.waits import patience, tidy, was_lost
+from ...sql.waits import silence_timeout, tidy, was_lost
 from ...twins import aeach
 from . import types
 from .bounds import NO_TIMEOUTS, committing, setting
@@ -317,8 +317,8 @@ class _CopyWriter(AsyncLibpqWriter):
     async def finish(self, exc: BaseException | None = None) -> None:
         """End the COPY, by an error if there is one."""
         await self.connection.wait(_flush(self.connection.pgconn))
-        known = getattr(self.connection, "patience", None)
-        with patience(self.connection, None if known is None else known + self._sent / _CHECKED):
+        known = getattr(self.connection, "silence_timeout", None)
+        with silence_timeout(self.connection, None if known is None else known + self._sent / _CHECKED):
             await super().finish(exc)
 
 

@@ -20,7 +20,7 @@ from ...progress import Bar
 from . import tools
 from .base_backups import BaseBackup
 from .configuration import COPY, Configuration, configure
-from .private_server import running
+from .private_server import serving
 
 _UNFINISHED: Final = "kimera_recovery.unfinished"
 """The file in a clone that is there until it has recovered, and whose lock says that somebody is at work."""
@@ -111,7 +111,7 @@ class Clone:
         """
         postgres = self.pg_ctl.with_name("postgres")
         options = {**self._settings(), **settings}
-        with running(postgres, self.data, self._log, user=self.user, settings=options, stop=signal.SIGINT, tick=tick):
+        with serving(postgres, self.data, self._log, user=self.user, settings=options, stop=signal.SIGINT, tick=tick):
             pass
 
     def start(self) -> None:

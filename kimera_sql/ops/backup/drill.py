@@ -21,16 +21,16 @@ from ...errors import BackupError
 from ...leftovers import temporary_folder
 from ...sql import Connection
 from . import layout, tools
-from .archiving import postgresql_conf
 from .dumps import Dump, Origin
 from .files import reported
-from .private_server import running
+from .private_server import serving
 from .scratch import drop_database, fill_database, new_database, require_autocommit, require_dump
 
 _queries = sql.Queries("backup")
 
 _SETTINGS: Final = {
     "listen_addresses": "",
+    "port": "5432",
     "fsync": "off",
     "full_page_writes": "off",
     "wal_level": "minimal",
@@ -102,12 +102,11 @@ def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
         if user is not None:
             # The folder stays closed to all but the server's user, and root.
             shutil.chown(parent, user)
-        settings = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
-        tools.run(initdb, [*settings, f"--pgdata={data}"], user=user)
-        with (data / "postgresql.conf").open("a") as conf:
-            sockets = str(parent).replace('"', '""')
-            conf.write(postgresql_conf({**_SETTINGS, "unix_socket_directories": f'"{sockets}"'}))
-        server = running(initdb.with_name("postgres"), data, log, user=user, settings={}, stop=signal.SIGQUIT)
+        options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={origin.bootstrap}"]
+        tools.run(initdb, [*options, f"--pgdata={data}"], user=user)
+        sockets = str(parent).replace('"', '""')
+        settings = {**_SETTINGS, "unix_socket_directories": f'"{sockets}"'}
+        server = serving(initdb.with_name("postgres"), data, log, user=user, settings=settings, stop=signal.SIGQUIT)
         with ExitStack() as stack:
             try:
                 stack.enter_context(server)
@@ -115,7 +114,10 @@ def _throwaway(initdb: Path, origin: Origin) -> Iterator[str]:
                 said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
                 raise BackupError(f"the throwaway server did not start: {error}\n{said.rstrip()}") from None
             try:
-                yield make_conninfo("", host=str(parent), user=origin.bootstrap, dbname="postgres")
+                # With hostaddr and port, which libpq would take from PGHOSTADDR and PGPORT.
+                yield make_conninfo(
+                    "", host=str(parent), hostaddr="", port=5432, user=origin.bootstrap, dbname="postgres"
+                )
             except psycopg.OperationalError as error:
                 raise BackupError(f"the throwaway server failed: {error}") from error
 

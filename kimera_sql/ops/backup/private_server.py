@@ -10,6 +10,7 @@ from time import sleep
 from typing import Final
 
 from ...errors import BackupError
+from ...supervisor import is_ready
 from . import tools
 
 _TICK: Final = 0.1
@@ -17,7 +18,7 @@ _TICK: Final = 0.1
 
 
 @contextmanager
-def running(
+def serving(
     postgres: Path,
     data: Path,
     log: Path,
@@ -29,8 +30,9 @@ def running(
 ) -> Iterator[None]:
     """Run the server *postgres* on *data* for the block, which begins once it is ready; the signal *stop* ends it.
 
-    *settings* go before those of its files. *tick* is called until it is ready. If the block fails it stops at once.
-    Raises BackupError when it ends before it is ready; what it had to say is in *log*.
+    *settings* go before those of its files. *tick* is called until it is ready. If the block fails it stops at once;
+    else its end is waited for, however long *stop* takes. Raises BackupError when it ends before it is ready; what it
+    had to say is in *log*.
     """
     arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     # Not by pg_ctl, whose server would live on without us
@@ -38,7 +40,7 @@ def running(
         log.open("a") as output,
         tools.running(postgres, ["-D", data, *arguments], output=output, user=user, ends_by=signal.SIGQUIT) as process,
     ):
-        while not _is_ready(data):
+        while not is_ready(data, process.pid):
             if process.poll() is not None:
                 raise BackupError("the server has ended")
             if tick is not None:
@@ -47,11 +49,3 @@ def running(
         yield
         process.send_signal(stop)
         process.wait()
-
-
-def _is_ready(data: Path) -> bool:
-    try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
-    except FileNotFoundError:
-        return False
-    return len(lines) > 7 and lines[7].strip() == "ready"

@@ -23,7 +23,7 @@ from .files import reported
 from .segments import Segments, find_segments
 from .wal import is_lsn, position
 
-_LONGEST_SOCKET: Final = 107 - len("/.s.PGSQL.5432")
+_LONGEST_SOCKET: Final = 103 - len("/.s.PGSQL.5432")
 
 
 @dataclass(frozen=True, slots=True)

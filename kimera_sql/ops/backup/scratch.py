@@ -64,7 +64,7 @@ def new_database(
     Those that killed runs have left go first, as far as this role may drop them.
     """
     for left in left_databases(conn):
-        with suppress(psycopg.Error):
+        with suppress(psycopg.Error), sql.without_timeouts(conn):
             conn.execute(composed.SQL("DROP DATABASE IF EXISTS {}").format(composed.Identifier(left)))
     name = f"kimera_restore_{uuid4().hex}"
     parameters = tools.parameters(conn)
@@ -78,7 +78,7 @@ def new_database(
         try:
             with _connect(parameters, autocommit=True) if conn.closed else nullcontext(conn) as own:
                 drop_database(own, name)
-        except psycopg.Error:
+        except (psycopg.Error, BackupError):
             error.add_note(f"the half-made database {name} could not be dropped; the next restore or drill drops it")
         if isinstance(error, BackupError) and re.search('role ".*" does not exist', str(error)):
             error.add_note(f"the roles of a dump's server are in its globals: psql -f {layout.globals_file(dump)}")

@@ -111,9 +111,14 @@ def parameters(conn: psycopg.Connection[Any]) -> dict[str, str | Secret]:
     """Return the libpq parameters of *conn*, with its password: those of the one host that it is connected to."""
     full = {option.keyword.decode(): _text(option.val) for option in conn.pgconn.info if option.val}
     # Not conn.info's, which are decoded as the database is encoded.
-    actual = {"host": conn.pgconn.host, "port": conn.pgconn.port, "user": conn.pgconn.user, "dbname": conn.pgconn.db}
-    if "hostaddr" in full:
-        actual["hostaddr"] = conn.pgconn.hostaddr
+    actual = {
+        "host": conn.pgconn.host,
+        # Empty where none was given, so that PGHOSTADDR leads nobody elsewhere.
+        "hostaddr": conn.pgconn.hostaddr if "hostaddr" in full else b"",
+        "port": conn.pgconn.port,
+        "user": conn.pgconn.user,
+        "dbname": conn.pgconn.db,
+    }
     full |= {keyword: _text(value) for keyword, value in actual.items()}
     # What chooses among hosts, the place of a password that is known already, and our name instead of the tool's
     for keyword in (
@@ -301,17 +306,25 @@ def _passfile(password: str | Secret | None) -> Iterator[PassFile | None]:
         return
     escaped = reveal(password).replace("\\", "\\\\").replace(":", "\\:")
     content = f"*:*:*:*:{escaped}\n".encode(errors="surrogateescape")
-    if not hasattr(os, "memfd_create"):
+    number = _memory_file("passfile")
+    if number is None:
         with temporary_folder() as folder:
             path = folder / "passfile"
             path.touch(0o600)
             path.write_bytes(content)
             yield PassFile(str(path), ())
         return
-    with open(os.memfd_create("passfile"), "wb", buffering=0) as file:
+    with open(number, "wb", buffering=0) as file:
         os.fchmod(file.fileno(), 0o600)  # libpq passes over one that others may read
         file.write(content)
         yield PassFile(f"/dev/fd/{file.fileno()}", (file.fileno(),))
+
+
+def _memory_file(name: str) -> int | None:
+    try:
+        return os.memfd_create(name)
+    except (AttributeError, OSError):  # macOS has none, and some containers forbid it
+        return None
 
 
 @contextmanager

@@ -439,6 +439,9 @@ def test_a_drill_proves_a_dump_on_a_server_of_its_own(
     made = source[0]
     open_folder.chmod(0o755)
     monkeypatch.setattr("tempfile.tempdir", str(open_folder))
+    # They lead no drill to another server.
+    monkeypatch.setenv("PGHOSTADDR", "127.0.0.1")
+    monkeypatch.setenv("PGPORT", "5499")
     done = run_drill(made.path)
     assert done.differences == ()
     assert (done.tables, done.rows, done.searches) == (len(made.contents.tables), made.contents.rows, 6)
