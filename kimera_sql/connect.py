@@ -432,8 +432,14 @@ class Pool(ConnectionPool[PooledConnection]):
                 connection.set_autocommit(True)
             yield lent
         finally:
-            for connection in lent:
-                self.putconn(connection)
+            self._put_all(lent)
+
+    def _put_all(self, lent: list[PooledConnection]) -> None:
+        if lent:
+            try:
+                self.putconn(lent.pop())
+            finally:  # a cancellation of one costs none of the others
+                self._put_all(lent)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool, within *timeout* seconds in all.

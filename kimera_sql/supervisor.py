@@ -45,6 +45,9 @@ _DYING: Final = 3.0
 _TICK: Final = 0.01
 """Seconds between two looks at a server that starts."""
 
+_LONG: Final = 16 * 2**20
+"""Bytes of the server's log from which on a start begins a new one."""
+
 _HEADER: Final = """\
 # Written by kimera_sql.embedded at each start, for the memory of this machine.
 # Settings of your own: ALTER SYSTEM SET ..., which prevails.
@@ -177,7 +180,10 @@ class _Supervisor:
             "unix_socket_permissions": "0700",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
-        with Path("log").open("ab") as log:
+        log_file = Path("log")
+        if log_file.exists() and log_file.stat().st_size > _LONG:
+            log_file.replace("log.old")
+        with log_file.open("ab") as log:
             before = log.tell()
             server = subprocess.Popen(  # noqa: S603 - a program of PostgreSQL's, no shell
                 [self._programs / "postgres", "-D", _reachable(self._folder), *options],
@@ -189,7 +195,9 @@ class _Supervisor:
         deadline = time.monotonic() + STARTING
         while not is_ready(Path(), server.pid):
             if server.poll() is not None:
-                raise _Failed("PostgreSQL has ended" + _last_lines(Path("log").read_bytes()[before:]))
+                with log_file.open("rb") as log:
+                    log.seek(before)
+                    raise _Failed("PostgreSQL has ended" + _last_lines(log.read()))
             if time.monotonic() > deadline:
                 self._stop(server)
                 raise _Failed(f"PostgreSQL was not ready after {STARTING:g} s")

@@ -432,8 +432,14 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
                 await connection.set_autocommit(True)
             yield lent
         finally:
-            for connection in lent:
-                await self.putconn(connection)
+            await self._put_all(lent)
+
+    async def _put_all(self, lent: list[AsyncPooledConnection]) -> None:
+        if lent:
+            try:
+                await self.putconn(lent.pop())
+            finally:  # a cancellation of one costs none of the others
+                await self._put_all(lent)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool, within *timeout* seconds in all.

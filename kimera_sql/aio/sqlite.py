@@ -103,7 +103,10 @@ class SqlitePool:
             self._free.release()
 
     async def _take(self, seconds: float) -> None:
-        if self._max_waiting and self._free.locked() and self._waiting >= self._max_waiting:
+        if not self._free.locked():
+            await self._free.acquire()  # at once
+            return
+        if self._max_waiting and self._waiting >= self._max_waiting:
             raise TooManyRequests(f"{self._waiting} wait for a connection already")
         self._waiting += 1
         try:

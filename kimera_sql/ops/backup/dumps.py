@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from ... import sql
 from ...errors import BackupError
 from ...progress import Bar
+from ...settings import milliseconds
 from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
@@ -24,7 +25,7 @@ from .properties import Grant, Properties, Setting, read_properties
 
 _queries = sql.Queries("backup")
 
-_LOCK_TIMEOUT: Final = timedelta(seconds=30)
+_LOCK_TIMEOUT: Final = 30.0
 """How long a dump waits for a table that is locked against readers."""
 
 
@@ -89,7 +90,7 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
         try:
             for file in partial.values():
                 file.touch(0o600)
-            patiently = sql.without_timeouts(conn, _LOCK_TIMEOUT.total_seconds())
+            patiently = sql.without_timeouts(conn, _LOCK_TIMEOUT)
             with _lock_holders_told(conn), sql.snapshot(conn), patiently:
                 settle(conn)
                 (origin,) = _queries.describe.fetchall(conn, Origin)
@@ -137,9 +138,7 @@ def _lock_holders_told(conn: psycopg.Connection[Any]) -> Iterator[None]:
                 error.add_note(one)
             raise
         what = "; ".join(held) or "a table was locked against readers"
-        raise BackupError(
-            f"no lock for {_LOCK_TIMEOUT.total_seconds():g} s: {what}; end its transaction or try later"
-        ) from error
+        raise BackupError(f"no lock for {_LOCK_TIMEOUT:g} s: {what}; end its transaction or try later") from error
 
 
 def _locked_tables(conn: psycopg.Connection[Any]) -> list[str]:
@@ -150,10 +149,6 @@ def _locked_tables(conn: psycopg.Connection[Any]) -> list[str]:
         ]
 
 
-def _milliseconds() -> int:
-    return _LOCK_TIMEOUT // timedelta(milliseconds=1)
-
-
 def _dump_database(conn: psycopg.Connection[Any], pg_dump: Path, file: Path, snapshot: str, size: int) -> None:
     with Bar() as bar:
         tools.run(
@@ -161,7 +156,7 @@ def _dump_database(conn: psycopg.Connection[Any], pg_dump: Path, file: Path, sna
             [
                 "--format=custom",
                 "--no-password",
-                f"--lock-wait-timeout={_milliseconds()}",
+                f"--lock-wait-timeout={milliseconds(_LOCK_TIMEOUT)}",
                 snapshot,
                 f"--file={file}",
             ],
