@@ -26,10 +26,9 @@ WHERE given.setting::interval > interval '0'
     )
 ORDER BY given.name;
 
--- What follows makes a session as new. DISCARD ALL would too, but it also drops the plans that are worth keeping.
-
 -- name: close_cursors()!
--- Close the cursors that outlive their transactions.
+-- Close the cursors that outlive their transactions. This and what follows make a session as new. DISCARD ALL would too, but
+-- it also drops the plans that are worth keeping.
 CLOSE ALL;
 
 -- name: reset_user()!

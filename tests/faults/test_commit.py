@@ -58,7 +58,7 @@ def test_a_commit_without_an_answer_says_that_its_outcome_is_unknown(
     proxy.fail_at("COMMIT", when)
     with pytest.raises(CommitUnknown, match=LOST) as caught:
         write(pool)
-    assert type(caught.value.__cause__) is psycopg.OperationalError
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
     assert rows(proxy) == (1 if when == "before" else 2)
     proxy.resume()
 
