@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from fix_clusters import NAMES, Cluster, cluster, start, stop
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import PoolTimeout
@@ -210,6 +212,15 @@ def settled(true: Callable[[], bool]) -> bool:
     return False
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Let nothing be logged: pytest keeps what is, and with it each connection that psycopg's pool speaks of."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_what_is_acknowledged_stays_and_nothing_is_left_behind() -> None:
     with cluster(NAMES[0]) as server:
         with server.connect() as conn:
