@@ -37,8 +37,7 @@ _SHARED: Final = Path("/var/lib/kimera_sql")
 """Root's folder for what that user must reach."""
 
 _PLAIN: Final = re.compile(r"[\w./+:=~-]+")
-_LONGEST: Final = 103 - len("/.s.PGSQL.5432")
-"""The paths that can hold sockets: libpq takes a comma for the end of a host, and the system wants them short."""
+"""The paths that can hold sockets, if they are short enough: libpq takes a comma for the end of a host."""
 
 _PREFIX: Final = "kimera_sql_"
 """What the names of temporary folders begin with."""
@@ -331,7 +330,7 @@ def _private_folder(owner: _Owner | None) -> Path:
 
 
 def _holds_sockets(folder: Path) -> bool:
-    return _PLAIN.fullmatch(str(folder)) is not None and len(os.fsencode(folder)) <= _LONGEST
+    return _PLAIN.fullmatch(str(folder)) is not None and len(os.fsencode(folder)) <= supervisor.LONGEST
 
 
 def _programs(owner: _Owner | None) -> Path:

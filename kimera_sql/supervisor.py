@@ -24,6 +24,9 @@ from typing import Any, Final
 SOCKET: Final = "kimera.socket"
 """The supervisor's own socket, beside the server's."""
 
+LONGEST: Final = 103 - len("/.s.PGSQL.5432")
+"""Bytes of a folder's path that can hold a server's socket: macOS allows no more, and Linux four more."""
+
 READY: Final = b"ready"
 """What a user is told whose server runs. Anything else is why it does not."""
 

@@ -235,15 +235,20 @@ sys.exit(cli.main([]))
 """
 
 
-def test_a_signal_in_a_destructor_is_not_lost() -> None:
+def interrupted(script: str, number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a process that runs *script*, once it has printed a line; return its exit code and errors."""
     with subprocess.Popen(
-        [sys.executable, "-c", _LOST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, stderr) == (143, "kimera-sql: terminated\n")
+    return process.returncode, stderr
+
+
+def test_a_signal_in_a_destructor_is_not_lost() -> None:
+    assert interrupted(_LOST, signal.SIGTERM) == (143, "kimera-sql: terminated\n")
 
 
 _LEAVING: Final = """
@@ -261,14 +266,7 @@ sys.exit(cli.main([]))
 
 
 def test_a_signal_while_python_ends_is_no_traceback() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _LEAVING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, stderr) == (130, "")
+    assert interrupted(_LEAVING, signal.SIGINT) == (130, "")
 
 
 def test_a_command_under_nohup_goes_on_without_its_terminal(database: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pwd
 import shlex
@@ -20,6 +19,7 @@ from ...progress import Bar
 from . import tools
 from .base_backups import BaseBackup
 from .configuration import COPY, Configuration, configure
+from .files import claim
 from .private_server import serving
 
 _UNFINISHED: Final = "kimera_recovery.unfinished"
@@ -176,10 +176,7 @@ def is_free(data: Path) -> bool:
 def _locked(mark: Path) -> Iterator[None]:
     descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackupError(f"another recovery is at work in {mark.parent}; wait for it") from None
+        claim(descriptor, mark.parent, "recovery")
         yield
     finally:
         os.close(descriptor)

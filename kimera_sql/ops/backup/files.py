@@ -31,15 +31,20 @@ def locked(folder: Path) -> Iterator[Path]:
             missing.mkdir(0o700)
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BackupError(f"another backup or pruning is at work in {folder}; wait for it") from None
+            claim(number, folder, "backup or pruning")
             for leftover in folder.glob(layout.UNFINISHED):
                 leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
             yield folder
         finally:
             os.close(number)
+
+
+def claim(descriptor: int, folder: Path, work: str) -> None:
+    """Lock an open file of *folder* for *work*, until it is closed. Raises BackupError if another process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BackupError(f"another {work} is at work in {folder}; wait for it") from None
 
 
 @contextmanager

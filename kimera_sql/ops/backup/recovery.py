@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from ... import checks
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
+from ...supervisor import LONGEST
 from . import tools
 from .archiving import ARCHIVE_PROGRAM, restore_command
 from .base_backups import BaseBackup, describe_base, verify_base
@@ -22,8 +22,6 @@ from .configuration import debian_commands, read_configuration
 from .files import reported
 from .segments import Segments, find_segments
 from .wal import is_lsn, position
-
-_LONGEST_SOCKET: Final = 103 - len("/.s.PGSQL.5432")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +155,8 @@ def _check_places(base: Path, archive: Path, data: Path) -> None:
             raise BackupError(f"{data} is not empty; name a new folder; nothing was changed")
     if not str(data).isprintable() or set(str(data)) & set('"$`\\'):
         raise BackupError(f"{str(data)!r} has a character that pg_ctl cannot take; name another folder")
-    if len(os.fsencode(data)) > _LONGEST_SOCKET:
-        raise BackupError(f"{data} is longer than {_LONGEST_SOCKET} bytes: too long for the socket in it")
+    if len(os.fsencode(data)) > LONGEST:
+        raise BackupError(f"{data} is longer than {LONGEST} bytes: too long for the socket in it")
     for folder in (base, archive):
         if data.resolve().is_relative_to(folder.resolve()):
             raise BackupError(f"{data} is inside {folder}; name a folder elsewhere")
