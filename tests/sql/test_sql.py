@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, rolled_back
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
@@ -71,9 +72,10 @@ ENTITIES: Final = [
 ]
 
 
-@pytest.fixture
-def conn(pg_conn: Connection) -> Connection:
-    return pg_conn
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
 
 
 @pytest.fixture(params=ENTITIES, ids=lambda entity: entity.name)
@@ -253,8 +255,8 @@ UPDATE system_metrics SET metric_value = 0 WHERE metric_value >= :least;
     assert queries.change.execute(conn, least=1) == 0
 
 
-def test_copy_sends_rows_of_the_noted_types(conn: Connection, spy: Path) -> None:
-    conn.execute("CREATE TEMPORARY TABLE t (id INTEGER, at TIMESTAMPTZ, tags TEXT[], context JSONB)")
+def test_copy_sends_rows_of_the_noted_types(pg_conn: Connection, spy: Path) -> None:
+    pg_conn.execute("CREATE TEMPORARY TABLE t (id INTEGER, at TIMESTAMPTZ, tags TEXT[], context JSONB)")
     spy.write_text("""
 -- name: into_t()#
 -- types: int4, timestamptz, text[], jsonb
@@ -264,8 +266,8 @@ COPY t (id, at, tags, context) FROM STDIN (FORMAT BINARY);
         {"id": 1, "at": None, "tags": ["a", "b"], "context": {"a": [None, 1.5]}},
         {"id": 2, "at": None, "tags": [], "context": {}},
     ]
-    assert Queries("spy").into_t.copy(conn, iter(rows)) == 2
-    assert conn.execute("SELECT * FROM t ORDER BY id").fetchall() == [tuple(row.values()) for row in rows]
+    assert Queries("spy").into_t.copy(pg_conn, iter(rows)) == 2
+    assert pg_conn.execute("SELECT * FROM t ORDER BY id").fetchall() == [tuple(row.values()) for row in rows]
 
 
 def metric(conn: Connection) -> None:
