@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from fix_connections import BOTH_TWINS, rolled_back
+from fix_connections import BOTH_TWINS, rolled_back, to_own_database
+from fix_servers import NAMES, Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
@@ -75,6 +76,13 @@ ENTITIES: Final = [
 @pytest.fixture(params=BOTH_TWINS)
 def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
     with rolled_back(request.param, shared) as conn:
+        yield conn
+
+
+@pytest.fixture(params=[f"{kind}{NAMES[0]}" for kind in ("", "asynchronous-")])
+def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
+    """An autocommit connection to a database of the test's own on the newest server."""
+    with to_own_database(request.param, start, autocommit=True) as conn:
         yield conn
 
 
@@ -305,6 +313,17 @@ def test_atomic_on_an_autocommit_connection_commits_or_undoes(database: str) -> 
             metric_and_error(conn)
         assert conn.info.transaction_status == TransactionStatus.IDLE
         assert metrics.count(conn) == 1
+
+
+def test_a_snapshot_does_not_show_what_others_commit_meanwhile(autocommit: Connection) -> None:
+    level = autocommit.isolation_level
+    with psycopg.connect(autocommit.info.dsn) as other, sql.snapshot(autocommit):
+        assert metrics.count(autocommit) == 0
+        metric(other)
+        other.commit()
+        assert metrics.count(autocommit) == 0
+    assert metrics.count(autocommit) == 1
+    assert autocommit.isolation_level == level
 
 
 def test_a_null_array_becomes_an_empty_tuple(conn: Connection) -> None:
