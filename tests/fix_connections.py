@@ -81,8 +81,11 @@ def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]
             conn.rollback()
 
 
-BOTH_TWINS: Final = [*NAMES, f"asynchronous-{NAMES[0]}"]
-"""What rolled_back lends on servers alone: a connection to each, and an asynchronous one to the newest."""
+NEWEST_TWINS: Final = [NAMES[0], f"asynchronous-{NAMES[0]}"]
+"""Names of rolled_back's for connections of both kinds to the newest server."""
+
+BOTH_TWINS: Final = [*NAMES, NEWEST_TWINS[1]]
+"""The same for a connection to each server, and an asynchronous one to the newest."""
 
 
 @contextmanager
