@@ -65,7 +65,7 @@ def cancelled_soon(conn: psycopg.Connection) -> Iterator[None]:
 
 @contextmanager
 def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]:
-    """Lend a connection to what a server's name, sqlite or one of these behind asynchronous- stands for."""
+    """Lend a connection to the server of a name, or to sqlite; an asynchronous one if asynchronous- stands before."""
     where = shared(name.removeprefix("asynchronous-"))
     if name.startswith("asynchronous-"):
         with asynchronous(where) as conn:
@@ -92,7 +92,7 @@ BOTH_TWINS: Final = [*NAMES, NEWEST_TWINS[1]]
 def to_own_database(
     name: str, start: Callable[[str], Server], *, empty: bool = False, autocommit: bool = False
 ) -> Iterator[Any]:
-    """Lend a connection to a database of the test's own, with the schema unless *empty*; names are rolled_back's."""
+    """Lend a connection as rolled_back does, but to a database of the test's own. It has the schema unless *empty*."""
     with ExitStack() as stack:
 
         def created(name: str) -> str:
