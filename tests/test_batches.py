@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_connections import NEWEST_TWINS, to_own_database
 from fix_servers import ENDS, Server
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,15 +171,11 @@ def test_an_unknown_filter_is_refused(conn: Connection, function: Callable[..., 
 # On connections in autocommit
 
 
-@pytest.fixture(params=[*ENDS, "sqlite"])
+@pytest.fixture(params=[*ENDS, NEWEST_TWINS[1], "sqlite"])
 def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server], tmp_path: Path) -> Iterator[Connection]:
     if request.param != "sqlite":
-        server = start(request.param)
-        conninfo = server.create(template=server.template)
-        with psycopg.connect(conninfo, autocommit=True) as conn:
-            add_adapters(conn)
+        with to_own_database(request.param, start, autocommit=True) as conn:
             yield conn
-        server.drop(conninfo)
         return
     with SqlitePool(tmp_path / "file.db") as pool, pool.connection() as empty:
         migrate(empty)
