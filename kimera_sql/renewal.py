@@ -20,12 +20,12 @@ from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
 from . import checks, sql
-from .connect import behind_pooler
 from .errors import InvalidValue, MaintenanceError, SchemaError, WrongModel
 from .model.renewal import Renewal, Renewed
 from .progress import Bar
 from .search import indexes, looks, recall
 from .search.indexes import VectorIndex
+from .servers import behind_pooler
 from .sql import Connection, Row, postgres
 from .twins import pause, value
 from .vectors import Vector, VectorLike, as_vector

@@ -27,7 +27,7 @@ TWINS: Final = (
     "portals",
     "metrics",
     "migrations",
-    "connect",
+    "pool",
     "search.indexes",
     "search.recall",
 )

@@ -31,8 +31,8 @@ from kimera_sql import (
     portals,
     sql,
 )
-from kimera_sql.connect import behind_pooler
 from kimera_sql.ops.backup import tools
+from kimera_sql.servers import behind_pooler
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends, pytest.mark.needs("pgbouncer")]
 

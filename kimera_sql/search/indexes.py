@@ -10,11 +10,11 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, sql, tables
-from ..connect import behind_pooler
 from ..errors import InvalidValue, NotFound
 from ..search import kinds, looks
 from ..search.kinds import Building
 from ..search.plan import Method, Precision, VectorIndex
+from ..servers import behind_pooler
 from ..sql import Connection, Queries, postgres
 from ..tables import VECTOR_TABLES
 from . import catalogue

@@ -15,7 +15,7 @@ from ...search.kinds import Building
 from ...search.plan import Method, Precision, VectorIndex
 from ...tables import VECTOR_TABLES
 from .. import sql
-from ..connect import behind_pooler
+from ..servers import behind_pooler
 from ..sql import Connection, Queries, postgres
 from . import catalogue
 
