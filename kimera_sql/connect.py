@@ -10,8 +10,7 @@ waited for. For the same reason SQLite serves, unless told otherwise, only where
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Final, overload
 
@@ -22,11 +21,24 @@ from psycopg.pq import PGconn, Ping
 from . import servers
 from .errors import ConnectionFailed, SettingsError
 from .pool import Pool
+from .replicas import ClusterPool
 from .secrecy import forgetful
 from .servers import Answer
 from .settings import Settings
 from .sqlite import SqlitePool
-from .strategies import complete, parse, redact, refusal, resolve, target, warn_of_fallback, ways
+from .strategies import (
+    complete,
+    each_host,
+    parse,
+    redact,
+    refusal,
+    resolve,
+    target,
+    wants_writes,
+    warn_of_fallback,
+    ways,
+    with_replicas,
+)
 from .twins import call, pause
 
 logger = logging.getLogger(__name__)
@@ -36,11 +48,15 @@ _ASKED_AGAIN: Final = 0.2
 
 
 @overload
-def open_pool(conninfo: str, *, settings: Settings | None = None) -> Pool: ...
+def open_pool(conninfo: str, *, replicas: Sequence[str] = (), settings: Settings | None = None) -> Pool: ...
 @overload
-def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Pool | SqlitePool: ...
+def open_pool(
+    conninfo: None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Pool | SqlitePool: ...
 @forgetful
-def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Pool | SqlitePool:
+def open_pool(
+    conninfo: str | None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Pool | SqlitePool:
     """Open a pool of connections to the database that is configured.
 
     *conninfo*, a postgresql:// URL or libpq's keyword=value pairs, is the only one tried where it is given.
@@ -49,26 +65,36 @@ def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) 
     (PGHOST, PGHOSTADDR, PGSERVICE, PGDATABASE), and with nothing configured at all an SQLite file for development
     serves, with a FallbackWarning. *settings* stands in for the environment's.
 
+    *replicas* are further servers of the same cluster, as "HOST" or "HOST:PORT" each; the conninfo, or the first
+    strategy that is configured, says the rest. Where neither they nor a *conninfo* is given, Settings.replicas serve.
+    With replicas, or several hosts in the conninfo, `pool.connection(read_only=True)` reads from standbys, and the pool
+    goes over to the standby that is promoted when the primary is lost.
+
     Raises SettingsError for a setting that cannot be used, and ConnectionFailed, which lists each attempt and
     its cause, when no server takes the connection.
     """
     settings = settings or Settings.from_env()
     attempts = []
     configured = False
+    if conninfo is None and not replicas:
+        replicas = settings.replicas
+    elif isinstance(replicas, str):
+        raise SettingsError("replicas must be a list of HOST or HOST:PORT, not one text")
     for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
             attempts.append(f"{name}: not set")
             continue
-        configured = True
         resolved = resolve(parameters, name)
+        if replicas and not configured:
+            resolved = with_replicas(resolved, replicas, "replicas")
+        configured = True
         try:
-            reached = _try(complete(parameters, resolved, settings), resolved, name)
+            pool = _try(complete(parameters, resolved, settings), resolved, name, settings)
         except _Unreachable as error:
             attempts.append(f"{name} ({target(resolved)}): {error}")
             logger.warning("%s", attempts[-1])
             continue
         logger.info("%s (%s): connected", name, target(resolved))
-        pool = Pool(reached, settings)
         pool.open()
         return pool
     if conninfo is None:
@@ -85,13 +111,17 @@ class _Unreachable(Exception):
     """No server answers."""
 
 
-def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str:
-    """Connect once, and return the conninfo for the pool.
+def _try(conninfo: str, parameters: Mapping[str, str], source: str, settings: Settings) -> Pool:
+    """Connect once, and return a pool that is still to be opened.
 
     A server that is starting, is shutting down or has no connection to spare gets the time that connecting may take.
     Raises _Unreachable if no server answered, ConnectionFailed if it answered and refused, SettingsError if libpq
     refused to try.
     """
+    demanded = parameters.get("target_session_attrs")
+    several = len([*each_host(conninfo_to_dict(conninfo))]) > 1
+    if several and demanded is None:
+        conninfo = make_conninfo(conninfo, target_session_attrs="read-write")
     deadline = monotonic() + float(conninfo_to_dict(conninfo)["connect_timeout"] or 0)
     answered = False
     while True:
@@ -114,10 +144,11 @@ def _try(conninfo: str, parameters: Mapping[str, str], source: str) -> str:
     with tried:
         # Once it has written, a pool is not to go on with a server that takes no more writes: it looks for the one that
         # does. Where it began with a standby, or was told which server to take, that is what is wanted.
-        given = conninfo_to_dict(conninfo).get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
-        if given is None and servers.takes_writes(tried) is True:
-            return make_conninfo(conninfo, target_session_attrs="read-write")
-    return conninfo
+        if several and wants_writes(conninfo_to_dict(conninfo)):
+            return ClusterPool(conninfo, settings, (servers.position(tried)).system)
+        if demanded is None and servers.takes_writes(tried) is True:
+            conninfo = make_conninfo(conninfo, target_session_attrs="read-write")
+    return Pool(conninfo, settings)
 
 
 def _sqlite_pool(settings: Settings) -> SqlitePool:

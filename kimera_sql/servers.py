@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -13,6 +14,8 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 
 from . import sql
+from .replication import Seen
+from .sql.rows import Row
 from .strategies import each_host
 from .twins import call
 
@@ -20,6 +23,9 @@ _queries = sql.Queries("connect")
 
 _TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
 """What a server with no connection to spare says. libpq passes no error code of a failed connection on."""
+
+_READ_ONLY: Final = re.compile("session is read-only|server is in hot standby mode")
+"""What libpq says of a server that takes no writes, where it was to find one that does."""
 
 _SEVERAL: Final = "Multiple connection attempts"
 """How psycopg begins to list what has become of several addresses of one name."""
@@ -30,6 +36,7 @@ class Answer(enum.Enum):
 
     NONE = enum.auto()
     LATER = enum.auto()
+    NO_PRIMARY = enum.auto()
     NO = enum.auto()
 
 
@@ -38,6 +45,8 @@ def ask(conninfo: str, error: psycopg.Error) -> Answer:
     if _TOO_MANY.search(str(error)):
         return Answer.LATER
     hosts = [*each_host(conninfo_to_dict(conninfo))]
+    if len(hosts) > 1 and _READ_ONLY.search(str(error)):
+        return Answer.NO_PRIMARY
     if isinstance(error, ConnectionTimeout) and len(hosts) == 1 and _SEVERAL not in str(error):
         return Answer.NONE
     # Of several hosts the error is the last one's, and libpq tells no error code of a failed connection. A ping tells
@@ -68,3 +77,11 @@ def behind_pooler(connection: psycopg.Connection[Any]) -> bool:
     """
     with connection.transaction():
         return _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
+
+
+def position(connection: psycopg.Connection[Any]) -> Seen:
+    """Return where *connection*'s server is in its cluster's history."""
+    at = monotonic()
+    with connection.transaction():
+        row = _queries.position.fetchone(connection)
+    return Seen(at, *cast(Row, row))

@@ -155,8 +155,10 @@ class SqlitePool:
             self._first.close()
 
     @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
-        """Lend a connection.
+    def connection(
+        self, timeout: float | None = None, *, read_only: bool = False, after: str | None = None
+    ) -> Iterator[sqlite3.Connection]:
+        """Lend a connection, one that takes no writes if *read_only*. *after* is for servers with replicas.
 
         Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
         PoolClosed after close.
@@ -167,6 +169,8 @@ class SqlitePool:
         place = self._take(self._timeout if timeout is None else timeout)
         try:
             with closing(connect(self.path)) as conn:
+                if read_only:
+                    conn.execute("PRAGMA query_only = ON")
                 yield conn
                 end(conn, "COMMIT")
         except sqlite3.OperationalError as error:
@@ -176,6 +180,10 @@ class SqlitePool:
             self._taken.discard(weakref.ref(place))
             if self._waiting:
                 self._given_back.put(None)
+
+    def lsn(self) -> str:
+        """Return a place that every connection has reached. See Pool.lsn."""
+        return "0/0"
 
     def _take(self, seconds: float) -> _Place:
         """Wait for a place, *seconds* at most."""

@@ -8,7 +8,7 @@
 Dataclasses, filters, settings and errors are those of kimera_sql.
 """
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from ..settings import Settings
@@ -59,12 +59,18 @@ class Opening(Generic[P]):
 
 
 @overload
-def open_pool(conninfo: str, *, settings: Settings | None = None) -> Opening[AsyncPool]: ...
+def open_pool(
+    conninfo: str, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[AsyncPool]: ...
 @overload
-def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Opening[AsyncPool | SqlitePool]: ...
-def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Opening[Any]:
+def open_pool(
+    conninfo: None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[AsyncPool | SqlitePool]: ...
+def open_pool(
+    conninfo: str | None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[Any]:
     """Open a pool of connections to the database that is configured, as kimera_sql.open_pool does.
 
     `pool = await open_pool()`, or `async with open_pool() as pool`. Raises SettingsError and ConnectionFailed.
     """
-    return Opening(connect.open_pool(conninfo, settings=settings))
+    return Opening(connect.open_pool(conninfo, replicas=replicas, settings=settings))

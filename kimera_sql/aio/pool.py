@@ -8,7 +8,7 @@ import re
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Final, Protocol, cast
@@ -22,6 +22,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
 
+from ..replication import as_number, as_text
 from ..secrecy import forget
 from ..settings import Settings
 from ..sql import loaders
@@ -172,8 +173,11 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
     drop all its idle connections at once: they are all stale.
     """
 
-    def __init__(self, conninfo: str, settings: Settings) -> None:
+    def __init__(
+        self, conninfo: str, settings: Settings, *, min_size: int | None = None, patience: float = _BRIEF
+    ) -> None:
         self._recycle = settings.pool_recycle
+        self._patience = patience
         self._prepared_statements = settings.prepared_statements
         self._statement_timeout = settings.statement_timeout
         self._writes = wants_writes(conninfo_to_dict(conninfo))
@@ -200,7 +204,7 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             conninfo,
             connection_class=AsyncPooledConnection,
             kwargs={"shared": {}, "search_sample": settings.search_sample},
-            min_size=settings.pool_size,
+            min_size=settings.pool_size if min_size is None else min_size,
             max_size=settings.pool_size + settings.pool_overflow,
             timeout=settings.pool_timeout,
             max_waiting=settings.pool_max_waiting,
@@ -211,6 +215,40 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             name="kimera_sql",
             open=False,
         )
+
+    def connection(  # type: ignore[override]
+        self, timeout: float | None = None, *, read_only: bool = False, after: str | None = None
+    ) -> AbstractAsyncContextManager[AsyncPooledConnection]:
+        """Lend a connection for a block, which commits at its end, or rolls back on an exception.
+
+        If *read_only*, its transactions are READ ONLY. A pool with replicas then lends a connection to a standby that
+        is at most replica_max_lag seconds behind. It has everything up to *after*, which lsn gave; replica_wait is how
+        many seconds that is waited for. Where there is no such standby, it is a connection to the primary, as it is
+        without replicas.
+
+        Raises what getconn does, and InvalidValue for an *after* of another form.
+        """
+        lsn = 0 if after is None else as_number(after)
+        return self._reading(timeout, lsn) if read_only else super().connection(timeout)
+
+    @asynccontextmanager
+    async def _reading(self, timeout: float | None, lsn: int) -> AsyncIterator[AsyncPooledConnection]:
+        async with super().connection(timeout) as conn:
+            await conn.set_read_only(True)
+            yield conn
+
+    async def lsn(self) -> str:
+        """Return where in the write-ahead log the primary is now.
+
+        A reader who is to see what was committed before passes it on: `connection(read_only=True, after=lsn)`.
+        """
+        async with super().connection() as conn:
+            return as_text((await servers.position(conn)).lsn)
+
+    @property
+    def lent(self) -> int:
+        """The number of connections that are in use."""
+        return len(self._lent)
 
     async def getconn(self, timeout: float | None = None) -> AsyncPooledConnection:
         """Take a connection out of the pool.
@@ -399,9 +437,9 @@ class AsyncPool(AsyncConnectionPool[AsyncPooledConnection]):
             return
         if isinstance(error, psycopg.OperationalError):
             # Nothing else of this process runs during a ping, so it is kept short.
-            answer = await servers.ask(make_conninfo(str(self.conninfo), connect_timeout=2), error)
+            answer = await servers.ask(make_conninfo(await self._resolve_conninfo(), connect_timeout=2), error)
             away = monotonic() - self._failing_since
-            if answer is Answer.LATER or (answer is Answer.NONE and away < _BRIEF):
+            if answer is Answer.LATER or (answer in (Answer.NONE, Answer.NO_PRIMARY) and away < self._patience):
                 return
         async with self._lock:
             waiting = [*self._waiting]
