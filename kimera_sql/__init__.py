@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .errors import WrongModel as WrongModel
     from .migrations import migrate as migrate
     from .ops.adoption import adopt as adopt
-    from .pool import Pool as Pool
-    from .pool import add_adapters as add_adapters
+    from .pools import Pool as Pool
+    from .pools import add_adapters as add_adapters
     from .retries import retry as retry
     from .search import indexes as indexes
     from .search import recall as recall
@@ -70,8 +70,8 @@ _PLACES: Final = {
     "WrongModel": "errors",
     "migrate": "migrations",
     "adopt": "ops.adoption",
-    "Pool": "pool",
-    "add_adapters": "pool",
+    "Pool": "pools",
+    "add_adapters": "pools",
     "retry": "retries",
     "indexes": "search.indexes",
     "recall": "search.recall",

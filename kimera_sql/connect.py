@@ -20,7 +20,7 @@ from psycopg.pq import PGconn, Ping
 
 from . import servers
 from .errors import ConnectionFailed, SettingsError
-from .pool import Pool
+from .pools import Pool
 from .replicas import ClusterPool
 from .secrecy import forgetful
 from .servers import Answer

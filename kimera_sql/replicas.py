@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import TooManyRequests
 
 from . import servers, sql
-from .pool import Pool, PooledConnection
+from .pools import Pool, PooledConnection
 from .replication import Cluster, Seen, as_text
 from .secrecy import forget
 from .settings import Settings

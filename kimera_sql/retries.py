@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 import psycopg
 
 from . import checks
-from .pool import Pool
+from .pools import Pool
 from .sql import Connection, is_postgres
 from .sql.waits import was_lost
 from .sqlite import SqlitePool

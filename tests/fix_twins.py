@@ -27,7 +27,7 @@ TWINS: Final = (
     "portals",
     "metrics",
     "migrations",
-    "pool",
+    "pools",
     "search.indexes",
     "search.recall",
 )

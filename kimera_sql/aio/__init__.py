@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 from ..settings import Settings
 from . import connect, embeddings, geoids, metrics, portals, sql, transitions
 from .migrations import migrate
-from .pool import AsyncPool, add_adapters
+from .pools import AsyncPool, add_adapters
 from .retries import retry
 from .search import indexes, recall
 from .sqlite import SqlitePool

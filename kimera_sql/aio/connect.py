@@ -35,7 +35,7 @@ from ..strategies import (
 )
 from ..twins import acall, apause
 from . import servers
-from .pool import AsyncPool
+from .pools import AsyncPool
 from .replicas import AsyncClusterPool
 from .servers import Answer
 from .sqlite import SqlitePool

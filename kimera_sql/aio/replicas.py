@@ -21,7 +21,7 @@ from ..settings import Settings
 from ..strategies import each_host, joined, target
 from ..twins import apause
 from . import servers, sql
-from .pool import AsyncPool, AsyncPooledConnection
+from .pools import AsyncPool, AsyncPooledConnection
 from .sql.bounds import BoundedConnection
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import psycopg
 from .. import checks
 from ..sql.waits import was_lost
 from ..twins import apause
-from .pool import AsyncPool
+from .pools import AsyncPool
 from .sql import Connection, is_postgres
 from .sqlite import SqlitePool
 

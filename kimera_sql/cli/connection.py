@@ -13,7 +13,7 @@ import psycopg
 from .. import embedded
 from ..connect import open_pool
 from ..errors import SettingsError
-from ..pool import Pool
+from ..pools import Pool
 from ..settings import Settings
 from ..sqlite import SqlitePool
 

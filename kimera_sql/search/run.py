@@ -14,7 +14,7 @@ import psycopg
 
 from .. import checks, sql
 from ..errors import InvalidValue
-from ..pool import Pool
+from ..pools import Pool
 from ..search import diversity as varied
 from ..search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ..sql import Connection, Queries, Row, postgres

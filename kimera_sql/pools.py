@@ -1,4 +1,4 @@
-# Generated from kimera_sql/aio/pool.py by .ci/twins.py: change that one.
+# Generated from kimera_sql/aio/pools.py by .ci/twins.py: change that one.
 """The pool of connections to a server, and what is done to each of them before it is lent."""
 
 from __future__ import annotations
