@@ -20,7 +20,7 @@ from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
 from . import checks, sql
-from .connect import behind_pooler
+from .connect import require_session
 from .errors import InvalidValue, MaintenanceError, SchemaError, WrongModel
 from .model.renewal import Renewal, Renewed
 from .progress import Bar
@@ -179,8 +179,7 @@ def renew(
     """
     server, wanted = _server(conn), _name(model)
     work = _Work(server, embed, batch, rate, retries)
-    if behind_pooler(server):
-        raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
+    require_session(server, "a renewal")
     with sql.without_timeouts(server):
         previous = _begin(server, wanted)
         work.catch_up()

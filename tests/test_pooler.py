@@ -1,20 +1,23 @@
-"""Behind PgBouncer in transaction mode, where each transaction can have another of the server's processes."""
+"""Behind PgBouncer, which lends a session of the server's for a transaction, or for as long as a client stays."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import time
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 from commands import run
-from fix_servers import free_port
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from fix_servers import Server
+from fix_twins import asynchronous
+from pgbouncer import PgBouncer
 from strategies import unit
 
 from kimera_sql import (
@@ -30,25 +33,16 @@ from kimera_sql import (
     open_pool,
     portals,
     sql,
+    transitions,
 )
 from kimera_sql.connect import behind_pooler
-from kimera_sql.ops.backup import tools
+from kimera_sql.vectors import Vector
 
 pytestmark = [pytest.mark.slow, pytest.mark.ends, pytest.mark.needs("pgbouncer")]
 
 ROWS = 200
 REFUSED = "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
-CONFIGURATION = """
-[databases]
-* = host={host} port={port}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {own}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 4
-"""
+LONG_AGO = datetime(1990, 1, 1, tzinfo=UTC)
 
 
 def state(number: int) -> geoids.NewGeoid:
@@ -57,33 +51,27 @@ def state(number: int) -> geoids.NewGeoid:
     )
 
 
-@pytest.fixture
-def pooled(database: str, open_folder: Path) -> Iterator[str]:
-    """The conninfo of a database with an index, by way of PgBouncer."""
-    with psycopg.connect(database) as conn:
+@pytest.fixture(params=["transaction", "session"])
+def pool_mode(request: pytest.FixtureRequest) -> str:
+    """What PgBouncer lends a session for."""
+    mode: str = request.param
+    return mode
+
+
+def filled(conninfo: str) -> str:
+    """Insert the states and their index into the database *conninfo*, and return that."""
+    with psycopg.connect(conninfo) as conn:
         add_adapters(conn)
         geoids.insert_many(conn, map(state, range(ROWS)))
         indexes.build(conn, "geoid_states")
-    server = conninfo_to_dict(database)
-    own = free_port()
-    open_folder.chmod(0o755)
-    file = open_folder / "pgbouncer.ini"
-    text = CONFIGURATION.format(host=server["host"], port=server.get("port", 5432), own=own)
-    file.write_text(text.replace("* =", f"* = user={server['user']}"))
-    through = make_conninfo(database, host="127.0.0.1", port=own)
-    with subprocess.Popen(["pgbouncer", file], user=tools.server_user(), stderr=subprocess.PIPE) as process:
-        try:
-            for _ in range(200):
-                try:
-                    psycopg.connect(through).close()
-                    break
-                except psycopg.OperationalError:
-                    time.sleep(0.05)
-            yield through
-        finally:
-            process.terminate()
-            assert process.stderr
-            process.stderr.read()
+    return conninfo
+
+
+@pytest.fixture
+def pooled(database: str, pool_mode: str, open_folder: Path) -> Iterator[str]:
+    """The conninfo of a database with an index, by way of PgBouncer."""
+    with PgBouncer(filled(database), open_folder, pool_mode) as bouncer:
+        yield bouncer.conninfo
 
 
 def test_a_pool_works_behind_it_by_itself(pooled: str) -> None:
@@ -155,6 +143,68 @@ def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:
     asyncio.run(main())
 
 
+def embedded(text: str) -> Vector:
+    return unit(len(text))
+
+
+def tour(conn: Any) -> Iterator[object]:
+    """Yield what the functions of the entities give on *conn*, in autocommit; the rows are then as they were."""
+    yield geoids.similar(conn, unit(7), 5)
+    yield geoids.similar(conn, unit(7), 5, tags_any=["3"])
+    yield geoids.similar_many(conn, [unit(1), unit(2)], 3)
+    yield [*geoids.within(conn, unit(7), 0.05)]
+    yield [*itertools.islice(geoids.similar_pages(conn, unit(7), 3), 4)]
+    yield [*geoids.stream(conn, chunk=50)]
+    yield [*geoids.pairs(conn, 0.1)]
+    batches = [*geoids.stream_arrow(conn, chunk=50)]
+    yield [batch.num_rows for batch in batches]
+    yield geoids.delete_where(conn, batch=30, entropy=(0, None))
+    for batch in batches:
+        yield geoids.insert_arrow(conn, batch)
+
+    made = [replace(state(ROWS + number), id=UUID(int=number), timestamp=LONG_AGO) for number in range(50)]
+    yield geoids.insert_many(conn, made)
+    yield [transitions.record(conn, UUID(int=one), UUID(int=one + 1), "t", energy=1).source_id for one in range(9)]
+    path = transitions.path(conn, UUID(int=0), UUID(int=9))
+    assert path is not None
+    yield [one.target_id for one in path]
+    yield geoids.prune(conn, LONG_AGO + timedelta(1), transitions="delete", batch=20)
+
+    one = embeddings.get_or_create(conn, "the first text", embedded)
+    yield embeddings.get_or_create(conn, "the first text", embedded) == one
+    new = [embeddings.NewEmbedding(text_content=f"text {number}", embedding=unit(number)) for number in range(30)]
+    yield embeddings.upsert_many(conn, new).inserted, embeddings.upsert_many(conn, new).updated
+    indexes.build(conn, "semantic_embeddings")
+    yield [hit.embedding.text_content for hit in embeddings.hybrid(conn, "text 5", unit(5), 1)]
+    yield [hit.embedding.text_content for hit in embeddings.similar(conn, unit(5), 4)]
+    (index,) = [index for index in indexes.existing(conn) if index.table == "semantic_embeddings"]
+    indexes.drop(conn, index.name)
+    yield embeddings.delete_where(conn, batch=10, until=datetime.now(UTC) + timedelta(1))
+
+    yield metrics.insert_many(conn, [metrics.NewMetric(metric_name="m", metric_value=1, component="c")] * 20)
+    yield [one.metric_value for one in metrics.latest(conn, "m", limit=3)]
+    yield metrics.prune(conn, datetime.now(UTC) + timedelta(1), batch=7)
+
+
+@pytest.mark.parametrize("twin", [psycopg.connect, asynchronous])
+def test_each_function_gives_through_it_what_it_gives_on_the_server(
+    twin: Any, newest: Server, pool_mode: str, open_folder: Path
+) -> None:
+    direct = filled(newest.create(template=newest.template))
+    with PgBouncer(direct, open_folder, pool_mode) as bouncer:
+        assert len({*bouncer.ask_each("SELECT pg_backend_pid()")}) == 4
+        given = []
+        for conninfo in (direct, bouncer.conninfo):
+            with twin(conninfo) as conn:
+                add_adapters(conn)
+                conn.autocommit = True
+                conn.prepare_threshold = None
+                given.append([*tour(conn)])
+        assert given[1] == given[0]
+        assert bouncer.leftovers() == []
+    newest.drop(direct)
+
+
 def test_its_sessions_are_left_as_they_are_and_the_client_keeps_the_bound(pooled: str) -> None:
     with open_pool(pooled) as pool, pool.connection() as conn:
         assert conn.silence_timeout == 31
@@ -190,7 +240,10 @@ def test_what_needs_a_session_of_its_own_is_refused(pooled: str, database: str) 
         assert not behind_pooler(conn)
     for command, said in {
         ("index", "retrain", index.name): f"kimera-sql: {REFUSED}\n",
-        ("maintain", "reindex"): f"kimera-sql: not rebuilt: {index.name}: {REFUSED} (rebuilt: none)\n",
+        (
+            "maintain",
+            "reindex",
+        ): "kimera-sql: upkeep needs a session of its own; connect to the server and not to a pooler\n",
     }.items():
         ran = run(*command, DATABASE_URL=pooled)
         assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", said)

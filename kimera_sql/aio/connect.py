@@ -29,7 +29,7 @@ from psycopg.pq import ExecStatus, PGconn, Ping, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
 
-from ..errors import ConnectionFailed, SettingsError
+from ..errors import ConnectionFailed, InvalidValue, SettingsError
 from ..secrecy import forget, forgetful
 from ..settings import Settings
 from ..sql import loaders
@@ -76,8 +76,14 @@ _ASKED_AGAIN: Final = 0.2
 _BRIEF: Final = 2.0
 """Seconds for which a server may be away before those who wait for a connection are told: a restart takes no longer."""
 
-_TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
-"""What a server with no connection to spare says. libpq passes no error code of a failed connection on."""
+_TOO_MANY: Final = re.compile(
+    "too many (clients|connections)|remaining connection slots"
+    "|no more connections allowed|query_wait_timeout|client_login_timeout|server login has been failing"
+)
+"""What a server with no connection to spare says, and in the second line PgBouncer, whose server may be away.
+
+libpq passes no error code of a failed connection on.
+"""
 
 _SEVERAL: Final = "Multiple connection attempts"
 """How psycopg begins to list what has become of several addresses of one name."""
@@ -638,6 +644,12 @@ async def behind_pooler(connection: psycopg.AsyncConnection[Any]) -> bool:
     """
     async with connection.transaction():
         return await _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
+
+
+async def require_session(connection: psycopg.AsyncConnection[Any], what: str) -> None:
+    """Raise InvalidValue behind a pooler, which has no session for *what* alone."""
+    if await behind_pooler(connection):
+        raise InvalidValue(f"{what} needs a session of its own; connect to the server and not to a pooler")
 
 
 async def add_adapters(connection: Connection) -> None:

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, embeddings, geoids, metrics, migrations, sql
+from ..connect import require_session
 from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
@@ -257,10 +258,14 @@ def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
 
 
 def require_autocommit(conn: Connection) -> psycopg.Connection[Any]:
-    """Return *conn*, which is to PostgreSQL and in autocommit. Raises InvalidValue and UnsupportedByServer."""
+    """Return *conn*, if it is to PostgreSQL, in autocommit and through no pooler.
+
+    Raises InvalidValue and UnsupportedByServer.
+    """
     server = sql.require_postgres(conn, "SQLite needs no upkeep but VACUUM, which `sqlite3 FILE VACUUM` runs")
     if not postgres.outside_transaction(server):
         raise InvalidValue("conn: upkeep needs an autocommit connection outside a transaction")
+    require_session(server, "upkeep")
     return server
 
 

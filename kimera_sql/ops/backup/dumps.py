@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from ... import sql
+from ...connect import require_session
 from ...errors import BackupError
 from ...progress import Bar
 from ...settings import milliseconds
@@ -81,6 +82,8 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
+    require_session(conn, "a dump")
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(layout.dump_folder(folder)) as place:
         made_at, path = free_path(place, layout.dump_name)
