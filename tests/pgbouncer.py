@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -39,10 +40,11 @@ class PgBouncer:
 
     def __init__(self, database: str, folder: Path, mode: str, **settings: object) -> None:
         server, port = conninfo_to_dict(database), free_port()
+        self._port = port
         self.conninfo = make_conninfo(database, host="127.0.0.1", port=port)
         self._console = make_conninfo("", host="127.0.0.1", port=port, user="console", dbname="pgbouncer")
         self._file = folder / "pgbouncer.ini"
-        self.sessions = 4 if mode == "transaction" else 20  # one for each client
+        self.mode = mode
         given: dict[str, object] = {
             "listen_addr": "127.0.0.1",
             "listen_port": port,
@@ -50,7 +52,7 @@ class PgBouncer:
             "auth_type": "any",
             "admin_users": "console",
             "pool_mode": mode,
-            "default_pool_size": self.sessions,
+            "default_pool_size": 4 if mode == "transaction" else 20,  # one for each client
             "server_round_robin": 1,
             **settings,
         }
@@ -67,15 +69,13 @@ class PgBouncer:
         self.stop()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it takes connections."""
         self._process = subprocess.Popen(["pgbouncer", self._file], user=tools.server_user(), stderr=subprocess.DEVNULL)
         for _ in range(200):
-            try:
-                self.console("SHOW VERSION")
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self._port)):
                 return
-            except psycopg.OperationalError:
-                time.sleep(0.02)
-        raise TimeoutError("PgBouncer does not answer")
+            time.sleep(0.02)
+        raise TimeoutError("PgBouncer takes no connections")
 
     def stop(self) -> None:
         """End it, with the connections of its clients."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -18,9 +21,13 @@ from commands import run
 from fix_servers import Server
 from fix_twins import asynchronous
 from pgbouncer import PgBouncer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import PoolTimeout
 from strategies import unit
 
 from kimera_sql import (
+    CommitUnknown,
+    ConnectionFailed,
     InvalidValue,
     Settings,
     SettingsError,
@@ -32,6 +39,7 @@ from kimera_sql import (
     metrics,
     open_pool,
     portals,
+    retry,
     sql,
     transitions,
 )
@@ -42,6 +50,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ends, pytest.mark.needs("pgbouncer")
 
 ROWS = 200
 REFUSED = "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
+ONE = Settings(pool_size=1, pool_overflow=0)
 LONG_AGO = datetime(1990, 1, 1, tzinfo=UTC)
 
 
@@ -78,7 +87,7 @@ def test_a_pool_works_behind_it_by_itself(pooled: str) -> None:
     with open_pool(pooled) as pool:
 
         def work(number: int) -> None:
-            for _ in range(15):
+            for _ in range(8):
                 with pool.connection() as conn:
                     found = geoids.similar(conn, unit(number), 3)
                     assert found[0].geoid.entropy == number
@@ -94,8 +103,10 @@ def test_a_pool_works_behind_it_by_itself(pooled: str) -> None:
 
         with ThreadPoolExecutor(12) as executor:
             list(executor.map(work, range(12)))
+        found = geoids.similar_many(pool, map(unit, range(9)), 1)
+        assert [hit.geoid.entropy for (hit,) in found] == [*range(9)]
         with pool.connection() as conn:
-            assert metrics.count(conn) == 12 * 15 * 2
+            assert metrics.count(conn) == 12 * 8 * 2
             assert conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
@@ -133,12 +144,14 @@ def test_an_asynchronous_pool_works_behind_it_by_itself(pooled: str) -> None:
         async with aio.open_pool(pooled) as pool:
 
             async def work(number: int) -> None:
-                for _ in range(15):
+                for _ in range(8):
                     async with pool.connection() as conn:
                         assert (await aio.geoids.similar(conn, unit(number), 3))[0].geoid.entropy == number
                         assert len(await aio.geoids.latest(conn, 7)) == 7
 
             await asyncio.gather(*map(work, range(12)))
+            found = await aio.geoids.similar_many(pool, map(unit, range(9)), 1)
+            assert [hit.geoid.entropy for (hit,) in found] == [*range(9)]
 
     asyncio.run(main())
 
@@ -247,6 +260,136 @@ def test_what_needs_a_session_of_its_own_is_refused(pooled: str, database: str) 
     }.items():
         ran = run(*command, DATABASE_URL=pooled)
         assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", said)
+
+
+@pytest.fixture
+def bouncer(newest: Server, pool_mode: str, open_folder: Path) -> Iterator[PgBouncer]:
+    """PgBouncer before a database with the schema, on the newest server."""
+    database = newest.create(template=newest.template)
+    with PgBouncer(database, open_folder, pool_mode) as running:
+        yield running
+    newest.drop(database)
+
+
+def test_nothing_acknowledged_is_lost_whatever_becomes_of_it(bouncer: PgBouncer, newest: Server) -> None:
+    """Its server's sessions are ended, it connects to the server anew, it is paused, and it is started again."""
+    numbers, kept = itertools.count(), set[float]()
+    ended = threading.Event()
+    database = conninfo_to_dict(bouncer.conninfo)["dbname"]
+
+    def end_sessions() -> None:
+        with psycopg.connect(newest.conninfo, autocommit=True) as conn:
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database])
+
+    def pause() -> None:
+        bouncer.console("PAUSE")
+        time.sleep(0.3)
+        bouncer.console("RESUME")
+
+    def restart() -> None:
+        bouncer.stop()
+        bouncer.start()
+
+    with open_pool(bouncer.conninfo, settings=Settings(pool_size=4, pool_overflow=0)) as pool:
+
+        def write() -> None:
+            while not ended.is_set():
+                new = metrics.NewMetric(metric_name="m", metric_value=next(numbers), component="c")
+
+                def insert(conn: Any, new: metrics.NewMetric = new) -> None:
+                    metrics.insert(conn, new)
+
+                with suppress(CommitUnknown, PoolTimeout):
+                    retry(pool, insert)
+                    kept.add(new.metric_value)
+
+        with ThreadPoolExecutor(4) as executor:
+            writing = [executor.submit(write) for _ in range(4)]
+            # In session mode a pause would wait until the pool is closed.
+            events = [end_sessions, lambda: bouncer.console("RECONNECT"), lambda: bouncer.console("RELOAD"), restart]
+            events[1:1] = [pause] if bouncer.mode == "transaction" else []
+            try:
+                for event in events:
+                    event()
+                    before, deadline = len(kept), time.monotonic() + 10
+                    while len(kept) < before + 20:
+                        assert time.monotonic() < deadline, "the pool does not recover"
+                        time.sleep(0.01)
+            finally:
+                ended.set()
+            for one in writing:
+                one.result()
+        with pool.connection() as conn:
+            stored = {one.metric_value for one in metrics.stream(conn)}
+    assert kept <= stored
+
+
+def test_a_full_one_is_waited_for(newest: Server, open_folder: Path) -> None:
+    with PgBouncer(newest.conninfo, open_folder, "transaction", max_client_conn=1) as bouncer:
+        other = psycopg.connect(bouncer.conninfo)
+        timer = threading.Timer(0.5, other.close)
+        timer.start()
+        with open_pool(bouncer.conninfo, settings=ONE):
+            timer.join()
+        with (
+            psycopg.connect(bouncer.conninfo),
+            pytest.raises(ConnectionFailed, match=r"no more connections allowed \(max_client_conn\)$"),
+        ):
+            open_pool(make_conninfo(bouncer.conninfo, connect_timeout=2))
+
+
+def test_one_without_a_session_to_spare_is_waited_for(newest: Server, open_folder: Path) -> None:
+    few = {"default_pool_size": 1, "query_wait_timeout": 1}
+    with (
+        PgBouncer(newest.conninfo, open_folder, "transaction", **few) as bouncer,
+        psycopg.connect(bouncer.conninfo) as other,
+    ):
+        other.execute("SELECT 1")
+        with open_pool(bouncer.conninfo, settings=ONE) as pool:
+            with pytest.raises(PoolTimeout, match=r"the last attempt to connect failed: query_wait_timeout$"):
+                pool.getconn(timeout=2.5)
+            other.rollback()
+            with pool.connection(timeout=10) as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_what_it_refuses_is_told_at_once(newest: Server, open_folder: Path) -> None:
+    users = open_folder / "users"
+    users.write_text('"kimera" "right"\n')
+    settings = {"auth_type": "md5", "auth_file": users, "server_login_retry": 1}
+    with PgBouncer(newest.conninfo, open_folder, "transaction", **settings) as bouncer:
+        right = make_conninfo(bouncer.conninfo, user="kimera", password="right")
+        for change, said in (
+            ({"password": "wrong"}, "password authentication failed"),
+            ({"user": "nobody"}, "password authentication failed"),
+            ({"dbname": "nowhere"}, 'database "nowhere" does not exist'),
+            ({"options": "-csearch_path=public"}, "unsupported startup parameter: options"),
+        ):
+            with pytest.raises(ConnectionFailed, match=f"^the server answered and refused.*(?s:.)*{said}$"):
+                open_pool(make_conninfo(right, **change))
+        with open_pool(right) as pool, pool.connection() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "statements"), [("query_timeout", ["SELECT pg_sleep(5)"]), ("idle_transaction_timeout", ["", ""])]
+)
+def test_its_own_timeouts_cost_their_connection_alone(
+    newest: Server, open_folder: Path, setting: str, statements: list[LiteralString]
+) -> None:
+    def work(conn: psycopg.Connection) -> None:
+        for statement in statements:
+            conn.execute(statement)
+            time.sleep(1.5)
+
+    with (
+        PgBouncer(newest.conninfo, open_folder, "transaction", **{setting: 1}) as bouncer,
+        open_pool(bouncer.conninfo, settings=ONE) as pool,
+    ):
+        with pytest.raises(psycopg.OperationalError), pool.connection() as conn:
+            work(conn)
+        with pool.connection() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize(
