@@ -75,6 +75,7 @@ class PgBouncer:
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self._port)):
                 return
             time.sleep(0.02)
+        self.stop()
         raise TimeoutError("PgBouncer takes no connections")
 
     def stop(self) -> None:

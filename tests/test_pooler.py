@@ -371,6 +371,24 @@ def test_what_it_refuses_is_told_at_once(newest: Server, open_folder: Path) -> N
             assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_a_server_that_is_away_behind_it_is_waited_for(newest: Server, open_folder: Path) -> None:
+    away = make_conninfo(newest.conninfo, host="/nonexistent", connect_timeout=2)
+    with (
+        PgBouncer(away, open_folder, "transaction", client_login_timeout=1) as bouncer,
+        pytest.raises(ConnectionFailed, match=r"^the server answered(?s:.)*client_login_timeout \(server down\)$"),
+    ):
+        open_pool(bouncer.conninfo)
+
+
+def test_statement_mode_is_refused(newest: Server, open_folder: Path) -> None:
+    with (
+        PgBouncer(newest.conninfo, open_folder, "statement") as bouncer,
+        open_pool(bouncer.conninfo, settings=ONE) as pool,
+        pytest.raises(PoolTimeout, match="transaction blocks not allowed in statement pooling mode"),
+    ):
+        pool.getconn()
+
+
 @pytest.mark.parametrize(
     ("setting", "statements"), [("query_timeout", ["SELECT pg_sleep(5)"]), ("idle_transaction_timeout", ["", ""])]
 )
