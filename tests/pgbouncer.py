@@ -34,13 +34,14 @@ WHERE names IS NOT NULL
 class PgBouncer:
     """PgBouncer before the server of *database*, with *mode* as its pool_mode and other *settings*.
 
-    conninfo: the way to that database through it. Its sessions take turns, so that in transaction mode no two
-    transactions in a row are in the same one.
+    conninfo: the way to the database through it; server: the way past it. Its sessions take turns, so that in
+    transaction mode no two transactions in a row are in the same one.
     """
 
     def __init__(self, database: str, folder: Path, mode: str, **settings: object) -> None:
         server, port = conninfo_to_dict(database), free_port()
         self._port = port
+        self.server = database
         self.conninfo = make_conninfo(database, host="127.0.0.1", port=port)
         self._console = make_conninfo("", host="127.0.0.1", port=port, user="console", dbname="pgbouncer")
         self._file = folder / "pgbouncer.ini"

@@ -414,10 +414,10 @@ def test_its_own_timeouts_cost_their_connection_alone(
     ("choice", "direct", "through"), [("direct", 5, None), ("always", 5, 5), ("never", None, None)]
 )
 def test_prepared_statements_are_a_setting(
-    pooled: str, database: str, choice: str, direct: int | None, through: int | None
+    bouncer: PgBouncer, choice: str, direct: int | None, through: int | None
 ) -> None:
     settings = Settings(prepared_statements=choice)
-    for conninfo, threshold in ((database, direct), (pooled, through)):
+    for conninfo, threshold in ((bouncer.server, direct), (bouncer.conninfo, through)):
         with open_pool(conninfo, settings=settings) as pool, pool.connection() as conn:
             assert conn.prepare_threshold == threshold
 

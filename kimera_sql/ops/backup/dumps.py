@@ -75,11 +75,11 @@ class Dump:
 def make_dump(conn: Connection, folder: Path) -> Dump:
     """Dump *conn*'s database and the server's roles into *folder*, prove the dump, and return its manifest.
 
-    *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
-    dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
-    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
-    fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite raises
-    UnsupportedByServer.
+    *conn* is outside a transaction and through no pooler. Row counts, checksums and sample searches are taken from the
+    snapshot that the dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode
+    0700, files with 0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when
+    anything fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite
+    raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
     # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
