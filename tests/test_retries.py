@@ -103,6 +103,16 @@ def test_a_connection_lost_before_its_commit_is_one_more_attempt(proxy: Proxy, p
     assert stored(proxy) == [1, 1]
 
 
+def test_a_session_that_ends_behind_its_begin_is_one_more_attempt(proxy: Proxy, pool: Any) -> None:
+    def statements(attempt: int) -> Iterator[str]:
+        if attempt == 1:
+            proxy.fail_at("BEGIN", "ended")
+        yield "UPDATE t SET n = n + 1"
+
+    assert Work(statements).of(pool) == 2
+    assert stored(proxy) == [1, 1]
+
+
 def test_it_ends_with_the_last_error_and_says_how_often_it_was_tried(proxy: Proxy, pool: Any) -> None:
     work = Work(lambda _: iter([END_MYSELF]))
     with pytest.raises(psycopg.errors.AdminShutdown) as caught:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 
 from ... import sql
+from ...servers import require_session
 from ...errors import BackupError, InvalidValue
 from ...leftovers import temporary_folder
 from ...progress import Bar
@@ -90,13 +91,15 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
 def require_replication(conn: Connection) -> psycopg.Connection[Any]:
     """Return *conn*, an autocommit connection to PostgreSQL by a role that may make base backups and receive WAL.
 
-    Raises BackupError for another role, InvalidValue without autocommit, and UnsupportedByServer for SQLite.
+    Raises BackupError for another role, InvalidValue without autocommit or behind a pooler, and UnsupportedByServer for
+    SQLite.
     """
     conn = sql.require_postgres(
         conn, "an SQLite database has no base backups; copy it: sqlite3 FILE \".backup 'COPY'\""
     )
     if not conn.autocommit:
         raise InvalidValue("conn: expected an autocommit connection")
+    require_session(conn, "replication")
     row = _queries.replication_role.fetchone(conn)
     if row is not None and not row[1]:
         raise BackupError(

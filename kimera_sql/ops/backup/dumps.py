@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from ... import sql
+from ...servers import require_session
 from ...errors import BackupError
 from ...progress import Bar
 from ...settings import milliseconds
@@ -74,13 +75,15 @@ class Dump:
 def make_dump(conn: Connection, folder: Path) -> Dump:
     """Dump *conn*'s database and the server's roles into *folder*, prove the dump, and return its manifest.
 
-    *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
-    dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
-    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
-    fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite raises
-    UnsupportedByServer.
+    *conn* is outside a transaction and through no pooler. Row counts, checksums and sample searches are taken from the
+    snapshot that the dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode
+    0700, files with 0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when
+    anything fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite
+    raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
+    require_session(conn, "a dump")
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(layout.dump_folder(folder)) as place:
         made_at, path = free_path(place, layout.dump_name)

@@ -16,6 +16,7 @@ from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 
 from ... import sql
+from ...servers import require_session
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...secrecy import Secret, forgetful, reveal
@@ -40,10 +41,11 @@ class Filled:
 
 
 def require_autocommit(conn: Connection) -> psycopg.Connection[Any]:
-    """Return *conn*, an autocommit connection to PostgreSQL. Raises InvalidValue without autocommit."""
+    """Return *conn*, an autocommit connection to PostgreSQL. Raises InvalidValue for any other."""
     conn = sql.require_postgres(conn, "a dump of pg_dump's is restored on PostgreSQL, not into SQLite")
     if not conn.autocommit:
         raise InvalidValue("conn: databases are made outside transactions; open it with autocommit=True")
+    require_session(conn, "a restore")
     return conn
 
 
