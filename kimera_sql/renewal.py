@@ -25,7 +25,7 @@ from .model.renewal import Renewal, Renewed
 from .progress import Bar
 from .search import indexes, looks, recall
 from .search.indexes import VectorIndex
-from .servers import behind_pooler
+from .servers import require_session
 from .sql import Connection, Row, postgres
 from .twins import pause, value
 from .vectors import Vector, VectorLike, as_vector
@@ -179,8 +179,7 @@ def renew(
     """
     server, wanted = _server(conn), _name(model)
     work = _Work(server, embed, batch, rate, retries)
-    if behind_pooler(server):
-        raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
+    require_session(server, "a renewal")
     with sql.without_timeouts(server):
         previous = _begin(server, wanted)
         work.catch_up()

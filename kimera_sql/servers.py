@@ -14,6 +14,7 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.pq import PGconn, Ping
 
 from . import sql
+from .errors import InvalidValue
 from .replication import Seen
 from .sql.rows import Row
 from .strategies import each_host
@@ -21,8 +22,14 @@ from .twins import call
 
 _queries = sql.Queries("connect")
 
-_TOO_MANY: Final = re.compile("too many (clients|connections)|remaining connection slots")
-"""What a server with no connection to spare says. libpq passes no error code of a failed connection on."""
+_TOO_MANY: Final = re.compile(
+    "too many (clients|connections)|remaining connection slots"
+    "|no more connections allowed|query_wait_timeout|client_login_timeout|server login has been failing"
+)
+"""What a server with no connection to spare says, and in the second line PgBouncer, whose server may be away.
+
+libpq passes no error code of a failed connection on.
+"""
 
 _READ_ONLY: Final = re.compile("session is read-only|server is in hot standby mode")
 """What libpq says of a server that takes no writes, where it was to find one that does."""
@@ -77,6 +84,12 @@ def behind_pooler(connection: psycopg.Connection[Any]) -> bool:
     """
     with connection.transaction():
         return _queries.backend_pid.fetchval(connection, int) != connection.info.backend_pid
+
+
+def require_session(connection: psycopg.Connection[Any], what: str) -> None:
+    """Raise InvalidValue behind a pooler, which has no session for *what* alone."""
+    if behind_pooler(connection):
+        raise InvalidValue(f"{what} needs a session of its own; connect to the server and not to a pooler")
 
 
 def position(connection: psycopg.Connection[Any]) -> Seen:

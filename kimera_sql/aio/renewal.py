@@ -26,9 +26,9 @@ from ..search import looks
 from ..twins import apause, avalue
 from ..vectors import Vector, VectorLike, as_vector
 from . import sql
-from .servers import require_session
 from .search import indexes, recall
 from .search.indexes import VectorIndex
+from .servers import require_session
 from .sql import Connection, Row, postgres
 
 __all__ = [

@@ -14,10 +14,10 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, embeddings, geoids, metrics, migrations, sql
-from ..servers import require_session
 from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
+from ..servers import require_session
 from ..sql import Connection, postgres
 from ..tables import NAMES, VECTOR_TABLES
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from .. import checks, sql
-from ..servers import behind_pooler
 from ..errors import InvalidValue
+from ..servers import behind_pooler
 from ..sql import Connection
 
 _queries = sql.Queries("tuning")

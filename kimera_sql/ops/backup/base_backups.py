@@ -18,10 +18,10 @@ from typing import Any, Final
 import psycopg
 
 from ... import sql
-from ...servers import require_session
 from ...errors import BackupError, InvalidValue
 from ...leftovers import temporary_folder
 from ...progress import Bar
+from ...servers import require_session
 from ...sql import Connection
 from . import copy_wal, layout, tools
 from .configuration import COPY, copy_configuration, read_configuration

@@ -14,9 +14,9 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from ... import sql
-from ...servers import require_session
 from ...errors import BackupError
 from ...progress import Bar
+from ...servers import require_session
 from ...settings import milliseconds
 from ...sql import Connection
 from . import layout, tools

@@ -16,10 +16,10 @@ from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 
 from ... import sql
-from ...servers import require_session
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...secrecy import Secret, forgetful, reveal
+from ...servers import require_session
 from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, differences, read_contents, settle
