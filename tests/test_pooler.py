@@ -248,7 +248,7 @@ def test_what_needs_a_session_of_its_own_is_refused(pooled: str, database: str) 
         assert behind_pooler(conn)
         with pytest.raises(InvalidValue, match=f"^{REFUSED}$"):
             indexes.build(conn, "geoid_states", method="ivfflat", precision="full", concurrently=True)
-        with pytest.raises(InvalidValue, match="^a renewal needs a session of its own"):
+        with pytest.raises(InvalidValue, match=r"^a renewal needs a session of its own"):
             embeddings.renew(conn, lambda texts: [unit(0)] * len(texts), model="any")
         (index,) = indexes.existing(conn)
     with psycopg.connect(database) as conn:
