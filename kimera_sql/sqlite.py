@@ -17,6 +17,7 @@ from typing import Final
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .errors import ConnectionFailed, SettingsError, UnsupportedByServer
+from .replication import as_number
 from .sql.functions import add_functions as add_functions
 from .sql.sqlite import end
 from .twins import check_process
@@ -160,9 +161,11 @@ class SqlitePool:
     ) -> Iterator[sqlite3.Connection]:
         """Lend a connection, one that takes no writes if *read_only*. *after* is for servers with replicas.
 
-        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
-        PoolClosed after close.
+        Raises InvalidValue for an *after* that no lsn() gave, PoolTimeout when none is free for *timeout* seconds,
+        TooManyRequests when too many wait for one, and PoolClosed after close.
         """
+        if after is not None:
+            as_number(after)
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)

@@ -13,6 +13,7 @@ import aiosqlite
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .. import sqlite
+from ..replication import as_number
 from ..twins import check_process
 from .sql.sqlite import end
 
@@ -83,9 +84,11 @@ class SqlitePool:
     ) -> AsyncIterator[Connection]:
         """Lend a connection, one that takes no writes if *read_only*. *after* is for servers with replicas.
 
-        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
-        PoolClosed after close.
+        Raises InvalidValue for an *after* that no lsn() gave, PoolTimeout when none is free for *timeout* seconds,
+        TooManyRequests when too many wait for one, and PoolClosed after close.
         """
+        if after is not None:
+            as_number(after)
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)
