@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -154,4 +154,6 @@ def asynchronous(conninfo: str) -> Iterator[Any]:
         try:
             yield Blocking(conn, runner)
         finally:
+            with suppress(psycopg.OperationalError):  # the test may have had the connection ended
+                runner.run(conn.rollback())
             runner.run(conn.close())
