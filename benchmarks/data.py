@@ -96,13 +96,15 @@ def multiplied(rows: Vector, count: int) -> Vector:
         raise UnusableFile(
             f"{len(rows):,} rows give at most {len(rows) * (measures.NEIGHBOURS + 1):,} with their copies"
         )
+    if count <= len(rows):
+        return rows[:count]
     near = np.empty((len(rows), measures.NEIGHBOURS), dtype=np.int64)
     for number, cosines in enumerate(similarities(rows, rows)):
         cosines[number] = -1
         few = np.argpartition(-cosines, measures.NEIGHBOURS)[: measures.NEIGHBOURS]
         near[number] = few[np.argsort(-cosines[few])]
     every = np.empty((count, DIMENSIONS), dtype=np.float32)
-    every[: len(rows)] = rows[:count]
+    every[: len(rows)] = rows
     for number in range(len(rows), count):
         copy, row = divmod(number, len(rows))
         every[number] = measures.moved(rows[row], list(rows[near[row]]), copy)
