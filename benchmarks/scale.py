@@ -36,7 +36,7 @@ SINGLE = 300
 """How many rows are inserted one by one, each in a transaction of its own."""
 
 WARM_UP = 50
-"""How many come before the clock starts: psycopg prepares a statement at its fifth run, and the server plans it then."""
+"""How many of them come before the clock starts, until psycopg has prepared the statement and the server its plan."""
 
 
 class Clock:

@@ -127,8 +127,9 @@ def test_a_search_that_finds_its_table_in_memory_does_not_wait_for_the_disk() ->
     ("kind", "rows"), [(kind, rows) for kind, sizes in planning.MEASURED.items() if kind for rows in sizes]
 )
 def test_the_size_of_an_index_was_foreseen(kind: Any, rows: int) -> None:
-    options = kinds.options(kind[0], rows, lists=None, m=None, ef_construction=None)
-    assert kinds.size(*kind, rows, options) == pytest.approx(planning.MEASURED[kind][rows].size, rel=0.01)
+    method, precision = kind
+    options = kinds.options(method, rows, lists=None, m=None, ef_construction=None)
+    assert kinds.size(method, precision, rows, options) == pytest.approx(planning.MEASURED[kind][rows].size, rel=0.01)
 
 
 @pytest.mark.parametrize(
