@@ -49,6 +49,9 @@ PATIENCE: Final = 20.0
 _SPARE: Final = 1.25
 """How many times kinds.memory a build gets; see indexes.build."""
 
+_WORKERS: Final = 8
+"""PostgreSQL's default for max_worker_processes and max_parallel_workers."""
+
 _BASES: Final[tuple[Basis, ...]] = ("measured", "interpolated", "modelled")
 """From the best to the worst."""
 
@@ -171,7 +174,7 @@ TABLES: Final[Mapping[int, int]] = {100_000: 832_806_912, 300_000: 2_488_786_944
 """The bytes of a table of so many rows, measured, with its indexes on other columns."""
 
 CHOICE: Final[tuple[Kind, ...]] = (None, ("hnsw", "half"), ("hnsw", "binary"))
-"""The kinds that are worth it: the others take more memory or more CPU time than one of these, at any size."""
+"""The kinds that are worth it: each of the others takes more memory or far more CPU time than one of these."""
 
 _CANDIDATES: Final[Mapping[Precision, int]] = {"full": 10, "half": 15}
 """Rows of the table that a search for 10 neighbours reads. A binary index gives it as many as ef_search."""
@@ -242,10 +245,9 @@ def plan(rows: float, qps: float, recall: float, *, memory: int = MEMORY, cores:
         raise InvalidValue(f"qps: {qps:g} is not within 0 to 1e+09")
     checks.integer("cores", cores, least=1, most=4096)
     tuning.recommend(memory)  # refuses what no machine has
-    each = [list(_fleets(kind, count, qps, wanted, memory, cores)) for kind in CHOICE]
-    fleets = sorted((min(several, key=_cost) for several in each if several), key=_cost)
-    estimates_ = tuple(estimates(count, wanted))
-    return Plan(count, qps, wanted, estimates_, tuple(fleets), tuple(_settings(fleets[0])))
+    every = [list(_fleets(kind, count, qps, wanted, memory, cores)) for kind in CHOICE]
+    best = sorted((min(fleets, key=_cost) for fleets in every if fleets), key=_cost)
+    return Plan(count, qps, wanted, tuple(estimates(count, wanted)), tuple(best), tuple(_settings(best[0])))
 
 
 def _cost(fleet: Fleet) -> tuple[int, int, int]:
@@ -355,7 +357,8 @@ def _figure(kind: Kind, rows: int, recall: float, what: str) -> Figure:
     measured = {size: _at_recall(getattr(one, what), recall) for size, one in MEASURED[kind].items()}
     values = {size: figure.value for size, figure in measured.items()}
     grown = _grown(rows, values, _GROWTH["none" if kind is None else kind[0]][what], _FIXED.get(what, 0))
-    return Figure(grown.value, max(grown.basis, *(figure.basis for figure in measured.values()), key=_BASES.index))
+    bases: list[Basis] = [grown.basis, *(figure.basis for figure in measured.values())]
+    return Figure(grown.value, max(bases, key=_BASES.index))
 
 
 def _grown(rows: int, measured: Mapping[int, float], grows: Callable[[int], float], fixed: float = 0) -> Figure:
@@ -376,13 +379,14 @@ def _at_recall(value: float | tuple[float, float], recall: float) -> Figure:
         return Figure(value, "measured")
     low, high = value
     share = math.log((1 - recall) / (1 - RECALLS[0])) / math.log((1 - RECALLS[1]) / (1 - RECALLS[0]))
-    basis: Basis = "measured" if recall in RECALLS else "interpolated" if 0 < share < 1 else "modelled"
-    return Figure(low ** (1 - share) * high**share, basis)
+    return Figure(low ** (1 - share) * high**share, "measured" if recall in RECALLS else "interpolated")
 
 
 def _settings(fleet: Fleet) -> Iterator[tuning.Recommendation]:
     """Yield the settings of each server of *fleet*."""
     yield from tuning.recommend(fleet.memory)
-    workers = str(fleet.cores)
-    yield tuning.Recommendation("max_worker_processes", workers, True, "one for each core")
-    yield tuning.Recommendation("max_parallel_workers", workers, False, "one for each core; a build takes half of them")
+    workers = max(fleet.cores, _WORKERS)
+    yield tuning.Recommendation("max_worker_processes", f"{workers}", True, "one for each core")
+    yield tuning.Recommendation(
+        "max_parallel_workers", f"{workers}", False, "one for each core; builds take half of them"
+    )

@@ -105,6 +105,31 @@ def test_first_a_smaller_index_then_a_bigger_machine_then_replicas_then_shards()
     assert best(1e9, 100) == ("hnsw half", 1024, 8, 0)
 
 
+def test_the_page_says_what_a_machine_and_an_index_hold() -> None:
+    def memory(rows: float) -> float:
+        return planning.estimates(rows, 0.95)[0].memory.value / GB
+
+    def reaches(rows: float) -> bool:
+        return planning.estimates(rows, 0.95)[1].setting.value > 0
+
+    assert (
+        "With 64 GB and hnsw in half\nprecision, one machine holds 7.9 million vectors; with 1 TB, 126 million." in PAGE
+    )
+    assert memory(7.9e6) < 64 < memory(8e6)
+    assert memory(126e6) < 1024 < memory(127e6)
+    assert "reaches its limit at 5.7 million rows" in PAGE
+    assert reaches(5.7e6)
+    assert not reaches(5.9e6)
+
+
+def test_few_cores_keep_postgresqls_workers() -> None:
+    def workers(cores: int) -> set[str]:
+        settings = planning.plan(1000, 1, 0.95, cores=cores).settings
+        return {one.value for one in settings if one.name in ("max_worker_processes", "max_parallel_workers")}
+
+    assert (workers(2), workers(16)) == ({"8"}, {"16"})
+
+
 def test_a_table_is_split_where_no_ef_search_reaches_the_recall() -> None:
     whole = {one.index: one for one in planning.estimates(30e6, 0.99)}["hnsw half"]
     assert whole.setting.value == 0
