@@ -29,6 +29,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "queries": ("verify", "add_queries", "list the named queries, with their parameters"),
     "maintain": ("maintain", "add", "VACUUM, ANALYZE, and vector indexes built anew"),
     "config": ("maintain", "add_config", "the server's settings for its memory"),
+    "plan": ("plan", "add", "what a number of vectors will cost, and how many machines serve them; needs no server"),
     "roles": ("maintain", "add_roles", "make roles with least privilege; takes a superuser"),
     "copy": ("copy", "add", "copy everything from one database into another"),
     "load": ("files", "add_load", "insert the rows of a file of Parquet, JSON Lines or numpy into a table"),
