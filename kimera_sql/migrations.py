@@ -22,6 +22,7 @@ from .tables import NAMES
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("migrations")
+_citus = sql.Queries("citus")
 
 _LOCK_TIMEOUT: Final = 30.0
 """Seconds for which a file waits for a lock on a table: what comes meanwhile waits behind it."""
@@ -139,7 +140,10 @@ def differences(conn: Connection) -> list[Difference]:
     """
     if not sql.is_postgres(conn):
         return []
-    found = drift.differences(elements(conn), drift.expected())
+    wanted = drift.expected()
+    if _citus.distributed.fetchall(conn, tables=list(NAMES)):
+        wanted = drift.distributed(wanted)
+    found = drift.differences(elements(conn), wanted)
     return [one for one in drift.causes(found) if one.kind not in drift.TUNING]
 
 

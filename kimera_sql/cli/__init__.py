@@ -31,6 +31,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "config": ("maintain", "add_config", "the server's settings for its memory"),
     "plan": ("plan", "add", "what a number of vectors will cost, and how many machines serve them; needs no server"),
     "roles": ("maintain", "add_roles", "make roles with least privilege; takes a superuser"),
+    "scale": ("scale", "add", "distribute the tables over the nodes of a Citus cluster, or bring them back"),
     "copy": ("copy", "add", "copy everything from one database into another"),
     "load": ("files", "add_load", "insert the rows of a file of Parquet, JSON Lines or numpy into a table"),
     "unload": ("files", "add_unload", "write the rows of a table into such a file"),

@@ -361,6 +361,73 @@ FROM (
 ORDER BY distance, id
 LIMIT :k;
 
+-- name: scattered_full(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same on shards of Citus, where each gives its nearest candidates: k of all of them are chosen outside, because Citus
+-- would first gather a subquery's rows in a file. kimera_set_local is called once, before the index is read.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY semantic_embeddings.embedding <=> :vector
+LIMIT :candidates;
+
+-- name: scattered_half(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same by an index in half precision.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_half
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY l2_normalize(semantic_embeddings.embedding)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
+LIMIT :candidates;
+
+-- name: scattered_binary(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same by an index on the signs of the components.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_binary
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY binary_quantize(semantic_embeddings.embedding)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+LIMIT :candidates;
+
 -- name: similar_exact(vector, k, with_vectors, source, since, until, metadata)
 -- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
 -- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
