@@ -22,6 +22,7 @@ from .replication import Cluster, Seen, as_text
 from .secrecy import forget
 from .settings import Settings
 from .sql.bounds import BoundedConnection
+from .sql.waits import ServerSilent
 from .strategies import each_host, joined, target
 from .twins import pause
 
@@ -169,7 +170,7 @@ class _Server:
                 self._conn.silence_timeout = _ANSWER
             seen = servers.position(self._conn)
         except psycopg.Error as error:
-            fault = str(error).strip()
+            fault = "it is silent" if isinstance(error, ServerSilent) else str(error).strip()
             forget(error, None)
             self._disconnect()
         if bool(fault) != bool(self._fault):

@@ -18,6 +18,7 @@ from psycopg_pool import TooManyRequests
 from ..replication import Cluster, Seen, as_text
 from ..secrecy import forget
 from ..settings import Settings
+from ..sql.waits import ServerSilent
 from ..strategies import each_host, joined, target
 from ..twins import apause
 from . import servers, sql
@@ -168,7 +169,7 @@ class _Server:
                 self._conn.silence_timeout = _ANSWER
             seen = await servers.position(self._conn)
         except psycopg.Error as error:
-            fault = str(error).strip()
+            fault = "it is silent" if isinstance(error, ServerSilent) else str(error).strip()
             forget(error, None)
             await self._disconnect()
         if bool(fault) != bool(self._fault):
