@@ -18,6 +18,7 @@ import pytest
 from fix_clusters import Cluster, cluster, standby, start
 from fix_servers import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from test_postgres import READS, fill, without_plan
 
 from kimera_sql import (
     BackupError,
@@ -228,6 +229,19 @@ def test_readers_write_nowhere(servers: tuple[Cluster, list[str]]) -> None:
                 metrics.insert(conn, metric(0))
             with pytest.raises(InvalidValue, match="after must be"):
                 pool.connection(read_only=True, after="yesterday")
+
+
+def test_every_function_that_reads_finds_on_a_standby_what_there_is_on_the_primary(
+    servers: tuple[Cluster, list[str]],
+) -> None:
+    primary, standbys = servers
+    with open_pool(primary.conninfo, replicas=[host(one) for one in standbys], settings=SETTINGS) as pool:
+        with pool.connection() as conn:
+            fill(conn)
+        with pool.connection() as here, pool.connection(read_only=True, after=pool.lsn()) as there:
+            assert there.info.host in map(host, standbys)
+            for name, read in READS.items():
+                assert without_plan(read(there)) == without_plan(read(here)), name
 
 
 def test_a_conninfo_of_several_hosts_is_a_cluster(servers: tuple[Cluster, list[str]]) -> None:
