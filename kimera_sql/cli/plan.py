@@ -27,8 +27,9 @@ HEADER: Final = (
 )
 
 _LEGEND: Final = """\
-memory: for searches that find the index there while it is built anew; build: CPU time; a second: of one core; setting:
-ef_search or probes; on disk: what a search waits for it. ~ modelled, * interpolated, the others measured: docs/scale.md
+memory: to hold the index while it is built anew; build: CPU time; inserts/s, searches/s: of one core; setting:
+ef_search or probes; on disk: how long a search waits for it. ~ modelled, * interpolated, the others measured; see
+docs/scale.md
 """
 
 
@@ -76,7 +77,9 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     for setting in plan.settings:
         print(f"{setting.name} = {setting.value}")
     if best.build_memory:
-        print(f"# for the build of {best.index} alone\nmaintenance_work_mem = {best.build_memory // 2**20 + 1}MB")
+        print(f"# of the session that builds {best.index}\nmaintenance_work_mem = {best.build_memory // 2**20 + 1}MB")
+    if best.replicas:
+        print("# in each program's environment: docs/scale.md#read-replicas\nKIMERA_DB_REPLICAS=STANDBY,...")
 
 
 def cells(estimate: Estimate) -> list[str]:

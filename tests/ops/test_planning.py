@@ -281,6 +281,19 @@ def test_the_command_prints_the_plan() -> None:
     plan = planning.plan(50e6, 500, 0.95)
     for setting in plan.settings:
         assert f"\n{setting.name} = {setting.value}\n" in ran.stdout
+    assert f"\nmaintenance_work_mem = {plan.fleets[0].build_memory // 2**20 + 1}MB\n" in ran.stdout
+    assert "KIMERA_DB_REPLICAS" not in ran.stdout
+
+
+def test_the_command_says_how_to_read_from_replicas() -> None:
+    ran = run("plan", "--rows", "1e6", "--qps", "1e6")
+    assert planning.plan(1e6, 1e6, 0.95).fleets[0].replicas > 0
+    assert "KIMERA_DB_REPLICAS" in ran.stdout
+
+
+def test_what_needs_no_index_has_none_to_build() -> None:
+    assert "maintenance_work_mem = 4GB\n" in (out := run("plan", "--rows", "1000", "--qps", "1").stdout)
+    assert out.count("maintenance_work_mem") == 1
 
 
 def test_json_has_every_figure_with_its_basis() -> None:
