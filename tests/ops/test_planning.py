@@ -12,6 +12,7 @@ from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kimera_sql import cli
 from kimera_sql.cli.plan import HEADER, cells
 from kimera_sql.errors import InvalidValue
 from kimera_sql.ops import planning
@@ -281,7 +282,11 @@ def test_the_command_prints_the_plan() -> None:
     plan = planning.plan(50e6, 500, 0.95)
     for setting in plan.settings:
         assert f"\n{setting.name} = {setting.value}\n" in ran.stdout
-    assert f"\nmaintenance_work_mem = {plan.fleets[0].build_memory // 2**20 + 1}MB\n" in ran.stdout
+    (build,) = (text for text in ran.stdout.splitlines() if "kimera-sql index build" in text)
+    options, _, command = build.partition(" kimera-sql ")
+    assert options == f"PGOPTIONS='-c maintenance_work_mem={plan.fleets[0].build_memory // 2**20 + 1}MB'"
+    chosen = cli.parse(command.replace("TABLE", "geoid_states").split())
+    assert (chosen.method, chosen.precision) == ("hnsw", "half")
     assert "KIMERA_DB_REPLICAS" not in ran.stdout
 
 
@@ -292,8 +297,9 @@ def test_the_command_says_how_to_read_from_replicas() -> None:
 
 
 def test_what_needs_no_index_has_none_to_build() -> None:
-    assert "maintenance_work_mem = 4GB\n" in (out := run("plan", "--rows", "1000", "--qps", "1").stdout)
-    assert out.count("maintenance_work_mem") == 1
+    told = run("plan", "--rows", "1000", "--qps", "1").stdout
+    assert "\nmaintenance_work_mem = 4GB\n" in told
+    assert "index build" not in told
 
 
 def test_json_has_every_figure_with_its_basis() -> None:
