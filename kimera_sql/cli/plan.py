@@ -27,8 +27,9 @@ HEADER: Final = (
 )
 
 _LEGEND: Final = """\
-memory: for searches that find the index there while it is built anew; build: CPU time; a second: of one core; setting:
-ef_search or probes; on disk: what a search waits for it. ~ modelled, * interpolated, the others measured: docs/scale.md
+memory: to hold the index while it is built anew; build: CPU time; inserts/s, searches/s: of one core; setting:
+ef_search or probes; on disk: how long a search waits for it. ~ modelled, * interpolated, the others measured; see
+docs/scale.md
 """
 
 
@@ -63,7 +64,7 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     if arguments.json:
         print_json(asdict(plan))
         return
-    print(f"{plan.rows:,} vectors, {plan.qps:,g} searches a second at a recall of {plan.recall:g}\n")
+    print(f"{plan.rows:,} vectors, {number_text(plan.qps)} searches a second at a recall of {plan.recall:g}\n")
     print_table(HEADER, [cells(one) for one in plan.estimates])
     print(_LEGEND)
     print_table(
@@ -76,7 +77,13 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     for setting in plan.settings:
         print(f"{setting.name} = {setting.value}")
     if best.build_memory:
-        print(f"# for the build of {best.index} alone\nmaintenance_work_mem = {best.build_memory // 2**20 + 1}MB")
+        method, precision = best.index.split()
+        print(
+            f"# the index\nPGOPTIONS='-c maintenance_work_mem={best.build_memory // 2**20 + 1}MB' "
+            f"kimera-sql index build TABLE --method {method} --precision {precision}"
+        )
+    if best.replicas:
+        print("# in each program's environment: docs/scale.md#read-replicas\nKIMERA_DB_REPLICAS=STANDBY,...")
 
 
 def cells(estimate: Estimate) -> list[str]:

@@ -97,7 +97,7 @@ def options(
 
 
 def size(method: Method, precision: Precision, rows: int, options: Mapping[str, int]) -> int:
-    """Return the bytes of an index that was just built, within some hundredths (pgvector's hnsw.h and ivfflat.h)."""
+    """Return the bytes of an index that was just built, within 1 % (pgvector's hnsw.h and ivfflat.h)."""
     vector = 8 + _VECTOR_BYTES[precision]
     if method == "hnsw":
         # For each row: an entry in the page and a tuple, each for the vector with a header of 72 bytes and for its
