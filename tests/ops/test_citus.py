@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -20,8 +21,8 @@ from strategies import unit
 from test_postgres import EMBEDDING, GEOID, METRIC, PORTAL, READS, STATE, STEP, WRITES, everything
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, migrations, portals, transfer, transitions
-from kimera_sql.errors import InUse, SchemaError
-from kimera_sql.ops import citus
+from kimera_sql.errors import BackupError, InUse, SchemaError, UnsupportedByServer
+from kimera_sql.ops import backup, citus
 from kimera_sql.search import indexes, recall
 from kimera_sql.sql.postgres import Connection
 
@@ -269,12 +270,15 @@ def test_rows_are_copied_out_and_in(spread: str, plain: str) -> None:
 def test_the_way_back_leads_to_what_was_there(plain: str) -> None:
     with database(nodes=True) as conninfo, connected(conninfo, autocommit=True) as conn:
         fill(conninfo)
+        embeddings.name_model(conn, "model one")
         indexes.build(conn, "geoid_states")
         before, elements = everything(conn), migrations.elements(conn)
         citus.distribute(conn, shards=4)
         assert citus.distribute(conn) == citus.placements(conn)
+        assert embeddings.model(conn) == "model one"
         assert citus.undistribute(conn) == []
         assert citus.undistribute(conn) == []
+        assert embeddings.model(conn) == "model one"
         assert everything(conn) == before
         # Citus makes the table anew, and checks every row at that.
         assert migrations.elements(conn) == [
@@ -307,6 +311,15 @@ def test_what_stands_in_the_way_is_said_and_nothing_is_changed(plain: str) -> No
         with pytest.raises(SchemaError, match="1 transitions lead to a state that is not there"):
             citus.undistribute(conn)
         assert len(citus.placements(conn)) == len(citus.COLUMNS)
+
+
+def test_what_cannot_be_done_with_distributed_tables_is_refused(spread: str, tmp_path: Path) -> None:
+    with connected(spread, autocommit=True) as conn:
+        with pytest.raises(UnsupportedByServer, match="a renewal needs a trigger"):
+            embeddings.renew(conn, lambda texts: [unit(1)] * len(texts), model="model two")
+        with pytest.raises(BackupError, match="pg_dump reads each shard as it is at another moment"):
+            backup.make_dump(conn, tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_every_node_is_listed_with_its_versions(conn: Connection) -> None:

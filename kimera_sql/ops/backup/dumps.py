@@ -18,6 +18,7 @@ from ...errors import BackupError
 from ...progress import Bar
 from ...settings import milliseconds
 from ...sql import Connection
+from .. import citus
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
 from .files import free_path, fsync, locked, reported, sha256
@@ -76,11 +77,16 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
 
     *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
     dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
-    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
-    fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite raises
-    UnsupportedByServer.
+    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything fails,
+    when a table stays locked against readers for 30 s, and for tables that Citus distributes; then nothing new is in
+    the folder. SQLite raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    if citus.distributed(conn):
+        raise BackupError(
+            "the tables are distributed by Citus, and pg_dump reads each shard as it is at another moment: back up "
+            "every node with `kimera-sql backup base`, or run `kimera-sql scale undistribute` first"
+        )
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(layout.dump_folder(folder)) as place:
         made_at, path = free_path(place, layout.dump_name)
