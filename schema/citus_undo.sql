@@ -11,6 +11,12 @@ SELECT undistribute_table('geoid_states');
 
 SELECT undistribute_table('semantic_embeddings');
 
+-- It is another table now, by the number that this goes by.
+UPDATE kimera_models
+SET relation = 'semantic_embeddings'::regclass
+WHERE serving
+    AND NOT EXISTS (SELECT FROM pg_class WHERE oid = relation);
+
 SELECT undistribute_table('system_metrics');
 
 SELECT undistribute_table('portal_configurations');

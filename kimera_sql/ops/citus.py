@@ -126,7 +126,7 @@ def plan(conn: Connection, *, shards: int | None = None) -> Plan:
     with sql.transaction(server):
         obstacles = list(_unsuited(server))
         kept = placements(server)
-        if {one.table: one.column for one in kept} == COLUMNS:
+        if {one.table: one.column for one in kept} == COLUMNS and _queries.is_prepared.fetchval(server, bool):
             return Plan("", tuple(obstacles))
         if kept:
             names = ", ".join(one.table for one in kept)

@@ -50,6 +50,11 @@ FROM unnest(:tables::text[]) WITH ORDINALITY AS listed (name, place)
 JOIN citus_tables AS kept ON kept.table_name = to_regclass(listed.name)
 ORDER BY listed.place;
 
+-- name: is_prepared()$
+-- Whether there is the function of schema/citus.sql that searches need.
+-- returns: bool
+SELECT to_regprocedure('kimera_set_local(text[], text[])') IS NOT NULL;
+
 -- name: nodes()
 -- The nodes, with the versions of Citus and pgvector that this database has on each. answered: whether it could be asked.
 -- returns: Node

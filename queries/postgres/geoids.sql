@@ -550,6 +550,28 @@ CROSS JOIN LATERAL (
 ) AS found
 ORDER BY distance, nearest.id;
 
+-- name: scattered_within(vector, at_least, with_vectors, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same on shards of Citus, which refuses the subqueries.
+-- like: similar_exact, -k, -other_than, +at_least
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - (state_vector <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM geoid_states
+WHERE 1 - (state_vector <=> :vector) >= :at_least
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY (state_vector <=> :vector) + 0, id;
+
 -- name: matching_plan(other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
 -- like: similar_exact, -vector, -k, -with_vectors
@@ -662,6 +684,25 @@ WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
 ORDER BY timestamp, id
 LIMIT :limit
 FOR UPDATE;
+
+-- name: scattered_oldest(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
+-- The same on shards of Citus, which locks no rows of several shards: others may delete them meanwhile.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit
+-- returns: UUID
+-- uses: idx_geoid_timestamp
+-- plan: custom
+-- only: postgres
+SELECT id
+FROM geoid_states
+WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp, id
+LIMIT :limit;
 
 -- name: matching_ids(first, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The ids, from the first on, of the states that pass every filter given.

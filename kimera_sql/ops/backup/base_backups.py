@@ -23,6 +23,7 @@ from ...leftovers import temporary_folder
 from ...progress import Bar
 from ...servers import require_session
 from ...sql import Connection
+from .. import citus
 from . import copy_wal, layout, tools
 from .configuration import COPY, copy_configuration, read_configuration
 from .files import free_path, fsync, locked, reported, sha256
@@ -39,7 +40,8 @@ class BaseBackup:
     """What the manifest of a base backup says. size: bytes, without WAL. major: the server's version.
 
     Recovery from it begins at start_lsn on timeline, and cannot stop before end_lsn. started_at is to the second.
-    lacking: what of the server's configuration is outside its data folder and not in the backup, a sentence each.
+    lacking: what is not in the backup, a sentence each: configuration outside the data folder and, of one that was just
+    made, the other nodes of Citus.
     """
 
     path: Path
@@ -85,6 +87,9 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+    if citus.distributed(conn):
+        apart = "the other nodes of Citus have rows of this database, and are not in the backup: back up each of them"
+        made = replace(made, lacking=(*made.lacking, apart))
     return replace(made, path=path)
 
 
