@@ -65,7 +65,7 @@ def cancelled_soon(conn: psycopg.Connection) -> Iterator[None]:
 
 @contextmanager
 def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]:
-    """Lend a connection to what a server's name, sqlite or one of these behind asynchronous- stands for."""
+    """Lend a connection to the server of a name, or to sqlite; an asynchronous one if asynchronous- stands before."""
     where = shared(name.removeprefix("asynchronous-"))
     if name.startswith("asynchronous-"):
         with asynchronous(where) as conn:
@@ -81,15 +81,18 @@ def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]
             conn.rollback()
 
 
-BOTH_TWINS: Final = [*NAMES, f"asynchronous-{NAMES[0]}"]
-"""What rolled_back lends on servers alone: a connection to each, and an asynchronous one to the newest."""
+NEWEST_TWINS: Final = [NAMES[0], f"asynchronous-{NAMES[0]}"]
+"""Names of rolled_back's for connections of both kinds to the newest server."""
+
+BOTH_TWINS: Final = [*NAMES, NEWEST_TWINS[1]]
+"""The same for a connection to each server, and an asynchronous one to the newest."""
 
 
 @contextmanager
 def to_own_database(
     name: str, start: Callable[[str], Server], *, empty: bool = False, autocommit: bool = False
 ) -> Iterator[Any]:
-    """Lend a connection to a database of the test's own, with the schema unless *empty*; names are rolled_back's."""
+    """Lend a connection as rolled_back does, but to a database of the test's own. It has the schema unless *empty*."""
     with ExitStack() as stack:
 
         def created(name: str) -> str:

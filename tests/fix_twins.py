@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import psycopg
 
+import kimera_sql
 from kimera_sql import aio, sql
 from kimera_sql.aio.sqlite import connect as open_file
 
@@ -121,7 +122,10 @@ def _dispatch() -> None:
         for function, value in list(vars(ours).items()):
             twin = getattr(theirs, function, value)  # the same where both have it from elsewhere
             if inspect.isroutine(value) and not function.startswith("_") and twin is not value:
-                setattr(ours, function, dispatching(value, twin))
+                called = dispatching(value, twin)
+                setattr(ours, function, called)
+                if vars(kimera_sql).get(function) is value:  # somebody has taken it from the package
+                    setattr(kimera_sql, function, called)
 
 
 def _dispatch_queries() -> None:

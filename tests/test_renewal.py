@@ -19,8 +19,8 @@ from uuid import UUID, uuid4
 import numpy as np
 import psycopg
 import pytest
-from fix_connections import to_own_database
-from fix_servers import ENDS, NAMES, Server
+from fix_connections import NEWEST_TWINS, to_own_database
+from fix_servers import ENDS, Server
 from psycopg.pq import TransactionStatus
 
 from kimera_sql import (
@@ -93,7 +93,7 @@ def conn(committed: str) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-@pytest.fixture(params=[*ENDS, f"asynchronous-{NAMES[0]}"])
+@pytest.fixture(params=[*ENDS, NEWEST_TWINS[1]])
 def twin(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
     """The same on the newest and the oldest server, and on the newest through an asynchronous connection."""
     with to_own_database(request.param, start, autocommit=True) as conn:
@@ -380,7 +380,7 @@ def test_a_truncation_meanwhile_is_followed(twin: psycopg.Connection) -> None:
     assert are_of(twin, NEW)
 
 
-@pytest.fixture(params=[f"{kind}{NAMES[0]}" for kind in ("", "asynchronous-")])
+@pytest.fixture(params=NEWEST_TWINS)
 def hurried(request: pytest.FixtureRequest, start: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same on the newest server alone, for a renewal that tries once to get what it needs."""
     for module in ("kimera_sql.renewal", "kimera_sql.aio.renewal"):

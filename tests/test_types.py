@@ -170,8 +170,11 @@ def test_what_begins_a_transaction_before_it_sends_a_vector_works_the_second_tim
         assert geoids.explain(conn, VECTOR)
 
 
-def test_within_a_transaction_the_result_of_a_prepared_statement_is_refused_once(committed: str) -> None:
-    with psycopg.connect(committed) as conn:
+@pytest.mark.parametrize("connect", [psycopg.connect, asynchronous])
+def test_within_a_transaction_the_result_of_a_prepared_statement_is_refused_once(
+    committed: str, connect: Callable[[str], Any]
+) -> None:
+    with connect(committed) as conn:
         add_adapters(conn)
         for _ in range(8):
             geoids.get(conn, STATE)
@@ -186,8 +189,11 @@ def test_within_a_transaction_the_result_of_a_prepared_statement_is_refused_once
         assert np.array_equal(geoids.get(conn, STATE).state_vector, VECTOR)
 
 
-def test_what_is_read_within_a_transaction_is_right_and_leaves_it_open(committed: str) -> None:
-    with psycopg.connect(committed) as conn:
+@pytest.mark.parametrize("connect", [psycopg.connect, asynchronous])
+def test_what_is_read_within_a_transaction_is_right_and_leaves_it_open(
+    committed: str, connect: Callable[[str], Any]
+) -> None:
+    with connect(committed) as conn:
         add_adapters(conn)
         recreate(committed)
         conn.execute("CREATE TEMPORARY TABLE mine ()")

@@ -44,7 +44,6 @@ class Opening(Generic[P]):
 
     def __init__(self, opening: Coroutine[Any, Any, P]) -> None:
         self._opening = opening
-        self._pool: P | None = None
 
     def __await__(self) -> Generator[Any, Any, P]:
         return self._opening.__await__()
@@ -54,8 +53,7 @@ class Opening(Generic[P]):
         return self._pool
 
     async def __aexit__(self, *_: object) -> None:
-        if self._pool is not None:
-            await self._pool.close()
+        await self._pool.close()
 
 
 @overload

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from fix_connections import BOTH_TWINS, rolled_back, to_own_database
-from fix_servers import NAMES, Server
+from fix_connections import BOTH_TWINS, NEWEST_TWINS, rolled_back, to_own_database
+from fix_servers import Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
@@ -79,7 +79,7 @@ def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterat
         yield conn
 
 
-@pytest.fixture(params=[f"{kind}{NAMES[0]}" for kind in ("", "asynchronous-")])
+@pytest.fixture(params=NEWEST_TWINS)
 def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
     """An autocommit connection to a database of the test's own on the newest server."""
     with to_own_database(request.param, start, autocommit=True) as conn:

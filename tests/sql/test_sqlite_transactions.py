@@ -34,6 +34,7 @@ from kimera_sql import (
     metrics,
     migrations,
     portals,
+    sql,
     transfer,
     transitions,
 )
@@ -349,6 +350,22 @@ def test_a_schema_is_kept_unless_the_transaction_is_the_callers(
     conn.commit()
     conn.close()
     assert schema(tmp_path / "committed.db")
+
+
+def test_a_snapshot_does_not_show_what_others_commit_meanwhile(
+    opened: Callable[[Path], Any], mode: str, path: Path
+) -> None:
+    with closing(opened(path)) as conn, closing(sqlite3.connect(path)) as other:
+        add_adapters(other)
+        with sql.snapshot(conn):
+            assert metrics.count(conn) == 1
+            metrics.insert(other, METRIC)
+            other.commit()
+            assert metrics.count(conn) == 1
+        if mode == "transactional":
+            conn.commit()
+        assert metrics.count(conn) == 2
+        assert not conn.in_transaction or mode == "transactional"
 
 
 @pytest.mark.parametrize("lent", ["synchronous", "asynchronous"])

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from fix_connections import NEWEST_TWINS, rolled_back
 from fix_verify import GOOD, RECORDS, STATE, Dream, both, query
 
-from kimera_sql import embeddings, geoids, sql
+from kimera_sql import aio, embeddings, geoids, sql
 from kimera_sql.errors import QueryError
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=NEWEST_TWINS)
+def conn_newest(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
 
 
 def test_a_loaded_query_gives_what_its_suffix_says(conn_newest: psycopg.Connection, tmp_path: Path) -> None:
@@ -43,9 +52,10 @@ def test_a_loaded_query_gives_what_its_suffix_says(conn_newest: psycopg.Connecti
         dreams.into(conn_newest)
     with pytest.raises(QueryError, match=r"^dreams\.one takes \(id\), not \(ids\)$"):
         dreams.one(conn_newest, ids=saved.id)
-    with pytest.raises(AttributeError, match=r"has no nightmares\.sql; there are dreams$"):
-        sql.load(tmp_path, RECORDS).nightmares  # noqa: B018
-    assert dir(sql.load(tmp_path, RECORDS)) == ["dreams"]
+    for load in (sql.load, aio.sql.load):
+        with pytest.raises(AttributeError, match=r"has no nightmares\.sql; there are dreams$"):
+            load(tmp_path, RECORDS).nightmares  # noqa: B018
+        assert dir(load(tmp_path, RECORDS)) == ["dreams"]
 
 
 def test_a_loaded_query_gives_the_same_on_sqlite(conn: sql.Connection, tmp_path: Path) -> None:
@@ -65,18 +75,19 @@ def test_a_loaded_query_gives_the_same_on_sqlite(conn: sql.Connection, tmp_path:
     assert dreams.ids(conn) == [saved.id]
 
 
-def test_loading_what_is_wrong_is_a_query_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [sql.load, aio.sql.load])
+def test_loading_what_is_wrong_is_a_query_error(load: Callable[..., object], tmp_path: Path) -> None:
     with pytest.raises(QueryError, match=r"has no \.sql files"):
-        sql.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "dreams.sql").write_text(query("SELECT 1 AS a", "returns: Dreem"))
     with pytest.raises(
         QueryError, match=r"^dreams\.sql \(postgres\): one: returns: fix_verify has no dataclass Dreem$"
     ):
-        sql.load(tmp_path, RECORDS)
+        load(tmp_path, RECORDS)
     sql.statements.cache_clear()
     (tmp_path / "dreams.sql").write_text(query("SELECT 1 AS a", name="one()<!"))
     with pytest.raises(QueryError, match=r"the suffix must be one of"):
-        sql.load(tmp_path, RECORDS)
+        load(tmp_path, RECORDS)
 
 
 def test_a_shipped_query_can_be_called(conn: sql.Connection) -> None:
