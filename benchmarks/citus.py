@@ -56,11 +56,10 @@ def main() -> None:
     given = options.parse_args()
     data = made(given.rows, given.queries, 0, given.seed)
     with connected(given.single) as single, connected(given.coordinator) as coordinator:
-        # Here, too, before the rows: their shards are then filled at once.
         citus.distribute(coordinator, shards=given.shards)
         for conn in (single, coordinator):
             fill(conn, data.rows)
-            recall.tune(conn, "geoid_states", target=0.95, queries=data.queries)
+            recall.tune(conn, "geoid_states", target=0.95, queries=list(data.queries))
         measured = compared({"one server": single, f"{given.shards} shards": coordinator}, data.queries)
     show(measured)
     print(f"p50 over shards: {measured[1]['p50 ms'] / measured[0]['p50 ms']:.1f} times that of one server")
@@ -80,7 +79,7 @@ def compared(conns: dict[str, psycopg.Connection[Any]], queries: Vector) -> list
         {
             "where": name,
             "setting": geoids.explain(conn, queries[0], 10).settings["hnsw.ef_search"],
-            "recall": recall.measure(conn, "geoid_states", queries=queries).recall,
+            "recall": recall.measure(conn, "geoid_states", queries=list(queries)).recall,
             **{f"p{part} ms": float(np.percentile(taken[name][len(queries) // 10 :], part)) for part in (50, 95)},
         }
         for name, conn in conns.items()

@@ -18,7 +18,7 @@ from ...errors import BackupError
 from ...progress import Bar
 from ...settings import milliseconds
 from ...sql import Connection
-from .. import citus
+from ..shards import distributed
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
 from .files import free_path, fsync, locked, reported, sha256
@@ -82,7 +82,7 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     the folder. SQLite raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
-    if citus.distributed(conn):
+    if distributed(conn):
         raise BackupError(
             "the tables are distributed by Citus, and pg_dump reads each shard as it is at another moment: back up "
             "every node with `kimera-sql backup base`, or run `kimera-sql scale undistribute` first"
