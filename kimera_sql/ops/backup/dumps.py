@@ -82,7 +82,9 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     the folder. SQLite raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
-    if distributed(conn):
+    with sql.transaction(conn):
+        scattered = distributed(conn)
+    if scattered:
         raise BackupError(
             "the tables are distributed by Citus, and pg_dump reads each shard as it is at another moment: back up "
             "every node with `kimera-sql backup base`, or run `kimera-sql scale undistribute` first"
