@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint verify check bench-check clean
+.PHONY: demo test quick lint verify check coverage bench-check clean
 
 demo: .venv/demo
 	$(BIN)/kimera-sql demo
@@ -27,12 +27,19 @@ verify: .venv/dev
 
 check: lint verify test
 
+# How much of the data layer the whole suite reaches, by branches; docs/reliability.md says what is left out.
+coverage: .venv/dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 # What has become slower, by ratios to psycopg by hand. After a change that is meant: rm benchmarks/baseline.json first.
 bench-check: .venv/bench
 	$(BIN)/python benchmarks/compare.py --baseline benchmarks/baseline.json
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

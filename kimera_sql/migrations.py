@@ -12,7 +12,7 @@ from typing import Final
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from . import connect, drift, sql
+from . import drift, pools, sql
 from .drift import Difference, Element
 from .errors import SchemaError
 from .schema import Misplaced, Place, checksum, files, overlooked, require_home, to_apply
@@ -53,7 +53,7 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext(), sql.without_timeouts(conn):
         complete = not pending(conn, folder=folder)
     if complete:
-        connect.add_adapters(conn)
+        pools.add_adapters(conn)
         return []
     for path in known:
         with _seeing_others(conn), sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
@@ -76,7 +76,7 @@ def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
             _queries.record_applied.execute(conn, name=path.name, checksum=checksum(path))
         logger.info("applied %s", path.name)
         done.append(path.name)
-    connect.add_adapters(conn)
+    pools.add_adapters(conn)
     return done
 
 

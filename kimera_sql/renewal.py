@@ -20,12 +20,12 @@ from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
 from . import checks, sql
-from .connect import behind_pooler
 from .errors import InvalidValue, MaintenanceError, SchemaError, UnsupportedByServer, WrongModel
 from .model.renewal import Renewal, Renewed
 from .progress import Bar
 from .search import catalogue, indexes, looks, recall
 from .search.indexes import VectorIndex
+from .servers import require_session
 from .sql import Connection, Row, postgres
 from .twins import pause, value
 from .vectors import Vector, VectorLike, as_vector
@@ -184,8 +184,7 @@ def renew(
             "renew, and distribute them again"
         )
     work = _Work(server, embed, batch, rate, retries)
-    if behind_pooler(server):
-        raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
+    require_session(server, "a renewal")
     with sql.without_timeouts(server):
         previous = _begin(server, wanted)
         work.catch_up()

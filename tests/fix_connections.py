@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -56,14 +57,16 @@ def shared(start: Callable[[str], Server]) -> Iterator[Callable[[str], str]]:
 @contextmanager
 def cancelled_soon(conn: psycopg.Connection) -> Iterator[None]:
     """Cancel what *conn* runs in the block, a moment after it has begun."""
-    timer = threading.Timer(0.3, conn.cancel_safe)
+    timer = threading.Timer(0.3, conn.cancel)  # cancel_safe of an asynchronous one needs the loop that is waiting
     timer.start()
     yield
     timer.join()
 
 
 @contextmanager
-def _rolled_back(name: str, where: str) -> Iterator[Connection]:
+def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]:
+    """Lend a connection to what a server's name, sqlite or one of these behind asynchronous- stands for."""
+    where = shared(name.removeprefix("asynchronous-"))
     if name.startswith("asynchronous-"):
         with asynchronous(where) as conn:
             yield conn
@@ -78,19 +81,41 @@ def _rolled_back(name: str, where: str) -> Iterator[Connection]:
             conn.rollback()
 
 
+BOTH_TWINS: Final = [*NAMES, f"asynchronous-{NAMES[0]}"]
+"""What rolled_back lends on servers alone: a connection to each, and an asynchronous one to the newest."""
+
+
+@contextmanager
+def to_own_database(
+    name: str, start: Callable[[str], Server], *, empty: bool = False, autocommit: bool = False
+) -> Iterator[Any]:
+    """Lend a connection to a database of the test's own, with the schema unless *empty*; names are rolled_back's."""
+    with ExitStack() as stack:
+
+        def created(name: str) -> str:
+            server = start(name)
+            conninfo = server.create() if empty else server.create(template=server.template)
+            stack.callback(server.drop, conninfo)
+            return conninfo
+
+        conn: Any = stack.enter_context(rolled_back(name, created))
+        conn.autocommit = autocommit
+        yield conn
+
+
 @pytest.fixture(params=[*NAMES, "sqlite", *(f"asynchronous-{name}" for name in (*NAMES[:1], "sqlite"))])
 def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Connection]:
     """A connection to a database with the schema on each server and on SQLite in turn; its work is rolled back.
 
     Then to the newest server and SQLite through an asynchronous one that looks synchronous; see fix_twins.
     """
-    with _rolled_back(request.param, shared(request.param.removeprefix("asynchronous-"))) as conn:
+    with rolled_back(request.param, shared) as conn:
         yield conn
 
 
 @pytest.fixture(params=NAMES)
 def pg_conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[psycopg.Connection]:
     """The same on each server alone."""
-    with _rolled_back(request.param, shared(request.param)) as conn:
+    with rolled_back(request.param, shared) as conn:
         assert isinstance(conn, psycopg.Connection)
         yield conn

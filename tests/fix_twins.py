@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -21,13 +21,14 @@ from kimera_sql import aio, sql
 from kimera_sql.aio.sqlite import connect as open_file
 
 TWINS: Final = (
+    "sql",
     "geoids",
     "embeddings",
     "transitions",
     "portals",
     "metrics",
     "migrations",
-    "connect",
+    "pools",
     "search.indexes",
     "search.recall",
 )
@@ -118,8 +119,9 @@ def _dispatch() -> None:
     for name in TWINS:
         ours, theirs = (importlib.import_module(f"kimera_sql.{prefix}{name}") for prefix in ("", "aio."))
         for function, value in list(vars(ours).items()):
-            if inspect.isroutine(value) and not function.startswith("_") and hasattr(theirs, function):
-                setattr(ours, function, dispatching(value, getattr(theirs, function)))
+            twin = getattr(theirs, function, value)  # the same where both have it from elsewhere
+            if inspect.isroutine(value) and not function.startswith("_") and twin is not value:
+                setattr(ours, function, dispatching(value, twin))
 
 
 def _dispatch_queries() -> None:
@@ -152,5 +154,6 @@ def asynchronous(conninfo: str) -> Iterator[Any]:
         try:
             yield Blocking(conn, runner)
         finally:
-            runner.run(conn.rollback())
+            with suppress(psycopg.OperationalError):  # the test may have had the connection ended
+                runner.run(conn.rollback())
             runner.run(conn.close())

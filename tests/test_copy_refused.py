@@ -9,10 +9,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, to_own_database
+from fix_servers import Server
 from psycopg import sql as composed
 from strategies import unit
 
-from kimera_sql import add_adapters, embeddings, geoids, metrics, portals, transitions
+from kimera_sql import embeddings, geoids, metrics, portals, transitions
 from kimera_sql.errors import InvalidValue, NotFound
 from kimera_sql.sql.arrow import pyarrow
 from kimera_sql.sql.postgres import Connection
@@ -53,12 +55,11 @@ NEW: dict[str, tuple[Any, Callable[[int], Any]]] = {
 }
 
 
-@pytest.fixture
-def guarded(database: str) -> Iterator[Connection]:
+@pytest.fixture(params=BOTH_TWINS)
+def guarded(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
     """A connection by a role whom policies let see and write everything but states of negative entropy."""
     role = composed.Identifier(f"kimera_test_{uuid4().hex}")
-    with psycopg.connect(database) as conn:
-        add_adapters(conn)
+    with to_own_database(request.param, start) as conn:
         geoids.insert(conn, state(0))
         conn.execute(composed.SQL("CREATE ROLE {}").format(role))
         conn.execute(composed.SQL("GRANT ALL ON ALL TABLES IN SCHEMA public TO {}").format(role))

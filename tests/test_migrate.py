@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, to_own_database
 from fix_servers import Server
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
@@ -46,8 +47,16 @@ def conn(pg_conn: Connection) -> Connection:
     return pg_conn
 
 
+@pytest.fixture(params=BOTH_TWINS)
+def fresh(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
+    """A connection to a database of the test's own, with nothing in it."""
+    with to_own_database(request.param, start, empty=True) as conn:
+        yield conn
+
+
 @pytest.fixture
-def fresh(empty_database: str) -> Iterator[Connection]:
+def bare(empty_database: str) -> Iterator[Connection]:
+    """A connection to the database of empty_database."""
     with psycopg.connect(empty_database) as conn:
         yield conn
 
@@ -91,10 +100,10 @@ def test_files_are_applied_in_order_and_recorded(fresh: Connection) -> None:
 
 
 @pytest.mark.ends
-def test_rows_with_longer_texts_than_new_ones_may_have_stay(fresh: Connection, schema: Path) -> None:
+def test_rows_with_longer_texts_than_new_ones_may_have_stay(bare: Connection, schema: Path) -> None:
     (schema / "postgres/0009_bounds.sql").unlink()
-    migrate(fresh, folder=schema)
-    fresh.execute(
+    migrate(bare, folder=schema)
+    bare.execute(
         """
         INSERT INTO portal_configurations (
             source_dimension, target_dimension, radius, energy_requirement, stability_factor,
@@ -103,21 +112,21 @@ def test_rows_with_longer_texts_than_new_ones_may_have_stay(fresh: Connection, s
         VALUES (1, 2, 1, 1, 1, '{}', repeat('a', 3000))
         """
     )
-    fresh.commit()
-    assert migrate(fresh) == ["0009_bounds.sql"]
-    (portal,) = portals.stream(fresh)
+    bare.commit()
+    assert migrate(bare) == ["0009_bounds.sql"]
+    (portal,) = portals.stream(bare)
     assert portal.status == "a" * 3000
-    with pytest.raises(psycopg.errors.CheckViolation), fresh.transaction():
-        portals.mark_used(fresh, portal.id)
-    assert migrations.differences(fresh) == []
-    portals.set_status(fresh, portal.id, "active")
-    fresh.execute("ALTER TABLE portal_configurations VALIDATE CONSTRAINT portal_configurations_status_length")
-    assert migrations.differences(fresh) == []
-    fresh.execute("ALTER TABLE portal_configurations DROP CONSTRAINT portal_configurations_status_length")
-    (lost,) = migrations.differences(fresh)
+    with pytest.raises(psycopg.errors.CheckViolation), bare.transaction():
+        portals.mark_used(bare, portal.id)
+    assert migrations.differences(bare) == []
+    portals.set_status(bare, portal.id, "active")
+    bare.execute("ALTER TABLE portal_configurations VALIDATE CONSTRAINT portal_configurations_status_length")
+    assert migrations.differences(bare) == []
+    bare.execute("ALTER TABLE portal_configurations DROP CONSTRAINT portal_configurations_status_length")
+    (lost,) = migrations.differences(bare)
     assert str(lost) == "portal_configurations lacks the constraint CHECK ((octet_length(status) <= 2000)) NOT VALID"
-    fresh.execute(drift.statement(lost))
-    assert migrations.differences(fresh) == []
+    bare.execute(drift.statement(lost))
+    assert migrations.differences(bare) == []
 
 
 def test_rows_with_longer_texts_than_new_ones_may_have_stay_in_sqlite(tmp_path: Path, schema: Path) -> None:
@@ -140,8 +149,8 @@ def test_rows_with_longer_texts_than_new_ones_may_have_stay_in_sqlite(tmp_path: 
             conn.execute("UPDATE portal_configurations SET status = status || 'a'")
 
 
-def test_it_commits_where_the_caller_has_no_transaction(fresh: Connection, empty_database: str) -> None:
-    migrate(fresh)
+def test_it_commits_where_the_caller_has_no_transaction(bare: Connection, empty_database: str) -> None:
+    migrate(bare)
     with psycopg.connect(empty_database) as other:
         assert recorded(other) == NAMES
 
@@ -221,14 +230,14 @@ def tables(conn: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["database", "role"])
-def test_the_tables_go_where_the_search_path_says(fresh: Connection, empty_database: str, place: str) -> None:
-    database, role = fresh.info.dbname, f"kimera_test_{uuid4().hex}"
-    fresh.execute(f"CREATE ROLE {role} LOGIN SUPERUSER".encode())
+def test_the_tables_go_where_the_search_path_says(bare: Connection, empty_database: str, place: str) -> None:
+    database, role = bare.info.dbname, f"kimera_test_{uuid4().hex}"
+    bare.execute(f"CREATE ROLE {role} LOGIN SUPERUSER".encode())
     try:
-        fresh.execute('CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions; CREATE SCHEMA "Kimera\'s"')
+        bare.execute('CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions; CREATE SCHEMA "Kimera\'s"')
         whose = f"DATABASE {database}" if place == "database" else f"ROLE {role}"
-        fresh.execute(f"""ALTER {whose} SET search_path = "Kimera's", public, extensions""".encode())
-        fresh.commit()
+        bare.execute(f"""ALTER {whose} SET search_path = "Kimera's", public, extensions""".encode())
+        bare.commit()
         with psycopg.connect(make_conninfo(empty_database, user=role)) as conn:
             assert migrate(conn) == NAMES
             assert migrate(conn) == []
@@ -245,29 +254,29 @@ def test_the_tables_go_where_the_search_path_says(fresh: Connection, empty_datab
                 )
             assert tables(lost) == made
     finally:
-        fresh.rollback()
-        fresh.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
-        fresh.commit()
+        bare.rollback()
+        bare.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
+        bare.commit()
 
 
-def test_a_role_that_may_not_use_the_schema_makes_no_second_set(fresh: Connection, empty_database: str) -> None:
+def test_a_role_that_may_not_use_the_schema_makes_no_second_set(bare: Connection, empty_database: str) -> None:
     role = f"kimera_test_{uuid4().hex}"
-    fresh.execute("CREATE SCHEMA kimera; SET search_path = kimera, public")
-    migrate(fresh)
-    made = tables(fresh)
-    fresh.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}".encode())
-    fresh.execute(f"ALTER ROLE {role} SET search_path = kimera, public".encode())
-    fresh.commit()
+    bare.execute("CREATE SCHEMA kimera; SET search_path = kimera, public")
+    migrate(bare)
+    made = tables(bare)
+    bare.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}".encode())
+    bare.execute(f"ALTER ROLE {role} SET search_path = kimera, public".encode())
+    bare.commit()
     try:
         with (
             psycopg.connect(make_conninfo(empty_database, user=role)) as conn,
             pytest.raises(SchemaError, match=f"kimera, which .* may not use: GRANT USAGE ON SCHEMA kimera TO {role}$"),
         ):
             migrate(conn)
-        assert tables(fresh) == made
+        assert tables(bare) == made
     finally:
-        fresh.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
-        fresh.commit()
+        bare.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+        bare.commit()
 
 
 def test_later_files_are_not_applied_beside_the_tables(fresh: Connection, small: Path) -> None:
@@ -287,6 +296,25 @@ def test_later_files_are_not_applied_beside_the_tables(fresh: Connection, small:
 def test_a_folder_without_files_is_refused(fresh: Connection, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="no schema files in "):
         migrate(fresh, folder=tmp_path)
+
+
+def test_tables_that_others_made_are_not_taken_for_ours(fresh: Connection) -> None:
+    fresh.execute("CREATE TABLE portal_configurations (id UUID)")
+    with pytest.raises(
+        SchemaError, match=r"^the database has portal_configurations, which kimera_sql did not make; `k"
+    ):
+        migrate(fresh)
+    assert not exists(fresh, "kimera_migrations")
+
+
+def test_what_the_tables_lack_is_named(fresh: Connection) -> None:
+    migrate(fresh)
+    assert migrations.differences(fresh) == []
+    fresh.execute("ALTER TABLE geoid_states DROP COLUMN tags; ALTER TABLE system_metrics ADD more TEXT NOT NULL")
+    assert [str(one) for one in migrations.differences(fresh)] == [
+        "geoid_states has no column tags",
+        "system_metrics.more is NOT NULL and has no default, so nothing can be inserted",
+    ]
 
 
 MIGRATE = """

@@ -16,6 +16,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, rolled_back
 from fix_servers import Server
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
@@ -187,9 +188,10 @@ def changed(conn: Connection, scope: str) -> dict[str, str]:
     return settings(conn)
 
 
-@pytest.fixture
-def conn(pg_conn: Connection) -> Connection:
-    return pg_conn
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
 
 
 @pytest.fixture
@@ -619,21 +621,21 @@ def test_a_search_that_fails_in_a_savepoint_leaves_the_settings_as_they_were(ind
 
 
 def test_the_settings_hold_for_the_search_alone(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pg_conn: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "spy.sql").write_text("""
 -- name: seen(name)
 SELECT current_setting(:name);
 """)
-    before = settings(conn)
+    before = settings(pg_conn)
     sql.statements("postgres", "search")
     monkeypatch.setattr("kimera_sql.sql.files.shipped", lambda _: tmp_path)
     given = {"hnsw.ef_search": "10", "ivfflat.probes": "3", "enable_sort": "off"}
     chosen = Plan("seen", None, {}, given, "")
-    found, _ = run._run(conn, Table("spy", "spy"), chosen, [{"name": name} for name in given])
+    found, _ = run._run(pg_conn, Table("spy", "spy"), chosen, [{"name": name} for name in given])
     assert found == [[(value,)] for value in given.values()]
-    assert settings(conn) == before
+    assert settings(pg_conn) == before
 
 
 def test_a_broken_connection_raises_the_drivers_error(database: str) -> None:
@@ -644,15 +646,15 @@ def test_a_broken_connection_raises_the_drivers_error(database: str) -> None:
             geoids.insert_many(conn, [GEOID])
 
 
-def test_no_rows_are_streamed_in_pipeline_mode(pg_conn: psycopg.Connection) -> None:
-    with pg_conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
-        next(geoids.stream(pg_conn))
-    with pg_conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
-        next(geoids.stream(pg_conn, ordered=False))
+def test_no_rows_are_streamed_in_pipeline_mode(conn: Connection) -> None:
+    with conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
+        next(geoids.stream(conn))
+    with conn.pipeline(), pytest.raises(InvalidValue, match=r"^conn: it is in pipeline mode"):
+        next(geoids.stream(conn, ordered=False))
 
 
-def test_a_row_that_a_trigger_passes_over_is_an_error(pg_conn: psycopg.Connection) -> None:
-    pg_conn.execute("CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
-    pg_conn.execute("CREATE TRIGGER pass_over BEFORE INSERT ON geoid_states FOR EACH ROW EXECUTE FUNCTION pass_over()")
+def test_a_row_that_a_trigger_passes_over_is_an_error(conn: Connection) -> None:
+    conn.execute("CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    conn.execute("CREATE TRIGGER pass_over BEFORE INSERT ON geoid_states FOR EACH ROW EXECUTE FUNCTION pass_over()")
     with pytest.raises(SchemaError, match="a trigger or a rule of the table passed the row over"):
-        geoids.insert(pg_conn, NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0))
+        geoids.insert(conn, NewGeoid(state_vector=unit(1), entropy=0, coherence_factor=0, energy_level=0))

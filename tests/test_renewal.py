@@ -19,6 +19,8 @@ from uuid import UUID, uuid4
 import numpy as np
 import psycopg
 import pytest
+from fix_connections import to_own_database
+from fix_servers import ENDS, NAMES, Server
 from psycopg.pq import TransactionStatus
 
 from kimera_sql import (
@@ -33,7 +35,7 @@ from kimera_sql import (
     open_pool,
     recall,
 )
-from kimera_sql.errors import SchemaError, UnsupportedByServer, WrongModel
+from kimera_sql.errors import MaintenanceError, SchemaError, UnsupportedByServer, WrongModel
 from kimera_sql.sql import Connection
 from kimera_sql.vectors import Vector
 
@@ -61,9 +63,13 @@ def embedding(text: str, model: str = OLD) -> embeddings.NewEmbedding:
 def committed(database: str) -> str:
     """The conninfo of a database of the test's own with embeddings of a model that has a name."""
     with closing(connect(database)) as conn:
-        embeddings.insert_many(conn, [embedding(f"text {number}") for number in range(ROWS)])
-        embeddings.name_model(conn, OLD)
+        fill(conn)
     return database
+
+
+def fill(conn: Connection) -> None:
+    embeddings.insert_many(conn, [embedding(f"text {number}") for number in range(ROWS)])
+    embeddings.name_model(conn, OLD)
 
 
 @pytest.fixture
@@ -85,6 +91,27 @@ def connect(conninfo: str) -> psycopg.Connection:
 def conn(committed: str) -> Iterator[psycopg.Connection]:
     with closing(connect(committed)) as conn:
         yield conn
+
+
+@pytest.fixture(params=[*ENDS, f"asynchronous-{NAMES[0]}"])
+def twin(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
+    """The same on the newest and the oldest server, and on the newest through an asynchronous connection."""
+    with to_own_database(request.param, start, autocommit=True) as conn:
+        fill(conn)
+        yield conn
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a renewal would have made."""
+    made: list[float] = []
+
+    async def apause(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("kimera_sql.renewal.pause", made.append)
+    monkeypatch.setattr("kimera_sql.aio.renewal.apause", apause)
+    return made
 
 
 def stored(conn: Connection) -> dict[UUID, tuple[Any, ...]]:
@@ -158,16 +185,19 @@ def test_another_model_takes_the_place_of_the_first_and_the_way_back_is_the_same
 
 
 @pytest.mark.ends
-def test_asynchronous_programs_do_the_same(committed: str) -> None:
+def test_asynchronous_programs_do_the_same(indexed: str) -> None:
     async def embed(texts: list[str]) -> list[Vector]:
         await asyncio.sleep(0)
         return [vector(NEW, text) for text in texts]
 
     async def main() -> None:
-        async with aio.open_pool(committed) as pool, pool.connection() as conn:
+        async with aio.open_pool(indexed) as pool, pool.connection() as conn:
             await conn.set_autocommit(True)
             renewed = await aio.embeddings.renew(conn, embed, model=NEW)
             assert (renewed.rows, renewed.switched) == (ROWS, True)
+            assert None not in (renewed.overlap, renewed.recall, renewed.previous_recall)
+            (index,) = await aio.indexes.existing(conn)
+            assert index.tuned
             (hits,) = await aio.embeddings.similar_many(pool, [vector(NEW, "text 1")], 1, model=NEW)
             assert hits[0].embedding.text_content == "text 1"
             with pytest.raises(WrongModel):
@@ -175,7 +205,7 @@ def test_asynchronous_programs_do_the_same(committed: str) -> None:
             assert await aio.embeddings.end_renewal(conn)
 
     asyncio.run(main())
-    with closing(connect(committed)) as conn:
+    with closing(connect(indexed)) as conn:
         assert are_of(conn, NEW)
 
 
@@ -256,8 +286,7 @@ def test_what_has_come_to_hold_on_to_the_table_meanwhile_is_named_too(conn: psyc
     assert are_of(conn, NEW)
 
 
-@pytest.mark.ends
-def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Connection) -> None:
+def test_a_renewal_that_was_interrupted_goes_on_where_it_was(twin: psycopg.Connection) -> None:
     embedded: list[str] = []
 
     def failing(texts: list[str]) -> list[Vector]:
@@ -267,35 +296,30 @@ def test_a_renewal_that_was_interrupted_goes_on_where_it_was(conn: psycopg.Conne
         return [vector(NEW, text) for text in texts]
 
     with pytest.raises(ConnectionError) as caught:
-        embeddings.renew(conn, failing, model=NEW, batch=16, retries=0)
+        embeddings.renew(twin, failing, model=NEW, batch=16, retries=0)
     assert caught.value.__notes__ == ["raised by embed at attempt 1; what it made before is kept for the next renew"]
-    beside = embeddings.renewal(conn)
+    beside = embeddings.renewal(twin)
     assert beside is not None
     assert (beside.serving, beside.other, beside.waiting) == (OLD, NEW, ROWS - 48)
-    assert are_of(conn, OLD)
-    assert embeddings.renew(conn, by(NEW), model=NEW).rows == ROWS - 48
-    assert are_of(conn, NEW)
+    assert are_of(twin, OLD)
+    assert embeddings.renew(twin, by(NEW), model=NEW).rows == ROWS - 48
+    assert are_of(twin, NEW)
 
 
-@pytest.mark.ends
-def test_a_renewal_can_be_prepared_and_switched_to_later(conn: psycopg.Connection) -> None:
-    prepared = embeddings.renew(conn, by(NEW), model=NEW, switch=False)
+def test_a_renewal_can_be_prepared_and_switched_to_later(twin: psycopg.Connection) -> None:
+    prepared = embeddings.renew(twin, by(NEW), model=NEW, switch=False)
     assert (prepared.rows, prepared.switched) == (ROWS, False)
-    assert are_of(conn, OLD)
-    assert embeddings.model(conn) == OLD
+    assert are_of(twin, OLD)
+    assert embeddings.model(twin) == OLD
     with pytest.raises(InvalidValue, match="vectors of 'bge' beside"):
-        embeddings.renew(conn, by(OTHER), model=OTHER)
-    embeddings.insert(conn, embedding("meanwhile"))
-    switched = embeddings.renew(conn, by(NEW), model=NEW)
+        embeddings.renew(twin, by(OTHER), model=OTHER)
+    embeddings.insert(twin, embedding("meanwhile"))
+    switched = embeddings.renew(twin, by(NEW), model=NEW)
     assert (switched.rows, switched.switched) == (1, True)
-    assert are_of(conn, NEW)
+    assert are_of(twin, NEW)
 
 
-def test_what_embed_raises_for_a_while_is_tried_again(
-    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("kimera_sql.renewal.pause", pauses.append)
+def test_what_embed_raises_for_a_while_is_tried_again(twin: psycopg.Connection, pauses: list[float]) -> None:
     faults = iter([OSError("once"), OSError("twice"), OSError("three times")])
 
     def embed(texts: list[str]) -> Vector:
@@ -303,15 +327,12 @@ def test_what_embed_raises_for_a_while_is_tried_again(
             raise fault
         return np.array([vector(NEW, text) for text in texts])
 
-    assert embeddings.renew(conn, embed, model=NEW, retries=3).rows == ROWS
+    assert embeddings.renew(twin, embed, model=NEW, retries=3).rows == ROWS
     assert pauses == [1, 2, 4]
 
 
-@pytest.mark.ends
-def test_embed_is_asked_no_faster_than_the_rate(conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("kimera_sql.renewal.pause", pauses.append)
-    embeddings.renew(conn, by(NEW), model=NEW, rate=0.001, batch=50)
+def test_embed_is_asked_no_faster_than_the_rate(twin: psycopg.Connection, pauses: list[float]) -> None:
+    embeddings.renew(twin, by(NEW), model=NEW, rate=0.001, batch=50)
     assert len(pauses) == 3
     assert pauses[0] == 0
     assert 49_000 < pauses[1] <= 50_000
@@ -344,10 +365,9 @@ def test_rows_that_are_written_meanwhile_are_followed(committed: str, conn: psyc
         assert are_of(conn, OLD)
 
 
-@pytest.mark.ends
-def test_a_truncation_meanwhile_is_followed(committed: str, conn: psycopg.Connection) -> None:
+def test_a_truncation_meanwhile_is_followed(twin: psycopg.Connection) -> None:
     emptied = iter([True])
-    with closing(connect(committed)) as other:
+    with closing(connect(twin.info.dsn)) as other:
 
         def embed(texts: list[str]) -> list[Vector]:
             if len(texts) == 32 and next(emptied, False):
@@ -355,9 +375,57 @@ def test_a_truncation_meanwhile_is_followed(committed: str, conn: psycopg.Connec
                 embeddings.insert_many(other, [embedding(f"fresh {number}") for number in range(3)])
             return [vector(NEW, text) for text in texts]
 
-        embeddings.renew(conn, embed, model=NEW, batch=32)
-    assert sorted(text for text, *_ in stored(conn).values()) == ["fresh 0", "fresh 1", "fresh 2"]
-    assert are_of(conn, NEW)
+        embeddings.renew(twin, embed, model=NEW, batch=32)
+    assert sorted(text for text, *_ in stored(twin).values()) == ["fresh 0", "fresh 1", "fresh 2"]
+    assert are_of(twin, NEW)
+
+
+@pytest.fixture(params=[f"{kind}{NAMES[0]}" for kind in ("", "asynchronous-")])
+def hurried(request: pytest.FixtureRequest, start: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same on the newest server alone, for a renewal that tries once to get what it needs."""
+    for module in ("kimera_sql.renewal", "kimera_sql.aio.renewal"):
+        monkeypatch.setattr(f"{module}._ATTEMPTS", 1)
+    with to_own_database(request.param, start, autocommit=True) as conn:
+        fill(conn)
+        yield conn
+
+
+def test_a_table_that_is_in_use_all_the_time_is_named(hurried: psycopg.Connection) -> None:
+    with psycopg.connect(hurried.info.dsn) as other:
+        other.execute("LOCK semantic_embeddings IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+            embeddings.renew(hurried, by(NEW), model=NEW)
+    assert caught.value.__notes__ == [
+        "semantic_embeddings is in use all the time: its lock could not be had in 1 attempts"
+    ]
+    assert embeddings.renew(hurried, by(NEW), model=NEW).switched
+
+
+def test_rows_that_are_written_faster_than_they_are_embedded_keep_the_old_model(
+    hurried: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kimera_sql.renewal", "kimera_sql.aio.renewal"):
+        monkeypatch.setattr(f"{module}._LOCK_TIMEOUT", 30_000)
+    embeddings.renew(hurried, by(NEW), model=NEW, switch=False)
+    with psycopg.connect(hurried.info.dsn) as other, closing(connect(hurried.info.dsn)) as watching:
+        add_adapters(other)
+        embeddings.insert(other, embedding("meanwhile"))
+
+        def commit_once_the_table_is_waited_for() -> None:
+            for _ in range(3000):
+                if watching.execute("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'relation'").rowcount:
+                    break
+                sleep(0.01)
+            other.commit()
+
+        writing = threading.Thread(target=commit_once_the_table_is_waited_for)
+        writing.start()
+        with pytest.raises(MaintenanceError, match="rows are written faster than they are embedded"):
+            embeddings.renew(hurried, by(NEW), model=NEW)
+        writing.join()
+    assert are_of(hurried, OLD)
+    assert embeddings.renew(hurried, by(NEW), model=NEW).rows == 1
+    assert are_of(hurried, NEW)
 
 
 @pytest.mark.ends
@@ -383,13 +451,12 @@ REFUSED: Final[dict[str, tuple[dict[str, Any], str]]] = {
 }
 
 
-@pytest.mark.ends
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_before_anything_is_begun(conn: psycopg.Connection, case: str) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_begun(twin: psycopg.Connection, case: str) -> None:
     options, message = REFUSED[case]
     with pytest.raises(InvalidValue, match=message):
-        embeddings.renew(conn, by(NEW), **{"model": NEW, **options})
-    assert schemas(conn) == []
+        embeddings.renew(twin, by(NEW), **{"model": NEW, **options})
+    assert schemas(twin) == []
 
 
 MADE: Final[dict[str, tuple[Callable[[list[str]], Any], str]]] = {
@@ -400,13 +467,12 @@ MADE: Final[dict[str, tuple[Callable[[list[str]], Any], str]]] = {
 }
 
 
-@pytest.mark.ends
 @pytest.mark.parametrize("case", MADE)
-def test_vectors_that_cannot_be_stored_are_refused_by_their_text(conn: psycopg.Connection, case: str) -> None:
+def test_vectors_that_cannot_be_stored_are_refused_by_their_text(twin: psycopg.Connection, case: str) -> None:
     embed, message = MADE[case]
     with pytest.raises(InvalidValue, match=message):
-        embeddings.renew(conn, embed, model=NEW, retries=0)
-    assert are_of(conn, OLD)
+        embeddings.renew(twin, embed, model=NEW, retries=0)
+    assert are_of(twin, OLD)
 
 
 @pytest.mark.ends

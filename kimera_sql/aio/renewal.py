@@ -26,9 +26,9 @@ from ..search import looks
 from ..twins import apause, avalue
 from ..vectors import Vector, VectorLike, as_vector
 from . import sql
-from .connect import behind_pooler
 from .search import catalogue, indexes, recall
 from .search.indexes import VectorIndex
+from .servers import require_session
 from .sql import Connection, Row, postgres
 
 __all__ = [
@@ -185,8 +185,7 @@ async def renew(
             "renew, and distribute them again"
         )
     work = _Work(server, embed, batch, rate, retries)
-    if await behind_pooler(server):
-        raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
+    await require_session(server, "a renewal")
     async with sql.without_timeouts(server):
         previous = await _begin(server, wanted)
         await work.catch_up()

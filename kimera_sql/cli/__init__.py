@@ -29,6 +29,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "queries": ("verify", "add_queries", "list the named queries, with their parameters"),
     "maintain": ("maintain", "add", "VACUUM, ANALYZE, and vector indexes built anew"),
     "config": ("maintain", "add_config", "the server's settings for its memory"),
+    "plan": ("plan", "add", "what a number of vectors will cost, and how many machines serve them; needs no server"),
     "roles": ("maintain", "add_roles", "make roles with least privilege; takes a superuser"),
     "scale": ("scale", "add", "distribute the tables over the nodes of a Citus cluster, or bring them back"),
     "copy": ("copy", "add", "copy everything from one database into another"),

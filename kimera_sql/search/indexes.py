@@ -12,11 +12,11 @@ import psycopg
 from psycopg import sql as composed
 
 from .. import checks, sql, tables
-from ..connect import behind_pooler
 from ..errors import InvalidValue, NotFound
 from ..search import kinds, looks
 from ..search.kinds import Building
 from ..search.plan import Method, Precision, VectorIndex
+from ..servers import require_session
 from ..sql import Connection, Queries, postgres
 from ..tables import VECTOR_TABLES
 from . import catalogue
@@ -231,10 +231,7 @@ def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> No
         return
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
-    if behind_pooler(conn):
-        raise InvalidValue(
-            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
-        )
+    require_session(conn, "what runs concurrently")
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:
@@ -263,7 +260,9 @@ def _build(
                 composed.SQL("SET {} {} = {}").format(scope, composed.Identifier(name), composed.Literal(value))
             )
 
-    with nullcontext() if concurrently else sql.atomic(conn):
+    # Behind a pooler a transaction alone can have settings: those that the caller has made are not there.
+    patiently = sql.without_timeouts(conn, lock_timeout=0 if concurrently else _LOCK_TIMEOUT)
+    with nullcontext() if concurrently else sql.atomic(conn), patiently:
         try:
             put(settings)
             conn.execute(statement)

@@ -13,8 +13,8 @@ import numpy as np
 import psycopg
 
 from .. import checks, sql
-from ..connect import Pool
 from ..errors import InvalidValue
+from ..pools import Pool
 from ..search import diversity as varied
 from ..search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ..sql import Connection, Queries, Row, postgres

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from fix_connections import cancelled_soon
+from fix_connections import BOTH_TWINS, cancelled_soon, rolled_back, to_own_database
+from fix_servers import Server
+from fix_twins import asynchronous
 from psycopg import sql as composed
 from reference import assert_nearest, cosine
 from strategies import unit
@@ -33,9 +35,10 @@ SEARCHES: dict[str, Callable[..., list[Any]]] = {
 }
 
 
-@pytest.fixture
-def conn(pg_conn: Connection) -> Connection:
-    return pg_conn
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
 
 
 @pytest.fixture(params=INDEXES)
@@ -112,24 +115,37 @@ def large(database: str) -> Iterator[Connection]:
     """An autocommit connection to a database whose states take a while to index."""
     with psycopg.connect(database, autocommit=True) as conn:
         add_adapters(conn)
-        vectors = np.random.default_rng(0).standard_normal((3000, 1024)).astype(np.float32)
-        geoids.insert_many(
-            conn,
-            [geoids.NewGeoid(state_vector=vector, entropy=0, coherence_factor=0, energy_level=0) for vector in vectors],
-        )
+        fill_large(conn)
         yield conn
 
 
+@pytest.fixture(params=BOTH_TWINS)
+def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
+    """An autocommit connection to a database of the test's own."""
+    with to_own_database(request.param, start, autocommit=True) as conn:
+        yield conn
+
+
+def fill_large(conn: Connection) -> None:
+    vectors = np.random.default_rng(0).standard_normal((3000, 1024)).astype(np.float32)
+    geoids.insert_many(
+        conn,
+        [geoids.NewGeoid(state_vector=vector, entropy=0, coherence_factor=0, energy_level=0) for vector in vectors],
+    )
+
+
 @contextmanager
-def while_it_builds(database: str, work: Callable[[Connection], object]) -> Iterator[tuple[Connection, Connection]]:
+def while_it_builds(
+    database: str, work: Callable[[Connection], object], connect: Callable[[str], Any] = psycopg.connect
+) -> Iterator[tuple[Connection, Connection]]:
     """Run *work* on a connection of its own, and the block once it builds: with a watching connection and its own."""
     with (
         psycopg.connect(database, autocommit=True) as watching,
-        psycopg.connect(database, autocommit=True) as builder,
+        connect(database) as builder,
         ThreadPoolExecutor(1) as executor,
     ):
         add_adapters(watching)
-        add_adapters(builder)
+        builder.autocommit = True
         building = executor.submit(work, builder)
         while not any(one.phase.startswith("building index") for one in indexes.building(watching)):
             assert not building.done(), building.result()
@@ -270,7 +286,8 @@ def test_options_that_are_given_are_the_indexs(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "lists"), [(1, 100), (100_000, 100), (101_000, 101), (1_000_000, 1000), (4_000_000, 2000)]
+    ("rows", "lists"),
+    [(1, 100), (100_000, 100), (101_000, 101), (1_000_000, 1000), (4_000_000, 2000), (2 * 10**9, 32768)],
 )
 def test_lists_follow_pgvectors_rule_past_100_000_rows(rows: int, lists: int) -> None:
     assert kinds.options("ivfflat", rows, lists=None, m=None, ef_construction=None) == {"lists": lists}
@@ -380,7 +397,7 @@ def test_building_tells_how_far_a_build_is(large: Connection, database: str) -> 
         assert one.table == "geoid_states"
         assert one.phase.startswith("building index")
         assert 0 <= one.done <= one.total
-        builder.cancel_safe()
+        builder.cancel()
 
 
 def test_clean_leaves_alone_what_is_being_built(large: Connection, database: str) -> None:
@@ -390,15 +407,16 @@ def test_clean_leaves_alone_what_is_being_built(large: Connection, database: str
     with while_it_builds(database, build) as (watching, builder):
         assert len(invalid(watching)) == 1
         assert indexes.clean(watching) == []
-        builder.cancel_safe()
+        builder.cancel()
 
 
-def test_a_cancelled_concurrent_build_leaves_nothing_and_its_connection_usable(large: Connection) -> None:
-    with cancelled_soon(large), pytest.raises(psycopg.errors.QueryCanceled):
-        indexes.build(large, "geoid_states", m=64, ef_construction=1000, concurrently=True)
-    assert invalid(large) == []
-    assert indexes.existing(large) == []
-    assert indexes.build(large, "geoid_states", **SPECIFIED, lists=1, concurrently=True).usable
+def test_a_cancelled_concurrent_build_leaves_nothing_and_its_connection_usable(autocommit: Connection) -> None:
+    fill_large(autocommit)
+    with cancelled_soon(autocommit), pytest.raises(psycopg.errors.QueryCanceled):
+        indexes.build(autocommit, "geoid_states", m=64, ef_construction=1000, concurrently=True)
+    assert invalid(autocommit) == []
+    assert indexes.existing(autocommit) == []
+    assert indexes.build(autocommit, "geoid_states", **SPECIFIED, lists=1, concurrently=True).usable
 
 
 def test_a_concurrent_build_that_waits_in_vain_leaves_the_index_of_its_name(large: Connection, database: str) -> None:
@@ -420,11 +438,14 @@ def test_clean_leaves_alone_what_another_role_builds(large: Connection, database
         watching.execute("SET ROLE pg_signal_backend")
         assert len(invalid(watching)) == 1
         assert indexes.clean(watching) == []
-        builder.cancel_safe()
+        builder.cancel()
 
 
 @pytest.mark.ends
-def test_a_build_whose_connection_is_ended_says_so_and_the_next_one_clears_up(large: Connection, database: str) -> None:
+@pytest.mark.parametrize("connect", [psycopg.connect, asynchronous])
+def test_a_build_whose_connection_is_ended_says_so_and_the_next_one_clears_up(
+    large: Connection, database: str, connect: Callable[[str], Any]
+) -> None:
     notes: list[str] = []
 
     def build(conn: Connection) -> object:
@@ -434,7 +455,7 @@ def test_a_build_whose_connection_is_ended_says_so_and_the_next_one_clears_up(la
             notes.extend(error.__notes__)
             raise
 
-    with while_it_builds(database, build) as (watching, builder):
+    with while_it_builds(database, build, connect) as (watching, builder):
         watching.execute("SELECT pg_terminate_backend(%s, 20000)", [builder.info.backend_pid])
     assert notes == ["it may have left an unfinished index, which `kimera-sql index clean` drops"]
     (name,) = invalid(large)
@@ -457,17 +478,17 @@ def test_clean_drops_what_a_killed_build_left(large: Connection, database: str) 
     assert indexes.clean(large) == []
 
 
-def test_retrain_takes_the_rows_that_are_there_now(database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as conn:
-        add_adapters(conn)
-        fill(conn, 20)
-        old = indexes.build(conn, "geoid_states", **SPECIFIED, lists=2)
-        recall.tune(conn, "geoid_states", target=0.5, sample=5)
-        fill(conn)
-        new = indexes.retrain(conn, old.name)
-        assert (old.rows_at_build, new.rows_at_build) == (20, 80)
-        assert (new.name, new.lists, new.usable, new.tuned) == (old.name, 2, True, {})
-        assert invalid(conn) == []
+def test_retrain_takes_the_rows_that_are_there_now(autocommit: Connection) -> None:
+    fill(autocommit, 20)
+    old = indexes.build(autocommit, "geoid_states", **SPECIFIED, lists=2)
+    recall.tune(autocommit, "geoid_states", target=0.5, sample=5)
+    fill(autocommit)
+    assert [one.name for one in indexes.aged(autocommit)] == [old.name]
+    new = indexes.retrain(autocommit, old.name)
+    assert (old.rows_at_build, new.rows_at_build) == (20, 80)
+    assert (new.name, new.lists, new.usable, new.tuned) == (old.name, 2, True, {})
+    assert indexes.aged(autocommit) == []
+    assert invalid(autocommit) == []
 
 
 @pytest.mark.ends

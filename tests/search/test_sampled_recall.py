@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 import psycopg
 import pytest
 from commands import run
+from fix_connections import BOTH_TWINS, rolled_back
 from fix_monitoring import keep, only
 from numpy.typing import NDArray
 from reference import cosines, shares_found
@@ -35,12 +36,18 @@ REAL: Final = [
 """What is searched for: places between clusters, with neighbours in several lists."""
 
 
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
+
+
 @pytest.fixture
-def ivfflat(pg_conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+def ivfflat(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     """A connection to 600 states with an ivfflat index of 30 lists."""
-    fill(pg_conn)
-    pg_conn.execute("SET LOCAL enable_seqscan = off")
-    return pg_conn
+    fill(conn)
+    conn.execute("SET LOCAL enable_seqscan = off")
+    return conn
 
 
 @pytest.fixture

@@ -503,6 +503,9 @@ def test_asynchronous_iterators_that_are_left_early_and_closed_leave_the_connect
                     break
             async with aclosing(aio.geoids.similar_pages(conn, unit(3), 600)) as pages:  # type: ignore[type-var]
                 assert len(await anext(pages)) == 600
+            assert [hit.geoid.id.int async for hit in aio.geoids.within(conn, unit(3), 0.9)] == [3]
+            sizes = [len(page) async for page in aio.geoids.similar_pages(conn, unit(3), 50)]
+            assert sizes == [50] * 14
             cursors = await (await conn.execute("SELECT count(*) FROM pg_cursors")).fetchone()
             assert cursors == (0,)
             assert await aio.geoids.count(conn) == 700

@@ -12,6 +12,7 @@ import numpy as np
 import pgvector
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, rolled_back
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
@@ -19,6 +20,8 @@ from psycopg.types.json import Jsonb
 from kimera_sql import InvalidValue, add_adapters, sql
 from kimera_sql.checks import JsonObject
 from kimera_sql.sql import binary
+
+pytestmark = pytest.mark.ends
 
 TYPES: Final = ("uuid", "timestamptz", "jsonb", "int4", "int8", "float8", "text", "text[]", "vector")
 TEXTS: Final = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -37,13 +40,14 @@ ROWS: Final = st.tuples(
 )
 
 
-@pytest.fixture
-def conn(pg_conn: psycopg.Connection) -> psycopg.Connection:
-    pg_conn.execute(
-        "CREATE TEMP TABLE sent (place SERIAL, a UUID, b TIMESTAMPTZ, c JSONB, d INT4, e INT8, f FLOAT8, g TEXT, "
-        "h TEXT[], i VECTOR)"
-    )
-    return pg_conn
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        conn.execute(
+            "CREATE TEMP TABLE sent (place SERIAL, a UUID, b TIMESTAMPTZ, c JSONB, d INT4, e INT8, f FLOAT8, g TEXT, "
+            "h TEXT[], i VECTOR)"
+        )
+        yield conn
 
 
 @pytest.fixture

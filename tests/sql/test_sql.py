@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from fix_connections import BOTH_TWINS, rolled_back, to_own_database
+from fix_servers import NAMES, Server
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
@@ -71,9 +73,17 @@ ENTITIES: Final = [
 ]
 
 
-@pytest.fixture
-def conn(pg_conn: Connection) -> Connection:
-    return pg_conn
+@pytest.fixture(params=BOTH_TWINS)
+def conn(request: pytest.FixtureRequest, shared: Callable[[str], str]) -> Iterator[Any]:
+    with rolled_back(request.param, shared) as conn:
+        yield conn
+
+
+@pytest.fixture(params=[f"{kind}{NAMES[0]}" for kind in ("", "asynchronous-")])
+def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
+    """An autocommit connection to a database of the test's own on the newest server."""
+    with to_own_database(request.param, start, autocommit=True) as conn:
+        yield conn
 
 
 @pytest.fixture(params=ENTITIES, ids=lambda entity: entity.name)
@@ -253,8 +263,8 @@ UPDATE system_metrics SET metric_value = 0 WHERE metric_value >= :least;
     assert queries.change.execute(conn, least=1) == 0
 
 
-def test_copy_sends_rows_of_the_noted_types(conn: Connection, spy: Path) -> None:
-    conn.execute("CREATE TEMPORARY TABLE t (id INTEGER, at TIMESTAMPTZ, tags TEXT[], context JSONB)")
+def test_copy_sends_rows_of_the_noted_types(pg_conn: Connection, spy: Path) -> None:
+    pg_conn.execute("CREATE TEMPORARY TABLE t (id INTEGER, at TIMESTAMPTZ, tags TEXT[], context JSONB)")
     spy.write_text("""
 -- name: into_t()#
 -- types: int4, timestamptz, text[], jsonb
@@ -264,8 +274,8 @@ COPY t (id, at, tags, context) FROM STDIN (FORMAT BINARY);
         {"id": 1, "at": None, "tags": ["a", "b"], "context": {"a": [None, 1.5]}},
         {"id": 2, "at": None, "tags": [], "context": {}},
     ]
-    assert Queries("spy").into_t.copy(conn, iter(rows)) == 2
-    assert conn.execute("SELECT * FROM t ORDER BY id").fetchall() == [tuple(row.values()) for row in rows]
+    assert Queries("spy").into_t.copy(pg_conn, iter(rows)) == 2
+    assert pg_conn.execute("SELECT * FROM t ORDER BY id").fetchall() == [tuple(row.values()) for row in rows]
 
 
 def metric(conn: Connection) -> None:
@@ -303,6 +313,17 @@ def test_atomic_on_an_autocommit_connection_commits_or_undoes(database: str) -> 
             metric_and_error(conn)
         assert conn.info.transaction_status == TransactionStatus.IDLE
         assert metrics.count(conn) == 1
+
+
+def test_a_snapshot_does_not_show_what_others_commit_meanwhile(autocommit: Connection) -> None:
+    level = autocommit.isolation_level
+    with psycopg.connect(autocommit.info.dsn) as other, sql.snapshot(autocommit):
+        assert metrics.count(autocommit) == 0
+        metric(other)
+        other.commit()
+        assert metrics.count(autocommit) == 0
+    assert metrics.count(autocommit) == 1
+    assert autocommit.isolation_level == level
 
 
 def test_a_null_array_becomes_an_empty_tuple(conn: Connection) -> None:
@@ -367,5 +388,9 @@ def test_every_list_of_an_entity_has_a_limit(entity: Entity) -> None:
             "matching_ids",
             "vectors_of",
             "upsert_many",
+            "leading_from",
+            "scattered_ids_of_texts",
+            "scattered_names",
+            "scattered_within",
         )
     }

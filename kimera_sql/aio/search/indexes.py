@@ -17,7 +17,7 @@ from ...search.kinds import Building
 from ...search.plan import Method, Precision, VectorIndex
 from ...tables import VECTOR_TABLES
 from .. import sql
-from ..connect import behind_pooler
+from ..servers import require_session
 from ..sql import Connection, Queries, postgres
 from . import catalogue
 
@@ -232,10 +232,7 @@ async def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: 
         return
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
-    if await behind_pooler(conn):
-        raise InvalidValue(
-            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
-        )
+    await require_session(conn, "what runs concurrently")
 
 
 async def _run(
@@ -266,7 +263,9 @@ async def _build(
                 composed.SQL("SET {} {} = {}").format(scope, composed.Identifier(name), composed.Literal(value))
             )
 
-    async with nullcontext() if concurrently else sql.atomic(conn):
+    # Behind a pooler a transaction alone can have settings: those that the caller has made are not there.
+    patiently = sql.without_timeouts(conn, lock_timeout=0 if concurrently else _LOCK_TIMEOUT)
+    async with nullcontext() if concurrently else sql.atomic(conn), patiently:
         try:
             await put(settings)
             await conn.execute(statement)

@@ -20,7 +20,7 @@ from ...tables import Table
 from ...twins import at_once
 from ...vectors import Vector
 from .. import sql
-from ..connect import AsyncPool
+from ..pools import AsyncPool
 from ..sql import Connection, Queries, Row, postgres
 from ..sqlite import SqlitePool
 from . import catalogue, samples

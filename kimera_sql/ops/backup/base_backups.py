@@ -21,6 +21,7 @@ from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...leftovers import temporary_folder
 from ...progress import Bar
+from ...servers import require_session
 from ...sql import Connection
 from ..shards import distributed
 from . import copy_wal, layout, tools
@@ -95,13 +96,15 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
 def require_replication(conn: Connection) -> psycopg.Connection[Any]:
     """Return *conn*, an autocommit connection to PostgreSQL by a role that may make base backups and receive WAL.
 
-    Raises BackupError for another role, InvalidValue without autocommit, and UnsupportedByServer for SQLite.
+    Raises BackupError for another role, InvalidValue without autocommit or behind a pooler, and UnsupportedByServer for
+    SQLite.
     """
     conn = sql.require_postgres(
         conn, "an SQLite database has no base backups; copy it: sqlite3 FILE \".backup 'COPY'\""
     )
     if not conn.autocommit:
         raise InvalidValue("conn: expected an autocommit connection")
+    require_session(conn, "replication")
     row = _queries.replication_role.fetchone(conn)
     if row is not None and not row[1]:
         raise BackupError(

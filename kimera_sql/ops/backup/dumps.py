@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from ... import sql
 from ...errors import BackupError
 from ...progress import Bar
+from ...servers import require_session
 from ...settings import milliseconds
 from ...sql import Connection
 from ..shards import distributed
@@ -75,13 +76,15 @@ class Dump:
 def make_dump(conn: Connection, folder: Path) -> Dump:
     """Dump *conn*'s database and the server's roles into *folder*, prove the dump, and return its manifest.
 
-    *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
-    dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
-    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything fails,
-    when a table stays locked against readers for 30 s, and for tables that Citus distributes; then nothing new is in
-    the folder. SQLite raises UnsupportedByServer.
+    *conn* is outside a transaction, and no pooler's. Row counts, checksums and sample searches are taken from the
+    snapshot that the dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode
+    0700, files with 0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when
+    anything fails, when a table stays locked against readers for 30 s, and for tables that Citus distributes; then
+    nothing new is in the folder. SQLite raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
+    require_session(conn, "a dump")
     with sql.transaction(conn):
         scattered = distributed(conn)
     if scattered:

@@ -23,9 +23,11 @@ from ..monitoring import (
     Blocked,
     Database,
     IndexUse,
+    Replica,
     SampledSearches,
     ServerState,
     Slot,
+    Standby,
     TableUse,
     Transaction,
     Unavailable,
@@ -47,6 +49,7 @@ _SETTINGS: Final = (
     "full_page_writes",
     "reserved_connections",
     "superuser_reserved_connections",
+    "synchronous_standby_names",
     "track_counts",
 )
 
@@ -132,6 +135,8 @@ class Facts:
     locks: tuple[Blocked, ...] = ()
     transactions: tuple[Transaction, ...] = ()
     archiver: tuple[Archiver, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    standby: tuple[Standby, ...] = ()
     slots: tuple[Slot, ...] = ()
     wraparound: tuple[Wraparound, ...] = ()
     pool_connections: int = 0
@@ -182,6 +187,8 @@ def gather(
     locks = rows("locks", monitoring.blocked)
     transactions = rows("transactions", monitoring.transactions)
     archiver = rows("archiver", lambda conn: [monitoring.archiver(conn)])
+    replicas = rows("replicas", monitoring.replicas)
+    standby = rows("standby", monitoring.standby)
     slots = rows("slots", monitoring.slots)
     wraparound = rows("wraparound", monitoring.wraparound)
     checked, checked_fault = _checked(conn, memory, in_all)
@@ -220,6 +227,8 @@ def gather(
         locks=locks,
         transactions=transactions,
         archiver=archiver,
+        replicas=replicas,
+        standby=standby,
         slots=slots,
         wraparound=wraparound,
         pool_connections=in_all,

@@ -11,6 +11,7 @@ from typing import Final
 from ... import drift, sql
 from ...search.plan import DEFAULT_RECALL
 from ...search.samples import ENOUGH
+from ...settings import Settings
 from ...tables import VECTOR_TABLES
 from ..monitoring import VectorFault
 from .facts import Facts
@@ -43,6 +44,8 @@ _WASTED_BYTES: Final = 10 * 2**20
 _UNUSED_BYTES: Final = 100 * 2**20
 _HELD_BYTES: Final = 10 * 2**30
 _UNBALANCED: Final = 2
+_BEHIND_SECONDS: Final = Settings().replica_max_lag
+_BEHIND_BYTES: Final = 256 * 2**20
 
 _VECTOR_FAULTS: Final[Mapping[VectorFault, tuple[Severity, str, str]]] = {
     "invalid": (
@@ -481,6 +484,42 @@ def _wal(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _replication(facts: Facts) -> Iterator[Finding]:
+    for one in facts.replicas:
+        who = f"standby {one.application or one.address}"
+        if (one.behind_seconds or 0) > _BEHIND_SECONDS or (one.behind_bytes or 0) > _BEHIND_BYTES:
+            lag = "" if one.behind_seconds is None else f"{_span(one.behind_seconds)} and "
+            yield Finding(
+                "warning",
+                who,
+                f"is {lag}{_mb(one.behind_bytes or 0)} of write-ahead log behind; readers get the primary instead",
+                "see its disk, its CPU and its longest queries (max_standby_streaming_delay)",
+            )
+    names = facts.settings.get("synchronous_standby_names")
+    if names and facts.sees_all and not any(one.synchrony in ("sync", "quorum") for one in facts.replicas):
+        yield Finding(
+            "error",
+            "synchronous replication",
+            f"waits for {names}, and none of them is connected: every commit waits until one is",
+            "connect a standby of that name, or change synchronous_standby_names",
+        )
+    for standby in facts.standby:
+        if standby.received is None:
+            yield Finding(
+                "warning",
+                "this standby",
+                "has received nothing from a primary since it started",
+                "see the server's log, primary_conninfo, and pg_hba.conf of the primary",
+            )
+        elif (standby.behind_bytes or 0) > _BEHIND_BYTES:
+            yield Finding(
+                "warning",
+                "this standby",
+                f"has {_mb(standby.behind_bytes or 0)} of write-ahead log still to replay",
+                "see whether replay is paused, and its longest queries (max_standby_streaming_delay)",
+            )
+
+
 def _wraparound(facts: Facts) -> Iterator[Finding]:
     for one in facts.wraparound:
         if one.used_ratio > _OLD_IDS_RATIO:
@@ -559,6 +598,7 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _other_indexes,
     _transactions,
     _wal,
+    _replication,
     _wraparound,
     _recent_backup,
     _half_made,
