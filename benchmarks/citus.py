@@ -56,7 +56,6 @@ def main() -> None:
     given = options.parse_args()
     data = made(given.rows, given.queries, 0, given.seed)
     with connected(given.single) as single, connected(given.coordinator) as coordinator:
-        # Here, too, before the rows: their shards are then filled at once.
         citus.distribute(coordinator, shards=given.shards)
         for conn in (single, coordinator):
             fill(conn, data.rows)

@@ -1,4 +1,4 @@
-"""`kimera-sql scale`: the tables spread over the nodes of Citus, and back."""
+"""`kimera-sql scale`: the tables distributed over the nodes of Citus, and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from ..ops import citus
 from .connection import autocommit
+from .output import print_records, print_table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     spread.add_argument("--shards", type=int, metavar="N", help="shards of a table (4 for each node that holds shards)")
     _add_dry_run(spread)
     spread.set_defaults(run=_distribute)
+    status = commands.add_parser("status", help="the nodes of the cluster, and what each has of the tables")
+    status.set_defaults(run=_status)
     back = commands.add_parser("undistribute", help="bring the tables back to the coordinator, with their rows")
     _add_dry_run(back)
     back.set_defaults(run=_undistribute)
@@ -48,6 +51,28 @@ def _undistribute(arguments: argparse.Namespace) -> int:
         citus.undistribute(conn)
         print("the tables are on this server alone")
     return 0
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    with autocommit(arguments) as conn:
+        print_records(citus.nodes(conn), as_json=False, empty="no node was added")
+        held: dict[tuple[str, str], list[citus.Shard]] = {}
+        for shard in citus.shards(conn):
+            held.setdefault((shard.table, shard.node), []).append(shard)
+    print()
+    print_table(
+        ["table", "node", "shards", "rows", "size_bytes"],
+        [
+            [
+                table,
+                node,
+                len(shards),
+                sum(one.live_rows for one in shards),
+                sum(one.heap_bytes + one.other_bytes + one.index_bytes for one in shards),
+            ]
+            for (table, node), shards in held.items()
+        ],
+    )
 
 
 def _show(plan: citus.Plan, losses: tuple[str, ...]) -> int:

@@ -19,6 +19,9 @@ from ..sql import Connection
 from ..sql.files import literal
 from ..tables import NAMES, VECTOR_TABLES
 from . import maintenance
+from .shards import Shard as Shard
+from .shards import distributed
+from .shards import shards as shards
 
 _queries = sql.Queries("citus")
 
@@ -102,11 +105,6 @@ def placements(conn: Connection) -> list[Placement]:
     if not sql.is_postgres(conn) or not distributed(conn):
         return []
     return _queries.placements.fetchall(conn, Placement, tables=list(NAMES))
-
-
-def distributed(conn: psycopg.Connection[Any]) -> list[str]:
-    """Return those of the tables whose rows Citus keeps in shards."""
-    return [name for (name,) in _queries.distributed.fetchall(conn, tables=list(NAMES))]
 
 
 def nodes(conn: Connection) -> list[Node]:

@@ -20,6 +20,7 @@ from ..search.indexes import Building
 from ..servers import require_session
 from ..sql import Connection, postgres
 from ..tables import NAMES, VECTOR_TABLES
+from .shards import by_table
 
 logger = logging.getLogger(__name__)
 
@@ -322,6 +323,13 @@ def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterato
 def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> Vacuumed:
     _run(conn, "VACUUM (ANALYZE) {}", table, lock_timeout)
     (vacuumed,) = _queries.state.fetchall(conn, Vacuumed, table=table)
+    if shards := by_table(conn).get(table):
+        return Vacuumed(
+            table,
+            rows=sum(one.live_rows for one in shards),
+            dead=sum(one.dead_rows for one in shards),
+            size=sum(one.heap_bytes + one.other_bytes + one.index_bytes for one in shards),
+        )
     return vacuumed
 
 

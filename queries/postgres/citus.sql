@@ -131,3 +131,90 @@ FROM (SELECT id FROM cognitive_transitions GROUP BY id HAVING count(*) > 1) AS r
 -- returns: int
 SELECT count(*)
 FROM (SELECT id FROM system_metrics GROUP BY id HAVING count(*) > 1) AS repeated;
+
+-- name: shard_states()
+-- Every shard of the tables that Citus keeps, with what its node's statistics say of it; of a reference table one copy.
+-- Sizes are by the pages that they count, because asking for one takes a lock. unusable_indexes: how many indexes the shard
+-- lacks, or has unfinished. All numbers are 0 where the node does not answer.
+-- returns: Shard
+-- not null: table, number, node, answered, live_rows, dead_rows, changed_rows, table_scans, index_scans, heap_bytes
+-- not null: other_bytes, index_bytes, unusable_indexes
+-- needs: citus
+SELECT DISTINCT ON ("table", number)
+    kept.logicalrelid::regclass::text AS "table",
+    asked.shardid AS number,
+    asked.nodename || ':' || asked.nodeport AS node,
+    asked.success AS answered,
+    COALESCE((state.said ->> 'live')::bigint, 0) AS live_rows,
+    COALESCE((state.said ->> 'dead')::bigint, 0) AS dead_rows,
+    COALESCE((state.said ->> 'changed')::bigint, 0) AS changed_rows,
+    COALESCE((state.said ->> 'table_scans')::bigint, 0) AS table_scans,
+    COALESCE((state.said ->> 'index_scans')::bigint, 0) AS index_scans,
+    (state.said ->> 'vacuumed')::timestamptz AS vacuumed_at,
+    (state.said ->> 'analyzed')::timestamptz AS analyzed_at,
+    COALESCE((state.said ->> 'heap')::bigint, 0) AS heap_bytes,
+    COALESCE((state.said ->> 'other')::bigint, 0) AS other_bytes,
+    COALESCE((state.said ->> 'indexes')::bigint, 0) AS index_bytes,
+    CASE
+        WHEN asked.success
+            THEN (SELECT count(*) FROM pg_index WHERE indrelid = kept.logicalrelid) - (state.said ->> 'usable')::bigint
+        ELSE 0
+    END AS unusable_indexes
+FROM pg_dist_partition AS kept
+CROSS JOIN LATERAL run_command_on_placements(
+    kept.logicalrelid,
+    $$
+    SELECT jsonb_build_object(
+        'live', pg_stat_get_live_tuples(relation.oid),
+        'dead', pg_stat_get_dead_tuples(relation.oid),
+        'changed', pg_stat_get_mod_since_analyze(relation.oid),
+        'table_scans', pg_stat_get_numscans(relation.oid),
+        'index_scans', (SELECT sum(pg_stat_get_numscans(indexrelid)) FROM pg_index WHERE indrelid = relation.oid),
+        'vacuumed',
+        GREATEST(pg_stat_get_last_vacuum_time(relation.oid), pg_stat_get_last_autovacuum_time(relation.oid)),
+        'analyzed',
+        GREATEST(pg_stat_get_last_analyze_time(relation.oid), pg_stat_get_last_autoanalyze_time(relation.oid)),
+        'heap', relation.relpages * block.size,
+        'other', COALESCE((SELECT relpages FROM pg_class WHERE oid = relation.reltoastrelid), 0) * block.size,
+        'indexes',
+        (
+            SELECT sum(relpages)
+            FROM pg_index
+            JOIN pg_class ON oid = indexrelid
+            WHERE indrelid = relation.oid
+        ) * block.size,
+        'usable', (SELECT count(*) FROM pg_index WHERE indrelid = relation.oid AND indisvalid AND indisready)
+    )
+    FROM pg_class AS relation
+    CROSS JOIN (SELECT current_setting('block_size')::bigint AS size) AS block
+    WHERE relation.oid = '%%s'::regclass
+    $$
+) AS asked
+CROSS JOIN LATERAL (SELECT CASE WHEN asked.success THEN asked.result::jsonb END AS said) AS state
+ORDER BY "table", number, answered DESC, node;
+
+-- name: index_use(table)
+-- What the shards of each index of a table take together, and how often they were scanned. An index that this transaction
+-- has made is not among them.
+-- returns: name str, size int, scans int
+-- not null: name, size, scans
+-- needs: citus
+SELECT
+    index.name,
+    sum((index.use ->> 0)::bigint)::bigint AS size,
+    sum((index.use ->> 1)::bigint)::bigint AS scans
+FROM run_command_on_shards(
+    to_regclass(:table),
+    $$
+    SELECT jsonb_object_agg(
+        regexp_replace(relname, '_[0-9]+$', ''),
+        jsonb_build_array(relpages * current_setting('block_size')::bigint, pg_stat_get_numscans(oid))
+    )
+    FROM pg_index
+    JOIN pg_class ON oid = indexrelid
+    WHERE indrelid = '%%s'::regclass
+    $$
+) AS asked
+CROSS JOIN LATERAL jsonb_each(CASE WHEN asked.success THEN asked.result::jsonb END) AS index (name, use)
+GROUP BY index.name
+ORDER BY index.name;

@@ -22,7 +22,7 @@ from test_postgres import EMBEDDING, GEOID, METRIC, PORTAL, READS, STATE, STEP, 
 
 from kimera_sql import add_adapters, embeddings, geoids, metrics, migrate, migrations, portals, transfer, transitions
 from kimera_sql.errors import BackupError, InUse, SchemaError, UnsupportedByServer
-from kimera_sql.ops import backup, citus
+from kimera_sql.ops import backup, citus, maintenance, monitoring
 from kimera_sql.search import indexes, recall
 from kimera_sql.sql.postgres import Connection
 
@@ -311,6 +311,23 @@ def test_what_stands_in_the_way_is_said_and_nothing_is_changed(plain: str) -> No
         with pytest.raises(SchemaError, match="1 transitions lead to a state that is not there"):
             citus.undistribute(conn)
         assert len(citus.placements(conn)) == len(citus.COLUMNS)
+
+
+def test_reports_count_the_rows_and_bytes_of_all_shards(indexed: str) -> None:
+    with connected(indexed, autocommit=True) as conn:
+        use = {one.table: one for one in monitoring.tables(conn)}
+        assert use["geoid_states"].live_rows == use["semantic_embeddings"].live_rows == MANY
+        assert use["geoid_states"].analyzed_at is not None
+        # A row with its vector fills a page.
+        sizes = {one.table: one for one in monitoring.sizes(conn)}
+        assert sizes["geoid_states"].heap_bytes >= MANY * 8192
+        assert [one.rows for one in maintenance.vacuum(conn) if one.table in use][::2] == [MANY, MANY, 0]
+        health = monitoring.vectors(conn)
+        assert [one.index for one in health] == ["idx_geoid_vector_hnsw_half", "idx_embedding_vector"]
+        assert all(one.size_bytes > SHARDS * 8192 for one in health)
+        shards = citus.shards(conn)
+        assert {one.unusable_indexes for one in shards} == {0}
+        assert len([one for one in shards if one.table == "geoid_states"]) == SHARDS
 
 
 def test_what_cannot_be_done_with_distributed_tables_is_refused(spread: str, tmp_path: Path) -> None:

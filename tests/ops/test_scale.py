@@ -12,11 +12,14 @@ import psycopg
 import pytest
 from commands import run
 from strategies import unit
+from test_doctor import HEALTHY
 from test_postgres import EMBEDDING, GEOID, METRIC
 
 from kimera_sql import drift, embeddings, geoids, indexes, metrics, sql
 from kimera_sql.errors import UnsupportedByServer
 from kimera_sql.ops import citus
+from kimera_sql.ops.doctor import diagnose
+from kimera_sql.ops.shards import Shard
 from kimera_sql.search import Precision
 from kimera_sql.search.plan import Options, decide, estimated_rows, used_by
 from kimera_sql.tables import NAMES, VECTOR_TABLES
@@ -61,6 +64,20 @@ def test_rows_are_estimated_over_all_shards() -> None:
     tasks = [{"Remote Plan": [[{"Plan": {"Plan Rows": 7}}]]}]
     job = {"Task Count": 8, "Tasks Shown": "One of 8", "Tasks": tasks}
     assert estimated_rows([{"Plan": {"Plan Rows": 100000, "Distributed Query": {"Job": job}}}]) == 56
+
+
+def test_the_doctor_finds_shards_that_are_lost_lame_or_too_many_on_one_node() -> None:
+    shard = Shard("geoid_states", 1, "a:1", True, 9000, 0, 0, 0, 0, None, None, 0, 0, 0, 0)
+    even = replace(HEALTHY, shards=(shard, replace(shard, number=2, node="b:2")))
+    assert diagnose(even) == []
+    lame, lost = replace(shard, number=3, unusable_indexes=1), replace(shard, number=4, node="c:3", answered=False)
+    found = diagnose(replace(HEALTHY, shards=(*even.shards, lame, replace(lost, live_rows=0))))
+    assert [(one.severity, one.subject) for one in found] == [
+        ("error", "node c:3"),
+        ("error", "shard 3 of geoid_states on a:1"),
+        ("warning", "table geoid_states"),
+    ]
+    assert "some 18,000 rows on one node and 0 on another" in found[-1].found
 
 
 def test_the_index_of_a_shard_is_recognized() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
@@ -110,9 +112,21 @@ async def existing(conn: Connection) -> list[VectorIndex]:
     """Return the vector indexes that searches can use, ordered by table and name. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
-    return [
-        index for table in VECTOR_TABLES.values() for index in (await catalogue.look(conn, table, fresh=True)).indexes
-    ]
+    found: list[VectorIndex] = []
+    for table in VECTOR_TABLES.values():
+        seen = (await catalogue.look(conn, table, fresh=True)).indexes
+        found += await _over_shards(conn, seen) if any(index.shards for index in seen) else seen
+    return found
+
+
+async def _over_shards(conn: Connection, indexes: Sequence[VectorIndex]) -> list[VectorIndex]:
+    """Return *indexes*, of one distributed table, with the size and the scans of all shards."""
+    used: dict[str, tuple[int, int]] = {
+        name: (size, scans)
+        for name, size, scans in await Queries("citus").index_use.fetchall(conn, table=indexes[0].table)
+    }
+    sized = ((index, used.get(index.name, (index.size, index.scans))) for index in indexes)
+    return [replace(index, size=size, scans=scans) for index, (size, scans) in sized]
 
 
 async def find(conn: Connection, name: str) -> VectorIndex:

@@ -23,7 +23,7 @@ from ...leftovers import temporary_folder
 from ...progress import Bar
 from ...servers import require_session
 from ...sql import Connection
-from .. import citus
+from ..shards import distributed
 from . import copy_wal, layout, tools
 from .configuration import COPY, copy_configuration, read_configuration
 from .files import free_path, fsync, locked, reported, sha256
@@ -87,7 +87,7 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    if citus.distributed(conn):
+    if distributed(conn):
         apart = "the other nodes of Citus have rows of this database, and are not in the backup: back up each of them"
         made = replace(made, lacking=(*made.lacking, apart))
     return replace(made, path=path)

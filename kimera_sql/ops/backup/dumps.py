@@ -19,7 +19,7 @@ from ...progress import Bar
 from ...servers import require_session
 from ...settings import milliseconds
 from ...sql import Connection
-from .. import citus
+from ..shards import distributed
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
 from .files import free_path, fsync, locked, reported, sha256
@@ -85,7 +85,9 @@ def make_dump(conn: Connection, folder: Path) -> Dump:
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
     # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
     require_session(conn, "a dump")
-    if citus.distributed(conn):
+    with sql.transaction(conn):
+        scattered = distributed(conn)
+    if scattered:
         raise BackupError(
             "the tables are distributed by Citus, and pg_dump reads each shard as it is at another moment: back up "
             "every node with `kimera-sql backup base`, or run `kimera-sql scale undistribute` first"

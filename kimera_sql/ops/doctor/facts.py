@@ -34,6 +34,7 @@ from ..monitoring import (
     VectorHealth,
     Wraparound,
 )
+from ..shards import Shard, shards
 
 _queries = sql.Queries("doctor")
 
@@ -101,8 +102,8 @@ class Facts:
     settings beside the recommended ones; checked_fault: why they could not be compared. compiles: whether the server
     compiles costly plans (JIT). building: tables that an index is being built on. pool_connections: how many the pools
     of all processes can open together. half_made: databases of restores that were killed. backups: this database's,
-    None unless a folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be
-    had, and why.
+    None unless a folder was given; backups_fault: why it could not be read. shards: of the tables that Citus keeps.
+    unavailable: the reports that could not be had, and why.
     """
 
     now: datetime
@@ -142,6 +143,7 @@ class Facts:
     half_made: tuple[str, ...] = ()
     backups: tuple[backup.Backup, ...] | None = None
     backups_fault: str | None = None
+    shards: tuple[Shard, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -233,6 +235,7 @@ def gather(
         half_made=tuple(backup.left_databases(conn)),
         backups=saved,
         backups_fault=backups_fault,
+        shards=rows("shards", shards),
         unavailable=unavailable,
     )
 

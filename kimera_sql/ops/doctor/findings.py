@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +43,7 @@ _WASTED_RATIO: Final = 0.5
 _WASTED_BYTES: Final = 10 * 2**20
 _UNUSED_BYTES: Final = 100 * 2**20
 _HELD_BYTES: Final = 10 * 2**30
+_UNBALANCED: Final = 2
 _BEHIND_SECONDS: Final = Settings().replica_max_lag
 _BEHIND_BYTES: Final = 256 * 2**20
 
@@ -305,6 +307,37 @@ def _vector_indexes(facts: Facts) -> Iterator[Finding]:
             yield Finding(severity, f"index {index.index}", found, advice.format(name=index.index, table=index.table))
 
 
+def _shards(facts: Facts) -> Iterator[Finding]:
+    for node in sorted({one.node for one in facts.shards if not one.answered}):
+        yield Finding(
+            "error",
+            f"node {node}",
+            "does not answer, so what needs its shards fails",
+            "start it, and see that the coordinator can connect to it",
+        )
+    for one in facts.shards:
+        if one.unusable_indexes and one.table not in facts.building:
+            yield Finding(
+                "error",
+                f"shard {one.number} of {one.table} on {one.node}",
+                f"lacks {one.unusable_indexes} of the table's indexes, or has them unfinished",
+                "drop the index on the coordinator, and build it again",
+            )
+    for table in dict.fromkeys(one.table for one in facts.shards):
+        rows = Counter[str]()
+        for one in facts.shards:
+            if one.table == table:
+                rows[one.node] += one.live_rows
+        most, least = max(rows.values()), min(rows.values())
+        if most >= _BIG_ROWS and most > _UNBALANCED * least:
+            yield Finding(
+                "warning",
+                f"table {table}",
+                f"has some {most:,} rows on one node and {least:,} on another, and searches wait for the slower one",
+                "SELECT citus_rebalance_start(), which moves shards while they serve",
+            )
+
+
 def _sampled_searches(facts: Facts) -> Iterator[Finding]:
     for one in facts.sampled:
         if one.recall is None or one.low is None or one.high is None or one.measured_at is None:
@@ -559,6 +592,7 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _connections,
     _tables,
     _vector_indexes,
+    _shards,
     _sampled_searches,
     _renewals,
     _other_indexes,
