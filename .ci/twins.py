@@ -23,9 +23,11 @@ OF_THEIR_OWN: Final = re.compile(r"/__init__\.py$|/aio/sqlite\.py$")
 
 WORDS: Final = {
     "AbstractAsyncContextManager": "AbstractContextManager",
+    "AsyncClusterPool": "ClusterPool",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncCopy": "Copy",
+    "AsyncExitStack": "ExitStack",
     "AsyncCursor": "Cursor",
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
@@ -40,8 +42,10 @@ WORDS: Final = {
     "apause": "pause",
     "aiosqlite": "sqlite3",
     "asynccontextmanager": "contextmanager",
+    "enter_async_context": "enter_context",
     "avalue": "value",
     "ALock": "Lock",
+    "aclose": "close",
     "anext": "next",
 }
 """What is called otherwise in a synchronous module."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kimera_sql.search import measures
 from kimera_sql.vectors import DIMENSIONS, Vector
 
 _ROWS_PER_CLUSTER = 100
@@ -87,6 +88,27 @@ def loaded(path: Path, rows: int, queries: int, fresh: int, seed: int) -> Data:
         _turned(asked[:queries], rotation),
         _turned(every[later], rotation),
     )
+
+
+def multiplied(rows: Vector, count: int) -> Vector:
+    """Return *count* vectors: *rows*, and copies of each, moved to where a row could be (see measures.moved)."""
+    if count > len(rows) * (measures.NEIGHBOURS + 1):
+        raise UnusableFile(
+            f"{len(rows):,} rows give at most {len(rows) * (measures.NEIGHBOURS + 1):,} with their copies"
+        )
+    if count <= len(rows):
+        return rows[:count]
+    near = np.empty((len(rows), measures.NEIGHBOURS), dtype=np.int64)
+    for number, cosines in enumerate(similarities(rows, rows)):
+        cosines[number] = -1
+        few = np.argpartition(-cosines, measures.NEIGHBOURS)[: measures.NEIGHBOURS]
+        near[number] = few[np.argsort(-cosines[few])]
+    every = np.empty((count, DIMENSIONS), dtype=np.float32)
+    every[: len(rows)] = rows
+    for number in range(len(rows), count):
+        copy, row = divmod(number, len(rows))
+        every[number] = measures.moved(rows[row], list(rows[near[row]]), copy)
+    return every
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:

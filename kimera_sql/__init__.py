@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from . import metrics as metrics
     from . import portals as portals
     from . import transitions as transitions
-    from .connect import Pool as Pool
-    from .connect import add_adapters as add_adapters
     from .connect import open_pool as open_pool
     from .errors import BackupError as BackupError
     from .errors import CommitUnknown as CommitUnknown
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from .errors import WrongModel as WrongModel
     from .migrations import migrate as migrate
     from .ops.adoption import adopt as adopt
+    from .pools import Pool as Pool
+    from .pools import add_adapters as add_adapters
     from .retries import retry as retry
     from .search import indexes as indexes
     from .search import recall as recall
@@ -49,8 +49,6 @@ _PLACES: Final = {
     "metrics": "metrics",
     "portals": "portals",
     "transitions": "transitions",
-    "Pool": "connect",
-    "add_adapters": "connect",
     "open_pool": "connect",
     "BackupError": "errors",
     "CommitUnknown": "errors",
@@ -72,6 +70,8 @@ _PLACES: Final = {
     "WrongModel": "errors",
     "migrate": "migrations",
     "adopt": "ops.adoption",
+    "Pool": "pools",
+    "add_adapters": "pools",
     "retry": "retries",
     "indexes": "search.indexes",
     "recall": "search.recall",

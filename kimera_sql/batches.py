@@ -34,14 +34,16 @@ def delete_found(
     parameters: Mapping[str, Any],
     *,
     along: sql.Query | None = None,
+    locked: bool = True,
 ) -> tuple[int, int]:
     """Delete the rows whose ids *find* gives, until there are none, and what refers to them with *along*.
 
-    Return how many rows *delete* deleted, and how many *along* did.
+    *locked*: nobody else can delete them once *find* has given them. Return how many rows *delete*
+    deleted, and how many *along* did.
     """
     rows = others = 0
     try:
-        while deleted := _delete_batch(conn, find, delete, batch, parameters, along):
+        while deleted := _delete_batch(conn, find, delete, batch, parameters, along, locked):
             rows, others = rows + deleted[0], others + deleted[1]
     except Exception as error:
         _note(error, rows)
@@ -56,6 +58,7 @@ def _delete_batch(
     batch: int,
     parameters: Mapping[str, Any],
     along: sql.Query | None,
+    locked: bool,
 ) -> tuple[int, int] | None:
     with sql.atomic(conn):
         ids = [id for (id,) in find.fetchall(conn, limit=batch, **parameters)]
@@ -63,7 +66,7 @@ def _delete_batch(
             return None
         others = along.execute(conn, ids=ids) if along else 0
         rows = delete.execute(conn, ids=ids)
-        if rows < len(ids):
+        if rows < (len(ids) if locked else 1):
             # They would be found again and again.
             raise SchemaError(
                 f"{delete.entity}: a trigger, a rule or row-level security of the table kept {len(ids) - rows:,} rows"

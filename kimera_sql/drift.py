@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, cast, get_args
 
@@ -107,6 +107,20 @@ def expected() -> list[Element]:
                 raise SchemaError(f"{path()}: {line!r} is not as `kimera-sql verify --update` writes it")
             found.append(Element(table, cast(Kind, kind), name, definition))
     return found
+
+
+_DISTRIBUTED: Final[Mapping[tuple[str, str], str | None]] = {
+    ("cognitive_transitions", "PRIMARY KEY (id)"): "PRIMARY KEY (id, source_id)",
+    ("cognitive_transitions", "FOREIGN KEY (target_id) REFERENCES geoid_states(id)"): None,
+    ("system_metrics", "PRIMARY KEY (id)"): "PRIMARY KEY (id, metric_name)",
+}
+"""The constraints that schema/citus.sql replaces by others, or by none."""
+
+
+def distributed(wanted: Iterable[Element]) -> list[Element]:
+    """Return what *wanted* is in a database whose tables Citus keeps in shards."""
+    kept = ((one, _DISTRIBUTED.get((one.table, one.definition), one.definition)) for one in wanted)
+    return [replace(one, definition=definition) for one, definition in kept if definition is not None]
 
 
 def differences(found: Collection[Element], wanted: Iterable[Element]) -> list[Difference]:

@@ -28,7 +28,7 @@ from .model.embeddings import (
 )
 from .model.upserts import Upserted
 from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
-from .search import pairs, run
+from .search import catalogue, pairs, run
 from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
@@ -123,6 +123,9 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
     def _ids(self, conn: Connection, rows: list[dict[str, Any]]) -> list[UUID | None]:
         """Return the ids of the stored rows that have the texts and sources of *rows*, None for what none has."""
         texts, sources = [row["text_content"] for row in rows], [row["source"] for row in rows]
+        if catalogue.is_distributed(conn, _table.name):
+            there: dict[int, UUID] = dict(_queries.scattered_ids_of_texts.fetchall(conn, texts=texts, sources=sources))
+            return [there.get(position) for position in range(1, len(rows) + 1)]
         found = _queries.ids_of_texts.fetchall(conn, texts=texts, sources=sources)
         return [None if id is None else decode(sql.dialect(conn), UUID, id) for (id,) in found]
 
@@ -382,5 +385,7 @@ def delete_where(conn: Connection, *, batch: int = 1000, dry_run: bool = False, 
     checks.narrow(parameters, Filters)
     if dry_run:
         return _queries.count_matching.fetchval(conn, int, **parameters) or 0
-    rows, _ = batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters)
+    distributed = catalogue.is_distributed(conn, _table.name)
+    find = _queries.scattered_oldest if distributed else _queries.oldest_matching
+    rows, _ = batches.delete_found(conn, find, _queries.delete_by_ids, size, parameters, locked=not distributed)
     return rows

@@ -14,8 +14,8 @@ from . import batches, checks, sql
 from .errors import InUse, InvalidValue, NotFound
 from .model.geoids import Bucket, Filters, Geoid, GeoidSummary, Gone, Hit, NewGeoid, values, where
 from .model.upserts import Upserted
+from .search import catalogue, run
 from .search import pairs as all_pairs
-from .search import run
 from .search.blocks import Pair
 from .search.plan import Explanation, Options
 from .search.run import Source
@@ -362,8 +362,10 @@ def delete_where(
         if dry_run:
             return found
     along = _transitions.delete_of_states if transitions == "delete" else None
+    distributed = catalogue.is_distributed(conn, _table.name)
+    find = _queries.scattered_oldest if distributed else _queries.oldest_matching
     return Gone(
-        *batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters, along=along)
+        *batches.delete_found(conn, find, _queries.delete_by_ids, size, parameters, along=along, locked=not distributed)
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from . import batches, checks, sql
 from .entity import Entity
 from .model.metrics import Bucket, Metric, NewMetric, identifier, values
+from .search import catalogue
 from .sql import Connection
 
 __all__ = [
@@ -104,7 +105,9 @@ def series(
 
 def names(conn: Connection) -> list[str]:
     """Return the names of all metrics, in order."""
-    return [row[0] for row in _queries.names.fetchall(conn)]
+    distributed = catalogue.is_distributed(conn, "system_metrics")
+    query = _queries.scattered_names if distributed else _queries.names
+    return [row[0] for row in query.fetchall(conn)]
 
 
 def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000, dry_run: bool = False) -> int:

@@ -32,7 +32,7 @@ def kimera_verify() -> Verify:
     # Not at the top: this module is imported by every run of pytest where kimera_sql is installed.
     import psycopg
 
-    from .connect import add_adapters
+    from .pools import add_adapters
     from .verify import verify_queries
 
     def check(

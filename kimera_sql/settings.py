@@ -44,6 +44,9 @@ class Settings:
 
     credentials: libpq parameters from the KIMERA_DB_* variables that are set, None when none is set.
     database_url: DATABASE_URL, None when it is not set.
+    replicas: further servers of the cluster of the first of these that is configured (KIMERA_DB_REPLICAS), as HOST or
+        HOST:PORT each, with commas between them. They are read from while they are standbys, and one of them is written
+        to once it has taken the primary's place.
     libpq: whether PGSERVICE, PGHOST, PGHOSTADDR or PGDATABASE is set; if neither credentials nor database_url are,
         libpq's own variables then say where the database is.
     sqlite_path: the SQLite file for development (KIMERA_SQLITE_PATH).
@@ -63,6 +66,9 @@ class Settings:
     lock_timeout: seconds to wait for a lock (KIMERA_LOCK_TIMEOUT), 0 for any number.
     idle_in_transaction_timeout: seconds that a transaction may be left open with nothing to do
         (KIMERA_IDLE_IN_TRANSACTION_TIMEOUT), 0 for any number.
+    replica_max_lag: how many seconds a standby that is read from may be behind the primary (KIMERA_REPLICA_MAX_LAG).
+    replica_wait: seconds to wait for a standby to replay what a reader wants to see, before the primary is read from
+        (KIMERA_REPLICA_WAIT).
     search_sample: one search in so many is kept in the database, to measure and tune recall with
         (KIMERA_SEARCH_SAMPLE). None keeps none.
     """
@@ -70,6 +76,7 @@ class Settings:
     credentials: Mapping[str, str | Secret] | None = None
     database_url: str | Secret | None = None
     libpq: bool = False
+    replicas: tuple[str, ...] = ()
     sqlite_path: Path = Path("kimera_development.db")
     sqlite_fallback: str = "unconfigured"
     prepared_statements: str = "direct"
@@ -82,6 +89,8 @@ class Settings:
     statement_timeout: float = 30.0
     lock_timeout: float = 10.0
     idle_in_transaction_timeout: float = 60.0
+    replica_max_lag: float = 10.0
+    replica_wait: float = 1.0
     search_sample: int | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +102,9 @@ class Settings:
             ("pool_recycle", 1),
             # libpq reads 1 as 2, and 0 as no limit at all
             ("connect_timeout", 2),
+            # What is known of a server is up to three seconds old.
+            ("replica_max_lag", 3),
+            ("replica_wait", 0),
             ("search_sample", 1),
         ):
             value = getattr(self, name)
@@ -161,6 +173,9 @@ class Settings:
             "statement_timeout": _read(environ, "KIMERA_STATEMENT_TIMEOUT", float),
             "lock_timeout": _read(environ, "KIMERA_LOCK_TIMEOUT", float),
             "idle_in_transaction_timeout": _read(environ, "KIMERA_IDLE_IN_TRANSACTION_TIMEOUT", float),
+            "replicas": _read(environ, "KIMERA_DB_REPLICAS", _list),
+            "replica_max_lag": _read(environ, "KIMERA_REPLICA_MAX_LAG", float),
+            "replica_wait": _read(environ, "KIMERA_REPLICA_WAIT", float),
             "search_sample": _read(environ, "KIMERA_SEARCH_SAMPLE", int),
         }
         return cls(
@@ -195,6 +210,10 @@ def _read(environ: Mapping[str, str], variable: str, convert: Callable[[str], T]
         return convert(text)
     except ValueError:
         raise SettingsError(f"{variable} must be a number, got {text!r}") from None
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(","))
 
 
 def _unquoted(text: str) -> str:

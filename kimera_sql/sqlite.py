@@ -17,6 +17,7 @@ from typing import Final
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .errors import ConnectionFailed, SettingsError, UnsupportedByServer
+from .replication import as_number
 from .sql.functions import add_functions as add_functions
 from .sql.sqlite import end
 from .twins import check_process
@@ -155,18 +156,24 @@ class SqlitePool:
             self._first.close()
 
     @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
-        """Lend a connection.
+    def connection(
+        self, timeout: float | None = None, *, read_only: bool = False, after: str | None = None
+    ) -> Iterator[sqlite3.Connection]:
+        """Lend a connection, one that takes no writes if *read_only*. *after* is for servers with replicas.
 
-        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
-        PoolClosed after close.
+        Raises InvalidValue for an *after* that no lsn() gave, PoolTimeout when none is free for *timeout* seconds,
+        TooManyRequests when too many wait for one, and PoolClosed after close.
         """
+        if after is not None:
+            as_number(after)
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)
         place = self._take(self._timeout if timeout is None else timeout)
         try:
             with closing(connect(self.path)) as conn:
+                if read_only:
+                    conn.execute("PRAGMA query_only = ON")
                 yield conn
                 end(conn, "COMMIT")
         except sqlite3.OperationalError as error:
@@ -176,6 +183,10 @@ class SqlitePool:
             self._taken.discard(weakref.ref(place))
             if self._waiting:
                 self._given_back.put(None)
+
+    def lsn(self) -> str:
+        """Return a place that every connection has reached. See Pool.lsn."""
+        return "0/0"
 
     def _take(self, seconds: float) -> _Place:
         """Wait for a place, *seconds* at most."""

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,8 @@ _CONNECTION_DEFAULTS: Final = {
     # it equals idle + interval x count, as TCP_USER_TIMEOUT takes over from the count where both are set.
     "tcp_user_timeout": "25000",
 }
+
+_PLACE: Final = ("host", "hostaddr", "port")
 
 _NUMBERS: Final = [name for name, value in _CONNECTION_DEFAULTS.items() if value.isdecimal()]
 
@@ -134,12 +136,15 @@ def complete(parameters: Mapping[str, str], resolved: Mapping[str, str], setting
         defaults["connect_timeout"] = str(settings.connect_timeout)
     # Whatever the role, the database or PGCLIENTENCODING say: Python's text is Unicode.
     defaults["client_encoding"] = "UTF8"
-    return make_conninfo("", **{**defaults, **parameters})
+    # psycopg tries several hosts one by one, but those of a service all at once.
+    places = {name: resolved[name] for name in _PLACE if name in resolved}
+    several = places if "," in places.get("host", places.get("hostaddr", "")) else {}
+    return make_conninfo("", **{**defaults, **parameters, **several})
 
 
 def each_host(parameters: Mapping[str, Any]) -> Iterator[str]:
     """Yield a conninfo for each host of *parameters*, which can name several."""
-    lists = {name: parameters[name].split(",") for name in ("host", "hostaddr", "port") if name in parameters}
+    lists = {name: parameters[name].split(",") for name in _PLACE if name in parameters}
     lengths = {len(values) for values in lists.values()} - {1} or {1}
     for number in range(max(lengths) if len(lengths) == 1 else 0):
         # One port stands for all hosts.
@@ -147,6 +152,33 @@ def each_host(parameters: Mapping[str, Any]) -> Iterator[str]:
         yield make_conninfo("", **{**parameters, **one})
     if len(lengths) > 1:
         yield make_conninfo("", **parameters)  # for libpq to refuse
+
+
+def joined(hosts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the libpq parameters that name all *hosts*, in their order."""
+    names = ["host", "port", *(["hostaddr"] if any("hostaddr" in host for host in hosts) else [])]
+    return {name: ",".join(str(host.get(name, "")) for host in hosts) for name in names}
+
+
+def with_replicas(parameters: Mapping[str, str], replicas: Sequence[str], source: str) -> dict[str, str]:
+    """Return *parameters*, as resolve gives them, with *replicas* behind their own hosts: HOST or HOST:PORT each.
+
+    A replica without a port has that of the first host. Raises SettingsError, which names *source*, for one that is
+    neither.
+    """
+    own: list[dict[str, Any]] = [
+        conninfo_to_dict(host) for host in each_host({k: parameters[k] for k in _PLACE if k in parameters})
+    ]
+    port = str(own[0].get("port", ""))
+    return {**parameters, **joined([*own, *({"port": port, **_host(replica, source)} for replica in replicas)])}
+
+
+def _host(text: str, source: str) -> dict[str, str]:
+    check_text(source, text)
+    found = re.fullmatch(r"(?:\[([^\]]+)\]|([/@][^,]*?|[^\s,:/@\[\]=]+))(?::([0-9]+))?", text)
+    if not found or not are_ports(found[3] or ""):
+        raise SettingsError(f"{source}: {text!r} is neither HOST nor HOST:PORT; write an IPv6 address in [brackets]")
+    return {"host": found[1] or found[2], **({"port": found[3]} if found[3] else {})}
 
 
 def wants_writes(parameters: Mapping[str, Any]) -> bool:

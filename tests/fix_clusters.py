@@ -105,24 +105,25 @@ def cluster(name: str) -> Iterator[Cluster]:
                 name, binaries, folder, backups, make_conninfo("", host=str(data), user="postgres", dbname="postgres")
             )
         finally:
-            stop(binaries, data)
+            if (data / "postmaster.pid").exists():
+                stop(binaries, data)
 
 
 @contextmanager
-def standby(primary: Cluster) -> Iterator[str]:
-    """Run a standby that streams from *primary* as "reader", and yield a superuser's conninfo of it."""
-    data, user = primary.folder / "standby", tools.server_user()
+def standby(primary: Cluster, name: str = "reader") -> Iterator[str]:
+    """Run a standby that streams from *primary* under a name, and yield a superuser's conninfo of it."""
+    data, user = primary.folder / name, tools.server_user()
     data.mkdir(0o700)
     if user is not None:
         shutil.chown(data, user)
-    source = make_conninfo(primary.conninfo, dbname="", application_name="reader")
+    source = make_conninfo(primary.conninfo, dbname="", application_name=name)
     arguments = [f"--pgdata={data}", f"--dbname={source}", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
     tools.run(primary.binaries / "pg_basebackup", arguments, user=user)
     (data / ".s.PGSQL.5432.lock").unlink()  # the primary's, which keeps its socket among its data
     with (data / "postgresql.conf").open("a") as conf:
         conf.write(f"unix_socket_directories = '{data}'\n")
     try:
-        start(primary.binaries, data, primary.folder / "standby.log")
+        start(primary.binaries, data, primary.folder / f"{name}.log")
         yield make_conninfo(primary.conninfo, host=str(data))
     finally:
         if (data / "postmaster.pid").exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -21,6 +22,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kimera_sql import Settings, aio, open_pool
 
 _AT_ONCE: Final = 2**16
+_READY: Final = 6
+"""The bytes of ReadyForQuery, at the end of what a server answers."""
+
+_FIELDS: Final = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+_FATAL: Final = struct.pack("!ci", b"E", len(_FIELDS) + 4) + _FIELDS
+"""What a server says to a client whose session an administrator ends."""
 
 
 class Proxy:
@@ -39,11 +46,12 @@ class Proxy:
         self.conninfo = make_conninfo(conninfo, host="127.0.0.1", port=self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def fail_at(self, text: str, when: Literal["before", "after", "silent"]) -> None:
+    def fail_at(self, text: str, when: Literal["before", "after", "silent", "ended"]) -> None:
         """Let a connection fail on which the client sends *text*.
 
         "before": it is cut, and the server never sees the text. "after": it is cut once the server has answered, and
-        the client never sees the answer; nor does it if "silent", which cuts nothing.
+        the client never sees the answer; nor does it if "silent", which cuts nothing. "ended": once, it is cut
+        as by an administrator who ends the session right behind the answer.
         """
         self._fatal = text.encode(), when
 
@@ -101,6 +109,10 @@ class Proxy:
             while data := self._taken(server):
                 if not failing.is_set():
                     client.sendall(data)
+                elif self._fatal and self._fatal[1] == "ended":
+                    self._fatal = None
+                    client.sendall(data[:-_READY] + _FATAL)
+                    break
                 elif self._fatal and self._fatal[1] == "after":
                     break
         _end(client, server)

@@ -29,7 +29,7 @@ TWINS: Final = (
     "portals",
     "metrics",
     "migrations",
-    "connect",
+    "pools",
     "search.indexes",
     "search.recall",
 )

@@ -28,10 +28,11 @@ FLOORS: Final = (
         "checks",
         "model",
         "foreign",
+        "replication",
         "strategies",
         "twins",
     ),
-    ("sql", "sqlite", "connect", "schema", "drift", "migrations", "retries"),
+    ("sql", "sqlite", "servers", "pools", "replicas", "connect", "schema", "drift", "migrations", "retries"),
     ("search", "entity", "upserts", "batches"),
     ("renewal",),
     ("geoids", "embeddings", "transitions", "portals", "metrics"),
@@ -52,7 +53,7 @@ PURE: Final = re.compile(
 """Modules that decide or describe."""
 
 RUNS: Final = re.compile(
-    r"sql(\.(run|load|postgres|sqlite|types))?|connect|sqlite|migrations|search\.(run|catalogue|indexes|recall|samples|pairs)"
+    r"sql(\.(run|load|postgres|sqlite|types))?|connect|servers|pools|replicas|sqlite|migrations|search\.(run|catalogue|indexes|recall|samples|pairs)"
 )
 """Modules that run queries."""
 

@@ -19,6 +19,8 @@ from kimera_sql.errors import InvalidValue
 from kimera_sql.metrics import Bucket, Metric, NewMetric
 from kimera_sql.sql import Connection
 
+pytestmark = pytest.mark.ends
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 names = st.sampled_from(["load", "heat"])
 components = st.sampled_from(["core", "edge"])

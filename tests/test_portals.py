@@ -29,6 +29,8 @@ from kimera_sql.errors import InvalidValue, NotFound
 from kimera_sql.portals import NewPortal, Portal
 from kimera_sql.sql import Connection
 
+pytestmark = pytest.mark.ends
+
 dimensions = st.integers(-1, 5)
 statuses = st.sampled_from(["active", "active", "active", "closed"])
 news_of_all_kinds = st.lists(

@@ -42,6 +42,7 @@ ELSEWHERE: Final = {
     "load": "needs the file that unload writes",
     "monitor connections --watch": "goes on until it is stopped",
     "recover": "needs a server that archives",
+    "scale": "needs a cluster of Citus; tests/ops/test_citus.py has one",
     "verify --update": "writes the snapshot of the shipped queries",
     "verify sql": "needs the folder that the page makes",
 }

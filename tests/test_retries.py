@@ -70,6 +70,20 @@ def test_a_serialization_failure_is_one_more_attempt(proxy: Proxy, pool: Any) ->
     assert stored(proxy) == [6, 6]
 
 
+def test_a_reader_is_run_again_too(proxy: Proxy, pool: Any) -> None:
+    def statements(attempt: int) -> Iterator[str]:
+        yield "SELECT n FROM t"
+        if attempt == 1:
+            # What a standby says when a query is in the way of its replay.
+            yield "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"
+
+    assert Work(statements).of(pool, read_only=True) == 2
+    writing = Work(lambda _: iter(["UPDATE t SET n = 9"]))
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        writing.of(pool, read_only=True)
+    assert (writing.attempts, stored(proxy)) == (1, [0, 0])
+
+
 def test_a_deadlock_is_one_more_attempt(proxy: Proxy) -> None:
     with psycopg.connect(proxy.server) as conn:
         conn.execute("CREATE TABLE t AS SELECT id, 0 AS n FROM generate_series(1, 2) AS id")
@@ -100,6 +114,16 @@ def test_a_connection_lost_before_its_commit_is_one_more_attempt(proxy: Proxy, p
             yield "SELECT 1"
 
     assert Work(statements).of(pool) == 3
+    assert stored(proxy) == [1, 1]
+
+
+def test_a_session_that_ends_behind_its_begin_is_one_more_attempt(proxy: Proxy, pool: Any) -> None:
+    def statements(attempt: int) -> Iterator[str]:
+        if attempt == 1:
+            proxy.fail_at("BEGIN", "ended")
+        yield "UPDATE t SET n = n + 1"
+
+    assert Work(statements).of(pool) == 2
     assert stored(proxy) == [1, 1]
 
 

@@ -8,13 +8,13 @@
 Dataclasses, filters, settings and errors are those of kimera_sql.
 """
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from ..settings import Settings
 from . import connect, embeddings, geoids, metrics, portals, sql, transitions
-from .connect import AsyncPool, add_adapters
 from .migrations import migrate
+from .pools import AsyncPool, add_adapters
 from .retries import retry
 from .search import indexes, recall
 from .sqlite import SqlitePool
@@ -57,12 +57,18 @@ class Opening(Generic[P]):
 
 
 @overload
-def open_pool(conninfo: str, *, settings: Settings | None = None) -> Opening[AsyncPool]: ...
+def open_pool(
+    conninfo: str, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[AsyncPool]: ...
 @overload
-def open_pool(conninfo: None = None, *, settings: Settings | None = None) -> Opening[AsyncPool | SqlitePool]: ...
-def open_pool(conninfo: str | None = None, *, settings: Settings | None = None) -> Opening[Any]:
+def open_pool(
+    conninfo: None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[AsyncPool | SqlitePool]: ...
+def open_pool(
+    conninfo: str | None = None, *, replicas: Sequence[str] = (), settings: Settings | None = None
+) -> Opening[Any]:
     """Open a pool of connections to the database that is configured, as kimera_sql.open_pool does.
 
     `pool = await open_pool()`, or `async with open_pool() as pool`. Raises SettingsError and ConnectionFailed.
     """
-    return Opening(connect.open_pool(conninfo, settings=settings))
+    return Opening(connect.open_pool(conninfo, replicas=replicas, settings=settings))

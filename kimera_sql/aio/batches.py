@@ -33,14 +33,16 @@ async def delete_found(
     parameters: Mapping[str, Any],
     *,
     along: sql.Query | None = None,
+    locked: bool = True,
 ) -> tuple[int, int]:
     """Delete the rows whose ids *find* gives, until there are none, and what refers to them with *along*.
 
-    Return how many rows *delete* deleted, and how many *along* did.
+    *locked*: nobody else can delete them once *find* has given them. Return how many rows *delete*
+    deleted, and how many *along* did.
     """
     rows = others = 0
     try:
-        while deleted := await _delete_batch(conn, find, delete, batch, parameters, along):
+        while deleted := await _delete_batch(conn, find, delete, batch, parameters, along, locked):
             rows, others = rows + deleted[0], others + deleted[1]
     except Exception as error:
         _note(error, rows)
@@ -55,6 +57,7 @@ async def _delete_batch(
     batch: int,
     parameters: Mapping[str, Any],
     along: sql.Query | None,
+    locked: bool,
 ) -> tuple[int, int] | None:
     async with sql.atomic(conn):
         ids = [id for (id,) in await find.fetchall(conn, limit=batch, **parameters)]
@@ -62,7 +65,7 @@ async def _delete_batch(
             return None
         others = await along.execute(conn, ids=ids) if along else 0
         rows = await delete.execute(conn, ids=ids)
-        if rows < len(ids):
+        if rows < (len(ids) if locked else 1):
             # They would be found again and again.
             raise SchemaError(
                 f"{delete.entity}: a trigger, a rule or row-level security of the table kept {len(ids) - rows:,} rows"

@@ -34,7 +34,7 @@ from ..twins import avalue
 from ..vectors import VectorLike, as_vector
 from . import batches, sql
 from .renewal import Embed, Renewal, Renewed, end_renewal, going_by, model, name_model, renew, renewal, require_model
-from .search import pairs, run
+from .search import catalogue, pairs, run
 from .search.run import Source
 from .search.unbounded import Search
 from .sql import Connection, postgres
@@ -123,6 +123,11 @@ class _Embeddings(UpsertEntity[NewEmbedding, Embedding]):
     async def _ids(self, conn: Connection, rows: list[dict[str, Any]]) -> list[UUID | None]:
         """Return the ids of the stored rows that have the texts and sources of *rows*, None for what none has."""
         texts, sources = [row["text_content"] for row in rows], [row["source"] for row in rows]
+        if await catalogue.is_distributed(conn, _table.name):
+            there: dict[int, UUID] = dict(
+                await _queries.scattered_ids_of_texts.fetchall(conn, texts=texts, sources=sources)
+            )
+            return [there.get(position) for position in range(1, len(rows) + 1)]
         found = await _queries.ids_of_texts.fetchall(conn, texts=texts, sources=sources)
         return [None if id is None else decode(sql.dialect(conn), UUID, id) for (id,) in found]
 
@@ -386,5 +391,7 @@ async def delete_where(
     checks.narrow(parameters, Filters)
     if dry_run:
         return await _queries.count_matching.fetchval(conn, int, **parameters) or 0
-    rows, _ = await batches.delete_found(conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters)
+    distributed = await catalogue.is_distributed(conn, _table.name)
+    find = _queries.scattered_oldest if distributed else _queries.oldest_matching
+    rows, _ = await batches.delete_found(conn, find, _queries.delete_by_ids, size, parameters, locked=not distributed)
     return rows

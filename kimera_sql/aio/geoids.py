@@ -18,8 +18,8 @@ from ..search.plan import Explanation, Options
 from ..tables import VECTOR_TABLES
 from ..vectors import Vector, VectorLike, as_vector
 from . import batches, sql
+from .search import catalogue, run
 from .search import pairs as all_pairs
-from .search import run
 from .search.run import Source
 from .search.unbounded import Search
 from .sql import Connection
@@ -362,9 +362,11 @@ async def delete_where(
         if dry_run:
             return found
     along = _transitions.delete_of_states if transitions == "delete" else None
+    distributed = await catalogue.is_distributed(conn, _table.name)
+    find = _queries.scattered_oldest if distributed else _queries.oldest_matching
     return Gone(
         *await batches.delete_found(
-            conn, _queries.oldest_matching, _queries.delete_by_ids, size, parameters, along=along
+            conn, find, _queries.delete_by_ids, size, parameters, along=along, locked=not distributed
         )
     )
 

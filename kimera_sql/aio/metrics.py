@@ -10,6 +10,7 @@ from .. import checks
 from ..model.metrics import Bucket, Metric, NewMetric, identifier, values
 from . import batches, sql
 from .entity import Entity
+from .search import catalogue
 from .sql import Connection
 
 __all__ = [
@@ -104,7 +105,9 @@ async def series(
 
 async def names(conn: Connection) -> list[str]:
     """Return the names of all metrics, in order."""
-    return [row[0] for row in await _queries.names.fetchall(conn)]
+    distributed = await catalogue.is_distributed(conn, "system_metrics")
+    query = _queries.scattered_names if distributed else _queries.names
+    return [row[0] for row in await query.fetchall(conn)]
 
 
 async def prune(conn: Connection, older_than: datetime, *, batch: int = 10_000, dry_run: bool = False) -> int:

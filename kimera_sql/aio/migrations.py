@@ -16,12 +16,13 @@ from ..drift import Difference, Element
 from ..errors import SchemaError
 from ..schema import Misplaced, Place, checksum, files, overlooked, require_home, to_apply
 from ..tables import NAMES
-from . import connect, sql
+from . import pools, sql
 from .sql import Connection
 
 logger = logging.getLogger(__name__)
 
 _queries = sql.Queries("migrations")
+_citus = sql.Queries("citus")
 
 _LOCK_TIMEOUT: Final = 30.0
 """Seconds for which a file waits for a lock on a table: what comes meanwhile waits behind it."""
@@ -52,7 +53,7 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
     async with sql.transaction(conn) if sql.is_postgres(conn) else nullcontext(), sql.without_timeouts(conn):
         complete = not await pending(conn, folder=folder)
     if complete:
-        await connect.add_adapters(conn)
+        await pools.add_adapters(conn)
         return []
     for path in known:
         async with _seeing_others(conn), sql.transaction(conn), sql.without_timeouts(conn, _LOCK_TIMEOUT):
@@ -75,7 +76,7 @@ async def migrate(conn: Connection, *, folder: Path | None = None) -> list[str]:
             await _queries.record_applied.execute(conn, name=path.name, checksum=checksum(path))
         logger.info("applied %s", path.name)
         done.append(path.name)
-    await connect.add_adapters(conn)
+    await pools.add_adapters(conn)
     return done
 
 
@@ -139,7 +140,10 @@ async def differences(conn: Connection) -> list[Difference]:
     """
     if not sql.is_postgres(conn):
         return []
-    found = drift.differences(await elements(conn), drift.expected())
+    wanted = drift.expected()
+    if await _citus.distributed.fetchall(conn, tables=list(NAMES)):
+        wanted = drift.distributed(wanted)
+    found = drift.differences(await elements(conn), wanted)
     return [one for one in drift.causes(found) if one.kind not in drift.TUNING]
 
 

@@ -19,16 +19,16 @@ from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
 from .. import checks
-from ..errors import InvalidValue, MaintenanceError, SchemaError, WrongModel
+from ..errors import InvalidValue, MaintenanceError, SchemaError, UnsupportedByServer, WrongModel
 from ..model.renewal import Renewal, Renewed
 from ..progress import Bar
 from ..search import looks
 from ..twins import apause, avalue
 from ..vectors import Vector, VectorLike, as_vector
 from . import sql
-from .connect import behind_pooler
-from .search import indexes, recall
+from .search import catalogue, indexes, recall
 from .search.indexes import VectorIndex
+from .servers import require_session
 from .sql import Connection, Row, postgres
 
 __all__ = [
@@ -175,13 +175,17 @@ async def renew(
     *conn* must be in autocommit, with a role that owns the table and may create a schema. The present model must have a
     name (name_model). Raises InvalidValue for what cannot be, such as a second renewal, SchemaError where views,
     foreign keys, policies or the like hold on to the table, VectorError for a vector that cannot be stored,
-    MaintenanceError if rows are written faster than they are embedded, and UnsupportedByServer on SQLite. What *embed*
-    raises at last passes through.
+    MaintenanceError if rows are written faster than they are embedded, and UnsupportedByServer on SQLite and where
+    Citus distributes the table. What *embed* raises at last passes through.
     """
     server, wanted = _server(conn), _name(model)
+    if await catalogue.is_distributed(server, "semantic_embeddings"):
+        raise UnsupportedByServer(
+            "a renewal needs a trigger, and Citus has none on distributed tables: run `kimera-sql scale undistribute`, "
+            "renew, and distribute them again"
+        )
     work = _Work(server, embed, batch, rate, retries)
-    if await behind_pooler(server):
-        raise InvalidValue("conn: a renewal needs a session of its own; connect to the server and not to a pooler")
+    await require_session(server, "a renewal")
     async with sql.without_timeouts(server):
         previous = await _begin(server, wanted)
         await work.catch_up()

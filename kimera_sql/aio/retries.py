@@ -11,7 +11,7 @@ import psycopg
 from .. import checks
 from ..sql.waits import was_lost
 from ..twins import apause
-from .connect import AsyncPool
+from .pools import AsyncPool
 from .sql import Connection, is_postgres
 from .sqlite import SqlitePool
 
@@ -29,13 +29,21 @@ class Work(Protocol[T_co]):
     async def __call__(self, conn: Any, /) -> T_co: ...
 
 
-async def retry(pool: AsyncPool | SqlitePool, work: Work[T_co], *, attempts: int = 5) -> T_co:
+async def retry(
+    pool: AsyncPool | SqlitePool,
+    work: Work[T_co],
+    *,
+    attempts: int = 5,
+    read_only: bool = False,
+    after: str | None = None,
+) -> T_co:
     """Run `work(conn)` in a transaction on a connection of *pool*, commit, and return what it gave.
 
     It is run again, up to *attempts* times in all and after a random pause of up to two seconds each time, when the
     transaction meets a serialization failure, a deadlock or a busy SQLite file, or when its connection is lost before
     COMMIT is sent. So *work* must do nothing that a rollback does not undo, and not commit. The last error passes
-    through, with a note.
+    through, with a note. *read_only* and *after* say what the pool is to lend: a standby cancels a query that is in the
+    way of its replay, which counts as a serialization failure.
 
     CommitUnknown is never a reason to run it again, nor is a connection that is lost while it is in autocommit. Raises
     InvalidValue for *attempts* that are no number from 1 up.
@@ -46,7 +54,7 @@ async def retry(pool: AsyncPool | SqlitePool, work: Work[T_co], *, attempts: int
         attempt += 1
         conn: Connection | None = None
         try:
-            async with pool.connection() as conn:
+            async with pool.connection(read_only=read_only, after=after) as conn:
                 return await work(conn)
         except Exception as error:
             if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):

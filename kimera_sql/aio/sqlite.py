@@ -13,6 +13,7 @@ import aiosqlite
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from .. import sqlite
+from ..replication import as_number
 from ..twins import check_process
 from .sql.sqlite import end
 
@@ -78,12 +79,16 @@ class SqlitePool:
             await self._first.close()
 
     @asynccontextmanager
-    async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
-        """Lend a connection.
+    async def connection(
+        self, timeout: float | None = None, *, read_only: bool = False, after: str | None = None
+    ) -> AsyncIterator[Connection]:
+        """Lend a connection, one that takes no writes if *read_only*. *after* is for servers with replicas.
 
-        Raises PoolTimeout when none is free for *timeout* seconds, TooManyRequests when too many wait for one, and
-        PoolClosed after close.
+        Raises InvalidValue for an *after* that no lsn() gave, PoolTimeout when none is free for *timeout* seconds,
+        TooManyRequests when too many wait for one, and PoolClosed after close.
         """
+        if after is not None:
+            as_number(after)
         if self._closed:
             raise PoolClosed("the pool is closed")
         check_process(self._process)
@@ -91,6 +96,8 @@ class SqlitePool:
         try:
             conn = await connect(self.path)
             try:
+                if read_only:
+                    await conn.execute("PRAGMA query_only = ON")
                 yield conn
                 await end(conn, "COMMIT")
             except sqlite3.OperationalError as error:
@@ -101,6 +108,10 @@ class SqlitePool:
                 await asyncio.shield(conn.close())
         finally:
             self._free.release()
+
+    async def lsn(self) -> str:
+        """Return a place that every connection has reached. See AsyncPool.lsn."""
+        return "0/0"
 
     async def _take(self, seconds: float) -> None:
         if not self._free.locked():

@@ -11,6 +11,7 @@ from .. import checks
 from ..model.transitions import Bucket, EnergyBalance, NewTransition, Transition, values
 from . import sql
 from .entity import Entity
+from .search import catalogue
 from .sql import Connection
 
 __all__ = [
@@ -122,12 +123,30 @@ async def path(conn: Connection, source_id: UUID, target_id: UUID, *, max_steps:
     checks.identifier("source_id", source_id)
     if source_id == checks.identifier("target_id", target_id):
         return []
+    steps = checks.limit(max_steps, "max_steps")
+    if await catalogue.is_distributed(conn, "cognitive_transitions"):
+        return await _path_over_shards(conn, source_id, target_id, steps)
     return (
-        await _queries.path.fetchall(
-            conn, Transition, source_id=source_id, target_id=target_id, max_steps=checks.limit(max_steps, "max_steps")
-        )
+        await _queries.path.fetchall(conn, Transition, source_id=source_id, target_id=target_id, max_steps=steps)
         or None
     )
+
+
+async def _path_over_shards(
+    conn: Connection, source_id: UUID, target_id: UUID, max_steps: int
+) -> list[Transition] | None:
+    """Do what the statement path does, a query for each step."""
+    ways: dict[UUID, list[Transition]] = {source_id: []}
+    for _ in range(max_steps):
+        level: dict[UUID, list[Transition]] = {}
+        for step in await _queries.leading_from.fetchall(conn, Transition, states=list(ways)):
+            way = ways[step.source_id]
+            if step.target_id not in {source_id, *(taken.target_id for taken in way)}:
+                level.setdefault(step.target_id, [*way, step])
+        if target_id in level:
+            return level[target_id]
+        ways = level
+    return None
 
 
 async def trajectory(conn: Connection, state_id: UUID, *, max_steps: int = 100) -> list[Transition]:
@@ -136,12 +155,24 @@ async def trajectory(conn: Connection, state_id: UUID, *, max_steps: int = 100) 
     It begins with the state's first transition and goes on, at each state reached, with the first one that is
     later than the one that led there; so it ends even where states repeat.
     """
-    return await _queries.trajectory.fetchall(
-        conn,
-        Transition,
-        state_id=checks.identifier("state_id", state_id),
-        max_steps=checks.limit(max_steps, "max_steps"),
-    )
+    checks.identifier("state_id", state_id)
+    steps = checks.limit(max_steps, "max_steps")
+    if await catalogue.is_distributed(conn, "cognitive_transitions"):
+        return await _trajectory_over_shards(conn, state_id, steps)
+    return await _queries.trajectory.fetchall(conn, Transition, state_id=state_id, max_steps=steps)
+
+
+async def _trajectory_over_shards(conn: Connection, state_id: UUID, max_steps: int) -> list[Transition]:
+    """Do what the statement trajectory does, a query for each step."""
+    way: list[Transition] = []
+    last: dict[str, Any] = {"timestamp": None, "id": None}
+    while len(way) < max_steps:
+        step = await _queries.next_step.fetchone(conn, Transition, state_id=state_id, **last)
+        if step is None:
+            break
+        way.append(step)
+        state_id, last = step.target_id, {"timestamp": step.timestamp, "id": step.id}
+    return way
 
 
 async def energy_balance(

@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 
 from .. import embedded
-from ..connect import Pool, open_pool
+from ..connect import open_pool
 from ..errors import SettingsError
+from ..pools import Pool
 from ..settings import Settings
 from ..sqlite import SqlitePool
 

@@ -59,6 +59,19 @@ def size_text(size: int) -> str:
     return f"{size / 1024**exponent:,.1f} {('kB', 'MB', 'GB', 'TB')[exponent - 1]}"
 
 
+def time_text(seconds: float) -> str:
+    """Return a length of time for people, in the largest unit that there are two of: 850 ms, 90 s, 3.5 days."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{number_text(seconds / length)} {unit}"
+    return f"{number_text(seconds * 1000)} ms"
+
+
+def number_text(number: float) -> str:
+    """Return a number for people with two digits that count, or all those before the point: 1,234 or 12 or 0.12."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"

@@ -17,8 +17,10 @@ from .. import checks, embeddings, geoids, metrics, migrations, sql
 from ..errors import InvalidValue, KimeraError, MaintenanceError, SchemaError
 from ..search import VectorIndex, indexes, recall
 from ..search.indexes import Building
+from ..servers import require_session
 from ..sql import Connection, postgres
 from ..tables import NAMES, VECTOR_TABLES
+from .shards import by_table
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +109,10 @@ class Step:
 def vacuum(conn: Connection, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> list[Vacuumed]:
     """VACUUM (ANALYZE) the tables, and return their state afterwards.
 
-    *conn* must be in autocommit, outside a transaction. Its role must own the tables or the database, or have MAINTAIN
-    on the tables (PostgreSQL 17): the server itself would skip a table with a mere warning. Raises MaintenanceError for
-    any other role, and where a lock is not granted within *lock_timeout*; SchemaError where the tables are missing;
-    UnsupportedByServer on SQLite.
+    *conn* must be in autocommit, outside a transaction and through no pooler. Its role must own the tables or the
+    database, or have MAINTAIN on the tables (PostgreSQL 17): the server itself would skip a table with a mere warning.
+    Raises MaintenanceError for any other role, and where a lock is not granted within *lock_timeout*; SchemaError where
+    the tables are missing; UnsupportedByServer on SQLite.
     """
     server = require_autocommit(conn)
     _require_vacuum(server)
@@ -140,7 +142,7 @@ def reindex(
     lock on the table or a snapshot of the database: the rebuild could not finish without that, and dropping an
     unfinished index takes the very lock. *lock_timeout* limits this wait. Once a rebuild has begun, it waits for later
     transactions without a limit, because giving up would throw its work away; working tells for which process.
-    *conn* must be in autocommit, outside a transaction, and its role must own the tables.
+    *conn* must be in autocommit, outside a transaction and through no pooler, and its role must own the tables.
     An index that fails does not stop the others; MaintenanceError is raised at the end. It is raised for any other role
     too; NotFound for a name that no index has, SchemaError where the tables are missing, UnsupportedByServer on SQLite.
     """
@@ -257,10 +259,14 @@ def rights(conn: psycopg.Connection[Any]) -> list[Rights]:
 
 
 def require_autocommit(conn: Connection) -> psycopg.Connection[Any]:
-    """Return *conn*, which is to PostgreSQL and in autocommit. Raises InvalidValue and UnsupportedByServer."""
+    """Return *conn*, if it is to PostgreSQL, in autocommit and through no pooler.
+
+    Raises InvalidValue and UnsupportedByServer.
+    """
     server = sql.require_postgres(conn, "SQLite needs no upkeep but VACUUM, which `sqlite3 FILE VACUUM` runs")
     if not postgres.outside_transaction(server):
         raise InvalidValue("conn: upkeep needs an autocommit connection outside a transaction")
+    require_session(server, "upkeep")
     return server
 
 
@@ -317,6 +323,13 @@ def _patience(conn: psycopg.Connection[Any], lock_timeout: timedelta) -> Iterato
 def _vacuum(conn: psycopg.Connection[Any], table: str, lock_timeout: timedelta) -> Vacuumed:
     _run(conn, "VACUUM (ANALYZE) {}", table, lock_timeout)
     (vacuumed,) = _queries.state.fetchall(conn, Vacuumed, table=table)
+    if shards := by_table(conn).get(table):
+        return Vacuumed(
+            table,
+            rows=sum(one.live_rows for one in shards),
+            dead=sum(one.dead_rows for one in shards),
+            size=sum(one.heap_bytes + one.other_bytes + one.index_bytes for one in shards),
+        )
     return vacuumed
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from .. import checks, sql
 from ..errors import InvalidValue
+from ..servers import behind_pooler
 from ..sql import Connection
 
 _queries = sql.Queries("tuning")
@@ -157,9 +158,9 @@ def recommend(memory: int, *, connections: int = CONNECTIONS) -> list[Recommenda
 def machine(conn: Connection) -> int | None:
     """Return the bytes of memory of the server's machine if it is this one, and None otherwise.
 
-    It is this one if the connection goes through a Unix socket or to a loopback address.
+    It is this one if the connection goes through a Unix socket or to a loopback address, and not to a pooler.
     """
-    if not sql.is_postgres(conn):
+    if not sql.is_postgres(conn) or behind_pooler(conn):
         return None
     address = conn.info.hostaddr
     return memory() if not address or ipaddress.ip_address(address).is_loopback else None
@@ -168,13 +169,15 @@ def machine(conn: Connection) -> int | None:
 def check(conn: Connection, *, memory: int | None = None, connections: int = CONNECTIONS) -> list[Check]:
     """Return the server's settings beside those of recommend.
 
-    memory: that of the server's machine in bytes, which must be given where that is another machine; InvalidValue is
-    raised without it. Raises UnsupportedByServer on SQLite, which has no such settings.
+    memory: that of the server's machine in bytes, which must be given unless machine knows it; InvalidValue is raised
+    without it. Raises UnsupportedByServer on SQLite, which has no such settings.
     """
     conn = sql.require_postgres(conn, "SQLite has no server settings to check")
     memory = machine(conn) if memory is None else memory
     if memory is None:
-        raise InvalidValue(f"memory: the server is on another machine ({conn.info.host}); say how much it has")
+        raise InvalidValue(
+            f"memory: the server is not known to be on this machine ({conn.info.host}); say how much it has"
+        )
     wanted = recommend(memory, connections=connections)
     rows = _queries.settings.fetchall(conn, ServerSetting, names=[one.name for one in wanted])
     found = {one.name: one for one in rows}

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql as composed
 
 from .. import checks, sql, tables
-from ..connect import behind_pooler
 from ..errors import InvalidValue, NotFound
 from ..search import kinds, looks
 from ..search.kinds import Building
 from ..search.plan import Method, Precision, VectorIndex
+from ..servers import require_session
 from ..sql import Connection, Queries, postgres
 from ..tables import VECTOR_TABLES
 from . import catalogue
@@ -110,7 +112,20 @@ def existing(conn: Connection) -> list[VectorIndex]:
     """Return the vector indexes that searches can use, ordered by table and name. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
-    return [index for table in VECTOR_TABLES.values() for index in (catalogue.look(conn, table, fresh=True)).indexes]
+    found: list[VectorIndex] = []
+    for table in VECTOR_TABLES.values():
+        seen = (catalogue.look(conn, table, fresh=True)).indexes
+        found += _over_shards(conn, seen) if any(index.shards for index in seen) else seen
+    return found
+
+
+def _over_shards(conn: Connection, indexes: Sequence[VectorIndex]) -> list[VectorIndex]:
+    """Return *indexes*, of one distributed table, with the size and the scans of all shards."""
+    used: dict[str, tuple[int, int]] = {
+        name: (size, scans) for name, size, scans in Queries("citus").index_use.fetchall(conn, table=indexes[0].table)
+    }
+    sized = ((index, used.get(index.name, (index.size, index.scans))) for index in indexes)
+    return [replace(index, size=size, scans=scans) for index, (size, scans) in sized]
 
 
 def find(conn: Connection, name: str) -> VectorIndex:
@@ -216,10 +231,7 @@ def _check_concurrently(conn: psycopg.Connection[Any], concurrently: bool) -> No
         return
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
-    if behind_pooler(conn):
-        raise InvalidValue(
-            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
-        )
+    require_session(conn, "what runs concurrently")
 
 
 def _run(conn: psycopg.Connection[Any], statement: composed.Composed, needed: int, concurrently: bool) -> None:
@@ -248,7 +260,9 @@ def _build(
                 composed.SQL("SET {} {} = {}").format(scope, composed.Identifier(name), composed.Literal(value))
             )
 
-    with nullcontext() if concurrently else sql.atomic(conn):
+    # Behind a pooler a transaction alone can have settings: those that the caller has made are not there.
+    patiently = sql.without_timeouts(conn, lock_timeout=0 if concurrently else _LOCK_TIMEOUT)
+    with nullcontext() if concurrently else sql.atomic(conn), patiently:
         try:
             put(settings)
             conn.execute(statement)

@@ -1,4 +1,4 @@
-"""The kinds of vector indexes: their options, their CREATE INDEX statements, and the memory that a build needs."""
+"""The kinds of vector indexes: their options, their CREATE INDEX statements, their size, and what a build needs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ _VECTOR_BYTES: Final[Mapping[Precision, int]] = {"full": 4096, "half": 2048, "bi
 
 _LISTS: Final = 100
 """The specification's number of lists. pgvector's rule (rows / 1000) gives the same at 100,000 rows."""
+
+_MOST_LISTS: Final = 32768
+"""pgvector's upper limit."""
+
+_PAGE: Final = 8192
+_USABLE: Final = _PAGE - 24 - 8
+"""Bytes of a page, and those of them for tuples: without its header and pgvector's part at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,29 @@ def options(
         if m is not None or ef_construction is not None:
             raise InvalidValue("m and ef_construction are options of hnsw")
         rule = _LISTS if rows <= 1000 * _LISTS else rows // 1000 if rows <= 10**6 else math.isqrt(rows)
-        return {"lists": rule if lists is None else checks.integer("lists", lists, least=1, most=32768)}
+        wanted = min(rule, _MOST_LISTS) if lists is None else lists
+        return {"lists": checks.integer("lists", wanted, least=1, most=_MOST_LISTS)}
     if lists is not None:
         raise InvalidValue("lists is an option of ivfflat")
     nodes = checks.integer("m", 16 if m is None else m, least=2, most=100)
     wanted = max(64, 2 * nodes) if ef_construction is None else ef_construction
     return {"m": nodes, "ef_construction": checks.integer("ef_construction", wanted, least=2 * nodes, most=1000)}
+
+
+def size(method: Method, precision: Precision, rows: int, options: Mapping[str, int]) -> int:
+    """Return the bytes of an index that was just built, within 1 % (pgvector's hnsw.h and ivfflat.h)."""
+    vector = 8 + _VECTOR_BYTES[precision]
+    if method == "hnsw":
+        # For each row: an entry in the page and a tuple, each for the vector with a header of 72 bytes and for its
+        # 2 m neighbours of 6 bytes. Both are on one page, if they fit.
+        per_page = _USABLE // (4 + _aligned(72 + vector) + 4 + _aligned(4 + 2 * options["m"] * 6))
+        return _PAGE * (1 + math.ceil(rows / per_page))
+    # The last page of a list is half empty on average, and its centre takes half a page or a whole one.
+    return _PAGE * (1 + math.ceil(rows / (_USABLE // (4 + _aligned(8 + vector)))) + options["lists"])
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 def memory(method: Method, precision: Precision, rows: int, options: Mapping[str, int]) -> int:

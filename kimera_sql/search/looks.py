@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from ..tables import Table
+from ..tables import VECTOR_TABLES, Table
 from .plan import Options, Plan, VectorIndex, decide
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -38,9 +38,13 @@ _MOST_REMEMBERED: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was read about a table. at: monotonic seconds. changes: the count of this process's changes at that time."""
+    """What was read about a table. distributed: whether Citus keeps its rows in shards.
+
+    at: monotonic seconds. changes: the count of this process's changes at that time.
+    """
 
     indexes: tuple[VectorIndex, ...]
+    distributed: bool
     at: float
     changes: int
     _plans: dict[tuple[int, Options], Plan] = field(default_factory=dict)
@@ -137,14 +141,14 @@ def last(conn: AnyConnection, table: str) -> Look | None:
     look = _looks(conn, private=private).get(table)
     if look is None or look.changes != changes:
         return None
-    usable = any(index.usable for index in look.indexes)
-    return look if monotonic() - look.at < (_FRESH if usable else _FRESH_WITHOUT) else None
+    slow = table in VECTOR_TABLES and not any(index.usable for index in look.indexes)
+    return look if monotonic() - look.at < (_FRESH_WITHOUT if slow else _FRESH) else None
 
 
-def keep(conn: AnyConnection, table: str, indexes: tuple[VectorIndex, ...]) -> Look:
+def keep(conn: AnyConnection, table: str, indexes: tuple[VectorIndex, ...], *, distributed: bool) -> Look:
     """Store what *conn* has just read about *table*, and return it."""
     changes, private = _changes.seen_by(conn)
-    look = Look(indexes, monotonic(), changes)
+    look = Look(indexes, distributed, monotonic(), changes)
     _looks(conn, private=private)[table] = look
     return look
 

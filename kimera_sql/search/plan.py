@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -101,7 +102,7 @@ class VectorIndex:
     row-level security may hide rows of the table. rows_at_build, size_at_build, built_at: None for an index that
     kimera_sql did not build. usable: valid and complete. tuned: maps (k, target recall) to the probes or ef_search that
     reach it, None if none does. oid, filenode: of the index, and of the file that it is in. pgvector: the extension's
-    version.
+    version. shards: how many shards of Citus the table has, each with such an index of its own; None if it has none.
     """
 
     name: str
@@ -125,6 +126,7 @@ class VectorIndex:
     oid: int
     filenode: int
     pgvector: tuple[int, ...]
+    shards: int | None = None
 
     @property
     def iterative(self) -> bool:
@@ -170,6 +172,11 @@ class Plan:
     alone: bool = False
     simpler: Plan | None = None
 
+    @property
+    def scattered(self) -> bool:
+        """Whether each shard of Citus searches for itself, with *settings* that the statement takes to it."""
+        return self.index is not None and self.index.shards is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -191,8 +198,22 @@ class Explanation:
 
 def used_by(lines: Sequence[str], index: str) -> bool:
     """Return whether a plan, as EXPLAIN prints it, is by *index*."""
-    # With quote_all_identifiers every name has quotes.
-    return any(f"Index Scan using {written} " in line for line in lines for written in (index, f'"{index}"'))
+    # With quote_all_identifiers every name has quotes, and on a shard its number behind it.
+    using = re.compile(rf'Index Scan using "?{re.escape(index)}(_\d+)?"? ')
+    return any(using.search(line) for line in lines)
+
+
+def estimated_rows(plans: Sequence[Any]) -> int:
+    """Return how many rows a query finds by its plan, as EXPLAIN (FORMAT JSON) has it.
+
+    Of a query that goes to several shards Citus shows the plan on one of them: the others are taken to be like it.
+    """
+    (found,) = plans
+    job = found["Plan"].get("Distributed Query", {}).get("Job")
+    if job is None:
+        return int(found["Plan"]["Plan Rows"])
+    ((shard,),) = job["Tasks"][0]["Remote Plan"]
+    return int(shard["Plan"]["Plan Rows"]) * int(job["Task Count"])
 
 
 def vector_index(table: Table, row: Sequence[Any]) -> VectorIndex | None:
@@ -278,14 +299,17 @@ def decide(table: Table, indexes: Sequence[VectorIndex], k: int, options: Option
         # the one that is tuned, and what the other was tuned on may be long ago. It also makes the choice less likely.
         settings |= _settings(other, other.lists or MAX_EF_SEARCH, filtered=filtered)
     hnsw = index.method == "hnsw"
+    least = _CLUMP if hnsw else 1
+    if index.shards is not None:
+        # A shard's server has made its plan by the time it learns of them.
+        late = {name: value for name, value in settings.items() if name.startswith(("hnsw.", "ivfflat."))}
+        late[f"{index.method}.iterative_scan"] = "relaxed_order"
+        reason += f" on each of {index.shards} shards"
+        return Plan(
+            f"scattered_{index.precision}", index, {"candidates": candidates}, late, reason, setting, least=least
+        )
     chosen = Plan(
-        f"similar_{index.precision}",
-        index,
-        {"candidates": candidates},
-        settings,
-        reason,
-        setting,
-        least=_CLUMP if hnsw else 1,
+        f"similar_{index.precision}", index, {"candidates": candidates}, settings, reason, setting, least=least
     )
     if not hnsw or filtered or others or index.pgvector >= (0, 9) or candidates > _ALONE:
         return chosen

@@ -13,8 +13,8 @@ import numpy as np
 import psycopg
 
 from .. import checks, sql
-from ..connect import Pool
 from ..errors import InvalidValue
+from ..pools import Pool
 from ..search import diversity as varied
 from ..search.plan import Explanation, Options, Plan, decide, exactly, used_by
 from ..sql import Connection, Queries, Row, postgres
@@ -98,6 +98,10 @@ def rows(
         if planned or not sql.is_postgres(conn):
             break
         catalogue.look(conn, table, fresh=True)
+    if chosen.scattered:
+        # The candidates of all shards, nearest by the index; here the exact distance decides.
+        for place in range(len(vectors)):
+            found[place] = sorted(found[place], key=lambda row: (-row[-2], row[0]))[:wanted]
     if complete and chosen.index is not None:
         for place, vector in enumerate(vectors):
             # The probed lists, or the widest index scan, can hold too few rows that pass the filters.
@@ -128,6 +132,9 @@ def _given(
     besides: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the parameters of the statement of *chosen*."""
+    if chosen.scattered:
+        late = {"names": list(chosen.settings), "settings": list(chosen.settings.values())}
+        return {"vector": vector, "with_vectors": with_vectors, **(besides or {}), **where, **chosen.parameters, **late}
     excluding = {} if chosen.alone else {**(besides or {}), **where}
     return {"vector": vector, "k": k, "with_vectors": with_vectors, **excluding, **chosen.parameters}
 
@@ -156,7 +163,7 @@ def _run(
             _queries.put_back.fetchall(conn, names=list(chosen.settings))
         hits = [[row[:-1] for row in rows] for rows in found[: len(searches)]]
         return hits + found[len(searches) :], not any_missing
-    if not chosen.settings:
+    if chosen.scattered or not chosen.settings:
         return postgres.fetchall_of(conn, [*searches, *along]), True
     index = chosen.index
     change, undo = settings(conn, chosen)
@@ -286,7 +293,11 @@ def explain(
     chosen = plan(server, table, k, where, options, besides=besides)
     statement = getattr(Queries(table.entity), chosen.query).statement(server).explained()
     parameters = _given(chosen, vector, k, False, where, besides)
-    settings = {} if chosen.alone else chosen.settings
+    if (catalogue.look(server, table)).distributed:
+        # Citus explains no statement that has a parameter of an extension's type.
+        statement = statement.with_text("vector", "vector")
+        parameters["vector"] = str(vector.tolist())
+    settings = {} if chosen.alone or chosen.scattered else chosen.settings
     with sql.atomic(server), server.transaction() as undone:
         if settings:
             _queries.set_local.fetchall(server, names=list(settings), values=list(settings.values()), index=None)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import psycopg
 
-from ..connect import PooledConnection
+from ..pools import PooledConnection
 from ..search.measures import Recall
 from ..search.plan import Plan
 from ..sql import Connection, Queries

@@ -14,7 +14,7 @@ from ..sql import Connection, Queries, postgres
 from ..sql.rows import Row
 from ..tables import Table
 from ..vectors import Vector
-from . import run
+from . import catalogue, run
 
 H = TypeVar("H")
 
@@ -105,7 +105,9 @@ class Search(Generic[H]):
     def _compared(self, at_least: float) -> Iterator[Row]:
         """Compare every row, and yield those that are at least as similar as *at_least*, the most similar first."""
         conn = self.conn
-        query = Queries(self.table.entity).within
+        queries = Queries(self.table.entity)
+        distributed = catalogue.is_distributed(conn, self.table.name)
+        query = queries.scattered_within if distributed else queries.within
         parameters = {"vector": self.vector, "at_least": at_least, "with_vectors": self.with_vectors, **self.where}
         if not sql.is_postgres(conn):
             return query.stream(conn, chunk=_CHUNK, **parameters)

@@ -31,6 +31,9 @@ NO_TIMEOUTS: Final = {
 }
 """The server's settings of what takes as long as it needs."""
 
+_ENDED_BEHIND: Final = "results from command"
+"""What psycopg says of a BEGIN or a COMMIT whose answer is followed by the end of the session."""
+
 _COMMIT_LOST: Final = (
     "the connection was lost during COMMIT: whether the transaction took effect is not known. Look for its rows by "
     "their ids before doing it again"
@@ -49,7 +52,7 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
     untidy: bool = True
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
-        """Wait for *gen* as psycopg does. Raises OperationalError where the server is silent for too long."""
+        """Wait for *gen* as psycopg does. Raises OperationalError where the server is silent or ends the session."""
         if not is_tidy(gen):
             self.untidy = True
         try:
@@ -57,6 +60,11 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         except Silence as silence:
             self.pgconn.finish()
             raise ServerSilent(str(silence)) from None
+        except psycopg.InternalError as error:
+            if _ENDED_BEHIND not in str(error):
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError("the server has ended the session") from error
 
     def commit(self) -> None:
         """Commit. Raises CommitUnknown if the connection is lost meanwhile."""

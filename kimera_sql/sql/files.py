@@ -76,6 +76,11 @@ class Statement:
         """Return this statement with EXPLAIN in front; its parameters stay the same."""
         return replace(self, text=f"EXPLAIN {self.text}")
 
+    def with_text(self, parameter: str, type_: str) -> Statement:
+        """Return this statement with *parameter*, which is of *type_*, to be given as text."""
+        text = self.text.replace(f"%({parameter})s", f"%({parameter})s::text::{type_}")
+        return replace(self, text=literal(text))
+
     def listed(self, note: str) -> tuple[str, ...]:
         """Return the items of the note *note*, () if the statement does not have it."""
         return tuple(part.strip() for part in self.notes.get(note, "").split(",") if part.strip())

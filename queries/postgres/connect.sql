@@ -70,3 +70,35 @@ SELECT pg_catalog.set_config(:name, :setting, false) AS setting;
 -- returns: str
 -- not null: name
 SELECT name FROM pg_catalog.pg_prepared_statements;
+
+-- name: position()^
+-- Where this server is in its cluster's history: the cluster, whether it is a standby, the primary's timeline, and what has
+-- been written or, on a standby, replayed. Right behind the header of a page of WAL nothing is on that page yet, and a standby
+-- that has replayed everything is at the page's beginning.
+-- returns: system int, standby bool, timeline int, lsn int
+-- not null: system, standby, timeline, lsn
+SELECT
+    control.system_identifier AS system,
+    pg_is_in_recovery() AS standby,
+    CASE
+        WHEN pg_is_in_recovery() THEN 0
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+    END AS timeline,
+    wal.lsn - CASE WHEN wal.on_page <= 40 THEN wal.on_page ELSE 0 END AS lsn
+FROM pg_control_system() AS control
+CROSS JOIN LATERAL (
+    SELECT here.lsn, here.lsn %% current_setting('wal_block_size')::bigint AS on_page
+    FROM (
+        SELECT
+            (CASE
+                WHEN pg_is_in_recovery() THEN COALESCE(pg_last_wal_replay_lsn(), '0/0')
+                ELSE pg_current_wal_insert_lsn()
+            END - '0/0'::pg_lsn)::bigint AS lsn
+    ) AS here
+) AS wal;
+
+-- name: replayed(lsn)$
+-- Whether this server has what was written up to a place in the write-ahead log.
+-- returns: bool
+-- not null: replayed
+SELECT COALESCE(NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= :lsn::pg_lsn, false) AS replayed;

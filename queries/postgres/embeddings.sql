@@ -86,6 +86,19 @@ SELECT (
 FROM unnest(:texts::text[], :sources::text[]) WITH ORDINALITY AS wanted (text_content, source, position)
 ORDER BY position;
 
+-- name: scattered_ids_of_texts(texts, sources)
+-- The same on shards of Citus, which runs no subquery for each text: the places of those found, counted from 1, and the ids.
+-- returns: position int, id UUID
+-- not null: position
+-- uses: idx_embedding_text
+-- only: postgres
+SELECT DISTINCT ON (wanted.position) wanted.position, semantic_embeddings.id
+FROM unnest(:texts::text[], :sources::text[]) WITH ORDINALITY AS wanted (text_content, source, position)
+JOIN semantic_embeddings
+    ON semantic_embeddings.text_content = wanted.text_content
+    AND semantic_embeddings.source IS NOT DISTINCT FROM wanted.source
+ORDER BY wanted.position, semantic_embeddings.timestamp DESC, semantic_embeddings.id;
+
 -- name: lock_texts(texts)!
 -- Make others who want to embed any text wait until this transaction ends, and wait for those who do already: see lock_text.
 INSERT INTO kimera_text_locks (place)
@@ -361,6 +374,73 @@ FROM (
 ORDER BY distance, id
 LIMIT :k;
 
+-- name: scattered_full(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same on shards of Citus, where each gives its nearest candidates: k of all of them are chosen outside, because Citus
+-- would first gather a subquery's rows in a file. kimera_set_local is called once, before the index is read.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY semantic_embeddings.embedding <=> :vector
+LIMIT :candidates;
+
+-- name: scattered_half(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same by an index in half precision.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_half
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY l2_normalize(semantic_embeddings.embedding)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
+LIMIT :candidates;
+
+-- name: scattered_binary(vector, candidates, names, settings, with_vectors, source, since, until, metadata)
+-- The same by an index on the signs of the components.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- uses: idx_embedding_vector_hnsw_binary
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE kimera_set_local(:names, :settings)
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY binary_quantize(semantic_embeddings.embedding)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+LIMIT :candidates;
+
 -- name: similar_exact(vector, k, with_vectors, source, since, until, metadata)
 -- The same by comparing all embeddings that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
 -- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
@@ -444,6 +524,25 @@ CROSS JOIN LATERAL (
 ) AS found
 ORDER BY distance, nearest.id;
 
+-- name: scattered_within(vector, at_least, with_vectors, source, since, until, metadata)
+-- The same on shards of Citus, which refuses the subqueries.
+-- like: similar_exact, -k, +at_least
+-- returns: EmbeddingSummary, similarity float, embedding Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
+SELECT
+    id, text_content, timestamp, source, metadata,
+    1 - (embedding <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN embedding END AS embedding
+FROM semantic_embeddings
+WHERE 1 - (embedding <=> :vector) >= :at_least
+    AND (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY (embedding <=> :vector) + 0, id;
+
 -- name: matching_plan(source, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
 -- like: similar_exact, -vector, -k, -with_vectors
@@ -503,6 +602,22 @@ WHERE (:source::text IS NULL OR source = :source)
 ORDER BY timestamp, id
 LIMIT :limit
 FOR UPDATE;
+
+-- name: scattered_oldest(source, since, until, metadata, limit)
+-- The same on shards of Citus, which locks no rows of several shards: others may delete them meanwhile.
+-- like: similar_exact, -vector, -k, -with_vectors, +limit
+-- returns: UUID
+-- uses: idx_embedding_timestamp
+-- plan: custom
+-- only: postgres
+SELECT id
+FROM semantic_embeddings
+WHERE (:source::text IS NULL OR source = :source)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp, id
+LIMIT :limit;
 
 -- name: matching_ids(first, source, since, until, metadata)
 -- The ids, from the first on, of the embeddings that pass every filter given.

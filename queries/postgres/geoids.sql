@@ -377,6 +377,85 @@ FROM (
 ORDER BY distance, id
 LIMIT :k;
 
+-- name: scattered_full(vector, candidates, names, settings, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same on shards of Citus, where each gives its nearest candidates: k of all of them are chosen outside, because Citus
+-- would first gather a subquery's rows in a file. kimera_set_local is called once, before the index is read.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - (state_vector <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM geoid_states
+WHERE kimera_set_local(:names, :settings)
+    AND (:other_than::uuid IS NULL OR id <> :other_than)
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY geoid_states.state_vector <=> :vector
+LIMIT :candidates;
+
+-- name: scattered_half(vector, candidates, names, settings, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same by an index in half precision.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector_hnsw_half
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - (state_vector <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM geoid_states
+WHERE kimera_set_local(:names, :settings)
+    AND (:other_than::uuid IS NULL OR id <> :other_than)
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY l2_normalize(geoid_states.state_vector)::halfvec(1024) <=> l2_normalize(:vector)::halfvec(1024)
+LIMIT :candidates;
+
+-- name: scattered_binary(vector, candidates, names, settings, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same by an index on the signs of the components.
+-- like: similar_exact, -k, +candidates, +names, +settings
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- uses: idx_geoid_vector_hnsw_binary
+-- needs: citus
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - (state_vector <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM geoid_states
+WHERE kimera_set_local(:names, :settings)
+    AND (:other_than::uuid IS NULL OR id <> :other_than)
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY binary_quantize(geoid_states.state_vector)::bit(1024) <~> binary_quantize(:vector)::bit(1024)
+LIMIT :candidates;
+
 -- name: similar_exact(vector, k, with_vectors, other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The same by comparing all states that pass the filters. The "+ 0" is what no vector index can serve. Ids and distances
 -- alone are sorted, because a sort copies each row that it is given; the columns are read for the k found.
@@ -470,6 +549,28 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS found
 ORDER BY distance, nearest.id;
+
+-- name: scattered_within(vector, at_least, with_vectors, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
+-- The same on shards of Citus, which refuses the subqueries.
+-- like: similar_exact, -k, -other_than, +at_least
+-- returns: GeoidSummary, similarity float, state_vector Vector | None
+-- not null: similarity
+-- plan: custom
+-- only: postgres
+SELECT
+    id, timestamp, metadata, entropy, coherence_factor, energy_level, creation_context, tags,
+    1 - (state_vector <=> :vector) AS similarity,
+    CASE WHEN :with_vectors THEN state_vector END AS state_vector
+FROM geoid_states
+WHERE 1 - (state_vector <=> :vector) >= :at_least
+    AND (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY (state_vector <=> :vector) + 0, id;
 
 -- name: matching_plan(other_than, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)$
 -- The plan of finding what passes the filters, for the planner's estimate of how many rows that is.
@@ -583,6 +684,25 @@ WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
 ORDER BY timestamp, id
 LIMIT :limit
 FOR UPDATE;
+
+-- name: scattered_oldest(tags_all, tags_any, entropy_min, entropy_max, since, until, metadata, limit)
+-- The same on shards of Citus, which locks no rows of several shards: others may delete them meanwhile.
+-- like: similar_exact, -vector, -k, -with_vectors, -other_than, +limit
+-- returns: UUID
+-- uses: idx_geoid_timestamp
+-- plan: custom
+-- only: postgres
+SELECT id
+FROM geoid_states
+WHERE (:tags_all::text[] IS NULL OR tags @> :tags_all)
+    AND (:tags_any::text[] IS NULL OR tags && :tags_any)
+    AND (:entropy_min::float8 IS NULL OR entropy >= :entropy_min)
+    AND (:entropy_max::float8 IS NULL OR entropy <= :entropy_max)
+    AND (:since::timestamptz IS NULL OR timestamp >= :since)
+    AND (:until::timestamptz IS NULL OR timestamp < :until)
+    AND (:metadata::jsonb IS NULL OR metadata @> :metadata)
+ORDER BY timestamp, id
+LIMIT :limit;
 
 -- name: matching_ids(first, tags_all, tags_any, entropy_min, entropy_max, since, until, metadata)
 -- The ids, from the first on, of the states that pass every filter given.

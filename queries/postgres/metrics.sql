@@ -143,6 +143,15 @@ FROM name
 WHERE metric_name IS NOT NULL
 ORDER BY metric_name COLLATE "C";
 
+-- name: scattered_names()
+-- The same on shards of Citus, which runs no recursion over them.
+-- returns: str
+-- only: postgres
+SELECT metric_name
+FROM system_metrics
+GROUP BY metric_name
+ORDER BY metric_name COLLATE "C";
+
 -- name: count_older(older_than)$
 -- How many measurements are from before a moment.
 -- returns: int

@@ -192,11 +192,13 @@ ORDER BY creation_timestamp DESC, id
 LIMIT :limit;
 
 -- name: mark_used(id, at)$
--- Note when a portal was used last, now unless told; an earlier moment does not overwrite a later one.
+-- Note when a portal was used last, now unless told; an earlier moment does not overwrite a later one. On a reference table
+-- Citus takes no volatile function but in a subquery.
 -- returns: datetime
 -- not null: last_used_timestamp
 UPDATE portal_configurations
-SET last_used_timestamp = GREATEST(last_used_timestamp, COALESCE(:at::timestamptz, clock_timestamp()))
+SET last_used_timestamp = GREATEST(last_used_timestamp, used.at)
+FROM (SELECT COALESCE(:at::timestamptz, clock_timestamp()) AS at) AS used
 WHERE id = :id
 RETURNING last_used_timestamp;
 

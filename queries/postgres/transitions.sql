@@ -186,6 +186,30 @@ SELECT id, source_id, target_id, transition_energy, conservation_error, transiti
 FROM onward
 ORDER BY position;
 
+-- name: leading_from(states)
+-- The transitions that lead away from any of a list of states, those of the least energy first. Citus runs no recursion
+-- over shards: there path and trajectory go step by step, with this and the next.
+-- returns: Transition
+-- uses: idx_transitions_source
+-- only: postgres
+SELECT id, source_id, target_id, transition_energy, conservation_error, transition_type, timestamp, metadata
+FROM cognitive_transitions
+WHERE source_id = ANY(:states)
+ORDER BY transition_energy, id;
+
+-- name: next_step(state_id, timestamp, id)^
+-- The first transition that leads away from a state, later than one of that time and id; NULL is before all.
+-- returns: Transition
+-- uses: idx_transitions_source
+-- plan: custom
+-- only: postgres
+SELECT id, source_id, target_id, transition_energy, conservation_error, transition_type, timestamp, metadata
+FROM cognitive_transitions
+WHERE source_id = :state_id
+    AND (:timestamp::timestamptz IS NULL OR (timestamp, id) > (:timestamp, :id::uuid))
+ORDER BY timestamp, id
+LIMIT 1;
+
 -- name: energy_balance(since, until)
 -- Per type: how many transitions, their energy, and the errors of conservation.
 -- returns: EnergyBalance

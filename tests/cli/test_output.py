@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kimera_sql.cli.output import print_records, size_text
+from kimera_sql.cli.output import number_text, print_records, size_text, time_text
 
 
 @dataclass
@@ -44,3 +44,20 @@ def test_pids_can_be_copied_and_sizes_have_units(capsys: pytest.CaptureFixture[s
 )
 def test_sizes(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 ms"), (0.00013, "0.13 ms"), (1.5, "1,500 ms"), (2, "2 s"), (119, "119 s"), (150, "2.5 min"), (7200, "2 h")],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text
+    assert time_text(86400 * 1234) == "1,234 days"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (0.0123, "0.012"), (9.94, "9.9"), (9.96, "10"), (12.4, "12"), (1234567.8, "1,234,568")],
+)
+def test_numbers(number: float, text: str) -> None:
+    assert number_text(number) == text

@@ -14,7 +14,7 @@ from strategies import unit
 from kimera_sql import CommitUnknown, add_adapters, geoids
 
 PoolOf = Callable[..., Any]
-When = Literal["before", "after", "silent"]
+When = Literal["before", "after", "silent", "ended"]
 
 LOST = (
     r"^the connection was lost during COMMIT: whether the transaction took effect is not known\. Look for its rows by "
@@ -48,7 +48,10 @@ def by_insert_many(pool: Any) -> None:
 
 @pytest.mark.parametrize(
     ("write", "when"),
-    [*itertools.product((by_the_pool, by_a_block, by_insert_many), ("before", "after")), (by_the_pool, "silent")],
+    [
+        *itertools.product((by_the_pool, by_a_block, by_insert_many), ("before", "after", "ended")),
+        (by_the_pool, "silent"),
+    ],
 )
 def test_a_commit_without_an_answer_says_that_its_outcome_is_unknown(
     proxy: Proxy, pool_of: PoolOf, write: Callable[[Any], None], when: When

@@ -29,8 +29,10 @@ from kimera_sql.ops.monitoring import (
     Blocked,
     Database,
     IndexUse,
+    Replica,
     SampledSearches,
     Slot,
+    Standby,
     TableUse,
     Transaction,
     VectorFault,
@@ -62,6 +64,7 @@ HEALTHY = Facts(
         "full_page_writes": "on",
         "reserved_connections": "0",
         "superuser_reserved_connections": "3",
+        "synchronous_standby_names": "nearby",
         "track_counts": "on",
     },
     extensions=(Extension("vector", "0.8.7", "0.8.7"),),
@@ -74,6 +77,7 @@ HEALTHY = Facts(
     sampled=(SampledSearches("geoid_states", 800, NOW, 10, 200, 0.93, 0.91, 0.95, NOW - timedelta(days=7)),),
     bloat=(Bloat("geoid_states_pkey", "geoid_states", 10**9, 9 * 10**8, 10**8, 0.1),),
     archiver=(Archiver("on", 9, "000000010000000000000009", NOW, 0, None, None, False),),
+    replicas=(Replica("nearby", None, "streaming", "sync", 2**20, 0.5),),
     slots=(Slot("standby", "physical", True, "reserved", 2**20, None),),
     wraparound=(Wraparound("kimera_swm", 200_000_000, 0, 0.093),),
     pool_connections=15,
@@ -116,6 +120,10 @@ def archiving(**values: Any) -> dict[str, Any]:
 
 def slot(**values: Any) -> dict[str, Any]:
     return {"slots": (replace(HEALTHY.slots[0], **values),)}
+
+
+def replica(**values: Any) -> dict[str, Any]:
+    return {"replicas": (replace(HEALTHY.replicas[0], **values),)}
 
 
 def setting(**values: str) -> dict[str, Any]:
@@ -247,6 +255,11 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (slot(active=False, held_bytes=3 * 2**20), "warning", "slot standby", "keeps 3 MB"),
     (slot(active=False, held_bytes=11 * 2**30), "error", "slot standby", "keeps 11,264 MB"),
     (slot(active=False, held_bytes=None, wal_status="lost"), "error", "slot standby", "has lost"),
+    (replica(behind_seconds=11.0), "warning", "standby nearby", "is 0:00:11 and 1 MB of write-ahead log behind"),
+    (replica(behind_bytes=2**30, behind_seconds=None), "warning", "standby nearby", "is 1,024 MB of"),
+    (replica(synchrony="async"), "error", "synchronous replication", "waits for nearby, and none of them"),
+    ({"standby": (Standby(None, None, None, None),)}, "warning", "this standby", "has received nothing"),
+    ({"standby": (Standby("1/0", "0/0", 2**30, 9.0),)}, "warning", "this standby", "has 1,024 MB"),
     ({"wraparound": (Wraparound("old", 1, 1, 0.3),)}, "warning", "database old", "used 30% of its transaction ids"),
     ({"wraparound": (Wraparound("old", 1, 1, 0.51),)}, "error", "database old", "used 51% of its transaction ids"),
     ({"backups": ()}, "error", "backups", "there is none"),
@@ -301,6 +314,8 @@ def test_what_is_just_below_a_limit_is_no_fault() -> None:
         {"settings": {**HEALTHY.settings, "archive_command": "", "archive_library": "basic_archive"}},
         {"settings": {}},
         slot(active=False, held_bytes=None),
+        replica(behind_seconds=None, behind_bytes=None),
+        {**replica(synchrony="async"), **setting(synchronous_standby_names="")},
         {"wraparound": (Wraparound("old", 1, 1, 0.25),)},
         saved(made_at=NOW - timedelta(hours=26)),
         version("17.12", 170012),

@@ -37,7 +37,7 @@ from kimera_sql.ops import doctor, maintenance, monitoring, roles
 from kimera_sql.ops.backup import tools
 from kimera_sql.search import indexes, recall
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 Connection = psycopg.Connection[Any]
 

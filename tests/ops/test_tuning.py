@@ -163,7 +163,9 @@ def test_a_server_elsewhere_needs_to_be_told_its_memory(
     pg_conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "machine", lambda conn: None)
-    with pytest.raises(InvalidValue, match=r"^memory: the server is on another machine \(.+\); say how much it has"):
+    with pytest.raises(
+        InvalidValue, match=r"^memory: the server is not known to be on this machine \(.+\); say how much it has"
+    ):
         tuning.check(pg_conn)
 
 

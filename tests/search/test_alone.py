@@ -12,6 +12,8 @@ import pytest
 from kimera_sql import add_adapters, embeddings, geoids, indexes, sql
 from kimera_sql.search import Precision, looks
 
+pytestmark = pytest.mark.ends
+
 ROWS = 600
 VECTORS = np.random.default_rng(1).standard_normal((ROWS, 1024)).astype(np.float32)
 

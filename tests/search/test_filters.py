@@ -23,6 +23,8 @@ from kimera_sql.search import indexes
 from kimera_sql.sql import Connection
 from kimera_sql.vectors import DIMENSIONS, Vector
 
+pytestmark = pytest.mark.ends
+
 ROWS: Final = 1600
 # Each filter leaves out one or two rows of so many: not all of the nearest pass, but enough for an index to be used.
 EVERY: Final = 36

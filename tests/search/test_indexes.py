@@ -286,7 +286,8 @@ def test_options_that_are_given_are_the_indexs(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "lists"), [(1, 100), (100_000, 100), (101_000, 101), (1_000_000, 1000), (4_000_000, 2000)]
+    ("rows", "lists"),
+    [(1, 100), (100_000, 100), (101_000, 101), (1_000_000, 1000), (4_000_000, 2000), (2 * 10**9, 32768)],
 )
 def test_lists_follow_pgvectors_rule_past_100_000_rows(rows: int, lists: int) -> None:
     assert kinds.options("ivfflat", rows, lists=None, m=None, ef_construction=None) == {"lists": lists}

@@ -26,6 +26,8 @@ from kimera_sql.errors import UnsupportedByServer
 from kimera_sql.ops import roles
 from kimera_sql.search import recall
 
+pytestmark = pytest.mark.ends
+
 ROWS: Final = 60
 
 Open: TypeAlias = Callable[..., Any]

@@ -21,6 +21,8 @@ from kimera_sql import InvalidValue, add_adapters, sql
 from kimera_sql.checks import JsonObject
 from kimera_sql.sql import binary
 
+pytestmark = pytest.mark.ends
+
 TYPES: Final = ("uuid", "timestamptz", "jsonb", "int4", "int8", "float8", "text", "text[]", "vector")
 TEXTS: Final = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 ROWS: Final = st.tuples(

@@ -388,5 +388,9 @@ def test_every_list_of_an_entity_has_a_limit(entity: Entity) -> None:
             "matching_ids",
             "vectors_of",
             "upsert_many",
+            "leading_from",
+            "scattered_ids_of_texts",
+            "scattered_names",
+            "scattered_within",
         )
     }

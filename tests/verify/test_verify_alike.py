@@ -12,7 +12,7 @@ from fix_verify import found, planted, query
 
 from kimera_sql.verify import alike, conditions, text, verify_queries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 FAST: Final = query(
     """\

@@ -11,7 +11,7 @@ from fix_verify import GOOD, RECORDS, both, found, planted, query
 
 from kimera_sql.verify import Skipped, verify_queries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 FAULTS: Final = {
     "syntax": (query("SELECT id FORM @@geoid_states", "returns: UUID"), "the server refuses it: syntax error"),

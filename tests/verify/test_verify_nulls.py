@@ -12,7 +12,7 @@ from fix_verify import RECORDS, found, query
 from kimera_sql.verify import nulls, queries, verify_queries
 from kimera_sql.verify.server import Described, throwaway
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 NULLS: Final = {
     "SELECT entropy, creation_context, 1 AS a, NULL AS b FROM geoid_states": "-n-n",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
@@ -15,7 +17,7 @@ from ...search.kinds import Building
 from ...search.plan import Method, Precision, VectorIndex
 from ...tables import VECTOR_TABLES
 from .. import sql
-from ..connect import behind_pooler
+from ..servers import require_session
 from ..sql import Connection, Queries, postgres
 from . import catalogue
 
@@ -110,9 +112,21 @@ async def existing(conn: Connection) -> list[VectorIndex]:
     """Return the vector indexes that searches can use, ordered by table and name. On SQLite there are none."""
     if not sql.is_postgres(conn):
         return []
-    return [
-        index for table in VECTOR_TABLES.values() for index in (await catalogue.look(conn, table, fresh=True)).indexes
-    ]
+    found: list[VectorIndex] = []
+    for table in VECTOR_TABLES.values():
+        seen = (await catalogue.look(conn, table, fresh=True)).indexes
+        found += await _over_shards(conn, seen) if any(index.shards for index in seen) else seen
+    return found
+
+
+async def _over_shards(conn: Connection, indexes: Sequence[VectorIndex]) -> list[VectorIndex]:
+    """Return *indexes*, of one distributed table, with the size and the scans of all shards."""
+    used: dict[str, tuple[int, int]] = {
+        name: (size, scans)
+        for name, size, scans in await Queries("citus").index_use.fetchall(conn, table=indexes[0].table)
+    }
+    sized = ((index, used.get(index.name, (index.size, index.scans))) for index in indexes)
+    return [replace(index, size=size, scans=scans) for index, (size, scans) in sized]
 
 
 async def find(conn: Connection, name: str) -> VectorIndex:
@@ -218,10 +232,7 @@ async def _check_concurrently(conn: psycopg.AsyncConnection[Any], concurrently: 
         return
     if not postgres.outside_transaction(conn):
         raise InvalidValue("conn: what runs concurrently needs an autocommit connection outside a transaction")
-    if await behind_pooler(conn):
-        raise InvalidValue(
-            "what runs concurrently needs a session of its own; connect to the server and not to a pooler"
-        )
+    await require_session(conn, "what runs concurrently")
 
 
 async def _run(
@@ -252,7 +263,9 @@ async def _build(
                 composed.SQL("SET {} {} = {}").format(scope, composed.Identifier(name), composed.Literal(value))
             )
 
-    async with nullcontext() if concurrently else sql.atomic(conn):
+    # Behind a pooler a transaction alone can have settings: those that the caller has made are not there.
+    patiently = sql.without_timeouts(conn, lock_timeout=0 if concurrently else _LOCK_TIMEOUT)
+    async with nullcontext() if concurrently else sql.atomic(conn), patiently:
         try:
             await put(settings)
             await conn.execute(statement)

@@ -12,7 +12,7 @@ from ...search.measures import Recall
 from ...search.plan import Plan
 from ...tables import Table
 from ...vectors import Vector
-from ..connect import AsyncPooledConnection
+from ..pools import AsyncPooledConnection
 from ..sql import Connection, Queries
 from ..sql.postgres import Call
 

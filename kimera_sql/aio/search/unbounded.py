@@ -13,7 +13,7 @@ from ...tables import Table
 from ...vectors import Vector
 from .. import sql
 from ..sql import Connection, Queries, postgres
-from . import run
+from . import catalogue, run
 
 H = TypeVar("H")
 
@@ -49,7 +49,7 @@ class Search(Generic[H]):
                     if row[-2] >= at_least:
                         yield self.read(row)
                 return
-        async with aclosing(self._compared(at_least)) as rows:  # type: ignore[type-var]
+        async with aclosing(await self._compared(at_least)) as rows:  # type: ignore[type-var]
             async for row in rows:
                 yield self.read(row)
 
@@ -78,7 +78,7 @@ class Search(Generic[H]):
             given.update(row[0] for row in found)
             if len(found) < k:
                 return
-        async with aclosing(self._compared(-1)) as rows:  # type: ignore[type-var]
+        async with aclosing(await self._compared(-1)) as rows:  # type: ignore[type-var]
             async for row in rows:
                 if row[0] not in given:
                     yield row
@@ -101,10 +101,12 @@ class Search(Generic[H]):
         )
         return found
 
-    def _compared(self, at_least: float) -> AsyncIterator[Row]:
+    async def _compared(self, at_least: float) -> AsyncIterator[Row]:
         """Compare every row, and yield those that are at least as similar as *at_least*, the most similar first."""
         conn = self.conn
-        query = Queries(self.table.entity).within
+        queries = Queries(self.table.entity)
+        distributed = await catalogue.is_distributed(conn, self.table.name)
+        query = queries.scattered_within if distributed else queries.within
         parameters = {"vector": self.vector, "at_least": at_least, "with_vectors": self.with_vectors, **self.where}
         if not sql.is_postgres(conn):
             return query.stream(conn, chunk=_CHUNK, **parameters)

@@ -79,10 +79,10 @@ def adopt(conn: Connection, *, set_aside: bool = False, lock_timeout: timedelta 
     tables are analyzed, ivfflat indexes trained anew on the rows there are, and recall measured. Timestamps without a
     time zone are read as UTC.
 
-    *conn* must be in autocommit, outside a transaction, and its role must own the tables. Raises SchemaError, with
-    nothing changed, where there is nothing to adopt, where something must be put right by hand first, for another role,
-    and for rows that cannot be kept without *set_aside*; MaintenanceError where a lock is not granted within
-    *lock_timeout*; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
+    *conn* must be in autocommit, outside a transaction and through no pooler, and its role must own the tables. Raises
+    SchemaError, with nothing changed, where there is nothing to adopt, where something must be put right by hand first,
+    for another role, and for rows that cannot be kept without *set_aside*; MaintenanceError where a lock is not granted
+    within *lock_timeout*; UnsupportedByServer on SQLite. psycopg's errors pass through, with nothing changed.
     """
     server = maintenance.require_autocommit(conn)
     with sql.transaction(server), sql.without_timeouts(server):

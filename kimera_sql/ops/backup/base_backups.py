@@ -21,7 +21,9 @@ from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...leftovers import temporary_folder
 from ...progress import Bar
+from ...servers import require_session
 from ...sql import Connection
+from ..shards import distributed
 from . import copy_wal, layout, tools
 from .configuration import COPY, copy_configuration, read_configuration
 from .files import free_path, fsync, locked, reported, sha256
@@ -38,7 +40,8 @@ class BaseBackup:
     """What the manifest of a base backup says. size: bytes, without WAL. major: the server's version.
 
     Recovery from it begins at start_lsn on timeline, and cannot stop before end_lsn. started_at is to the second.
-    lacking: what of the server's configuration is outside its data folder and not in the backup, a sentence each.
+    lacking: what is not in the backup, a sentence each: configuration outside the data folder and, of one that was just
+    made, the other nodes of Citus.
     """
 
     path: Path
@@ -84,19 +87,24 @@ def make_base(conn: Connection, folder: Path) -> BaseBackup:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+    if distributed(conn):
+        apart = "the other nodes of Citus have rows of this database, and are not in the backup: back up each of them"
+        made = replace(made, lacking=(*made.lacking, apart))
     return replace(made, path=path)
 
 
 def require_replication(conn: Connection) -> psycopg.Connection[Any]:
     """Return *conn*, an autocommit connection to PostgreSQL by a role that may make base backups and receive WAL.
 
-    Raises BackupError for another role, InvalidValue without autocommit, and UnsupportedByServer for SQLite.
+    Raises BackupError for another role, InvalidValue without autocommit or behind a pooler, and UnsupportedByServer for
+    SQLite.
     """
     conn = sql.require_postgres(
         conn, "an SQLite database has no base backups; copy it: sqlite3 FILE \".backup 'COPY'\""
     )
     if not conn.autocommit:
         raise InvalidValue("conn: expected an autocommit connection")
+    require_session(conn, "replication")
     row = _queries.replication_role.fetchone(conn)
     if row is not None and not row[1]:
         raise BackupError(

@@ -16,8 +16,10 @@ from psycopg.conninfo import make_conninfo
 from ... import sql
 from ...errors import BackupError
 from ...progress import Bar
+from ...servers import require_session
 from ...settings import milliseconds
 from ...sql import Connection
+from ..shards import distributed
 from . import layout, tools
 from .contents import Contents, SearchContent, TableContent, read_contents, settle
 from .files import free_path, fsync, locked, reported, sha256
@@ -74,13 +76,22 @@ class Dump:
 def make_dump(conn: Connection, folder: Path) -> Dump:
     """Dump *conn*'s database and the server's roles into *folder*, prove the dump, and return its manifest.
 
-    *conn* is outside a transaction. Row counts, checksums and sample searches are taken from the snapshot that the
-    dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode 0700, files with
-    0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when anything
-    fails, and when a table stays locked against readers for 30 s; then nothing new is in the folder. SQLite raises
-    UnsupportedByServer.
+    *conn* is outside a transaction, and no pooler's. Row counts, checksums and sample searches are taken from the
+    snapshot that the dump is of. The archive is decoded to its end before it gets its name. Folders are made with mode
+    0700, files with 0600. The verifiers of the roles' passwords are saved by a superuser alone. Raises BackupError when
+    anything fails, when a table stays locked against readers for 30 s, and for tables that Citus distributes; then
+    nothing new is in the folder. SQLite raises UnsupportedByServer.
     """
     conn = sql.require_postgres(conn, "an SQLite database is backed up as a file: sqlite3 FILE \".backup 'COPY'\"")
+    # pg_dump makes settings of its session, which a pooler would lend to somebody else with them.
+    require_session(conn, "a dump")
+    with sql.transaction(conn):
+        scattered = distributed(conn)
+    if scattered:
+        raise BackupError(
+            "the tables are distributed by Citus, and pg_dump reads each shard as it is at another moment: back up "
+            "every node with `kimera-sql backup base`, or run `kimera-sql scale undistribute` first"
+        )
     pg_dump, pg_dumpall, pg_restore = (tools.find(name, conn) for name in ("pg_dump", "pg_dumpall", "pg_restore"))
     with locked(layout.dump_folder(folder)) as place:
         made_at, path = free_path(place, layout.dump_name)

@@ -88,10 +88,10 @@ def restore_dump(
 ) -> Restored:
     """Restore *dump* into the database *into* on *conn*'s server, all or nothing, and return what is there.
 
-    *conn* is an autocommit connection to another database. The dump is verified first. It goes into a database of
-    another name, which is compared with the manifest, looked through for invalid indexes and analyzed, and only then
-    gets its name. A database *into* that is there and not empty is refused, unless *replace*: then the two change
-    places in one transaction, and the old one stays as *into*_before_YYYYMMDD_HHMMSS, unless *drop_old*.
+    *conn* is an autocommit connection to another database, through no pooler. The dump is verified first. It goes into
+    a database of another name, which is compared with the manifest, looked through for invalid indexes and analyzed,
+    and only then gets its name. A database *into* that is there and not empty is refused, unless *replace*: then the
+    two change places in one transaction, and the old one stays as *into*_before_YYYYMMDD_HHMMSS, unless *drop_old*.
 
     The old one's owner, limits, settings, grants and comment go over; a database that is new gets those that the
     manifest has. Clients of the old one are refused, unless *disconnect*: then they are ended before the two change

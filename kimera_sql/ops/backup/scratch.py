@@ -19,6 +19,7 @@ from ... import sql
 from ...errors import BackupError, InvalidValue
 from ...progress import Bar
 from ...secrecy import Secret, forgetful, reveal
+from ...servers import require_session
 from ...sql import Connection
 from . import layout, tools
 from .contents import Contents, differences, read_contents, settle
@@ -40,10 +41,11 @@ class Filled:
 
 
 def require_autocommit(conn: Connection) -> psycopg.Connection[Any]:
-    """Return *conn*, an autocommit connection to PostgreSQL. Raises InvalidValue without autocommit."""
+    """Return *conn*, an autocommit connection to PostgreSQL. Raises InvalidValue for any other."""
     conn = sql.require_postgres(conn, "a dump of pg_dump's is restored on PostgreSQL, not into SQLite")
     if not conn.autocommit:
         raise InvalidValue("conn: databases are made outside transactions; open it with autocommit=True")
+    require_session(conn, "a restore")
     return conn
 
 

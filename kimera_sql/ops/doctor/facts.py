@@ -23,15 +23,18 @@ from ..monitoring import (
     Blocked,
     Database,
     IndexUse,
+    Replica,
     SampledSearches,
     ServerState,
     Slot,
+    Standby,
     TableUse,
     Transaction,
     Unavailable,
     VectorHealth,
     Wraparound,
 )
+from ..shards import Shard, shards
 
 _queries = sql.Queries("doctor")
 
@@ -46,6 +49,7 @@ _SETTINGS: Final = (
     "full_page_writes",
     "reserved_connections",
     "superuser_reserved_connections",
+    "synchronous_standby_names",
     "track_counts",
 )
 
@@ -98,8 +102,8 @@ class Facts:
     settings beside the recommended ones; checked_fault: why they could not be compared. compiles: whether the server
     compiles costly plans (JIT). building: tables that an index is being built on. pool_connections: how many the pools
     of all processes can open together. half_made: databases of restores that were killed. backups: this database's,
-    None unless a folder was given; backups_fault: why it could not be read. unavailable: the reports that could not be
-    had, and why.
+    None unless a folder was given; backups_fault: why it could not be read. shards: of the tables that Citus keeps.
+    unavailable: the reports that could not be had, and why.
     """
 
     now: datetime
@@ -131,12 +135,15 @@ class Facts:
     locks: tuple[Blocked, ...] = ()
     transactions: tuple[Transaction, ...] = ()
     archiver: tuple[Archiver, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    standby: tuple[Standby, ...] = ()
     slots: tuple[Slot, ...] = ()
     wraparound: tuple[Wraparound, ...] = ()
     pool_connections: int = 0
     half_made: tuple[str, ...] = ()
     backups: tuple[backup.Backup, ...] | None = None
     backups_fault: str | None = None
+    shards: tuple[Shard, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -180,6 +187,8 @@ def gather(
     locks = rows("locks", monitoring.blocked)
     transactions = rows("transactions", monitoring.transactions)
     archiver = rows("archiver", lambda conn: [monitoring.archiver(conn)])
+    replicas = rows("replicas", monitoring.replicas)
+    standby = rows("standby", monitoring.standby)
     slots = rows("slots", monitoring.slots)
     wraparound = rows("wraparound", monitoring.wraparound)
     checked, checked_fault = _checked(conn, memory, in_all)
@@ -218,12 +227,15 @@ def gather(
         locks=locks,
         transactions=transactions,
         archiver=archiver,
+        replicas=replicas,
+        standby=standby,
         slots=slots,
         wraparound=wraparound,
         pool_connections=in_all,
         half_made=tuple(backup.left_databases(conn)),
         backups=saved,
         backups_fault=backups_fault,
+        shards=rows("shards", shards),
         unavailable=unavailable,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Final
 from ... import drift, sql
 from ...search.plan import DEFAULT_RECALL
 from ...search.samples import ENOUGH
+from ...settings import Settings
 from ...tables import VECTOR_TABLES
 from ..monitoring import VectorFault
 from .facts import Facts
@@ -41,6 +43,9 @@ _WASTED_RATIO: Final = 0.5
 _WASTED_BYTES: Final = 10 * 2**20
 _UNUSED_BYTES: Final = 100 * 2**20
 _HELD_BYTES: Final = 10 * 2**30
+_UNBALANCED: Final = 2
+_BEHIND_SECONDS: Final = Settings().replica_max_lag
+_BEHIND_BYTES: Final = 256 * 2**20
 
 _VECTOR_FAULTS: Final[Mapping[VectorFault, tuple[Severity, str, str]]] = {
     "invalid": (
@@ -302,6 +307,37 @@ def _vector_indexes(facts: Facts) -> Iterator[Finding]:
             yield Finding(severity, f"index {index.index}", found, advice.format(name=index.index, table=index.table))
 
 
+def _shards(facts: Facts) -> Iterator[Finding]:
+    for node in sorted({one.node for one in facts.shards if not one.answered}):
+        yield Finding(
+            "error",
+            f"node {node}",
+            "does not answer, so what needs its shards fails",
+            "start it, and see that the coordinator can connect to it",
+        )
+    for one in facts.shards:
+        if one.unusable_indexes and one.table not in facts.building:
+            yield Finding(
+                "error",
+                f"shard {one.number} of {one.table} on {one.node}",
+                f"lacks {one.unusable_indexes} of the table's indexes, or has them unfinished",
+                "drop the index on the coordinator, and build it again",
+            )
+    for table in dict.fromkeys(one.table for one in facts.shards):
+        rows = Counter[str]()
+        for one in facts.shards:
+            if one.table == table:
+                rows[one.node] += one.live_rows
+        most, least = max(rows.values()), min(rows.values())
+        if most >= _BIG_ROWS and most > _UNBALANCED * least:
+            yield Finding(
+                "warning",
+                f"table {table}",
+                f"has some {most:,} rows on one node and {least:,} on another, and searches wait for the slower one",
+                "SELECT citus_rebalance_start(), which moves shards while they serve",
+            )
+
+
 def _sampled_searches(facts: Facts) -> Iterator[Finding]:
     for one in facts.sampled:
         if one.recall is None or one.low is None or one.high is None or one.measured_at is None:
@@ -448,6 +484,42 @@ def _wal(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _replication(facts: Facts) -> Iterator[Finding]:
+    for one in facts.replicas:
+        who = f"standby {one.application or one.address}"
+        if (one.behind_seconds or 0) > _BEHIND_SECONDS or (one.behind_bytes or 0) > _BEHIND_BYTES:
+            lag = "" if one.behind_seconds is None else f"{_span(one.behind_seconds)} and "
+            yield Finding(
+                "warning",
+                who,
+                f"is {lag}{_mb(one.behind_bytes or 0)} of write-ahead log behind; readers get the primary instead",
+                "see its disk, its CPU and its longest queries (max_standby_streaming_delay)",
+            )
+    names = facts.settings.get("synchronous_standby_names")
+    if names and facts.sees_all and not any(one.synchrony in ("sync", "quorum") for one in facts.replicas):
+        yield Finding(
+            "error",
+            "synchronous replication",
+            f"waits for {names}, and none of them is connected: every commit waits until one is",
+            "connect a standby of that name, or change synchronous_standby_names",
+        )
+    for standby in facts.standby:
+        if standby.received is None:
+            yield Finding(
+                "warning",
+                "this standby",
+                "has received nothing from a primary since it started",
+                "see the server's log, primary_conninfo, and pg_hba.conf of the primary",
+            )
+        elif (standby.behind_bytes or 0) > _BEHIND_BYTES:
+            yield Finding(
+                "warning",
+                "this standby",
+                f"has {_mb(standby.behind_bytes or 0)} of write-ahead log still to replay",
+                "see whether replay is paused, and its longest queries (max_standby_streaming_delay)",
+            )
+
+
 def _wraparound(facts: Facts) -> Iterator[Finding]:
     for one in facts.wraparound:
         if one.used_ratio > _OLD_IDS_RATIO:
@@ -520,11 +592,13 @@ _CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
     _connections,
     _tables,
     _vector_indexes,
+    _shards,
     _sampled_searches,
     _renewals,
     _other_indexes,
     _transactions,
     _wal,
+    _replication,
     _wraparound,
     _recent_backup,
     _half_made,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
@@ -16,6 +16,7 @@ from ...errors import BackupError, InvalidValue, UnsupportedByServer
 from ...search import VectorIndex, indexes
 from ...sql import Connection
 from ..backup import list_backups
+from ..shards import Shard, by_table
 from .rows import (
     Archiver,
     Bloat,
@@ -83,12 +84,43 @@ def databases(conn: Connection) -> list[Database]:
 
 def tables(conn: Connection) -> list[TableUse]:
     """Return the tables of this database, the largest first."""
-    return _all(conn, TableUse, _queries.tables)
+    shards = by_table(conn)
+    found = [_use(one, shards.get(one.table, [])) for one in _all(conn, TableUse, _queries.tables)]
+    return sorted(found, key=lambda one: -one.live_rows)
+
+
+def _use(table: TableUse, shards: Sequence[Shard]) -> TableUse:
+    """Return *table* with what is said of its *shards*, if it has any: their sums, and the earliest times."""
+    if not shards:
+        return table
+    vacuumed, analyzed = ([getattr(one, name) for one in shards] for name in ("vacuumed_at", "analyzed_at"))
+    return TableUse(
+        table=table.table,
+        live_rows=sum(one.live_rows for one in shards),
+        dead_rows=sum(one.dead_rows for one in shards),
+        changed_rows=sum(one.changed_rows for one in shards),
+        table_scans=sum(one.table_scans for one in shards),
+        index_scans=sum(one.index_scans for one in shards),
+        vacuumed_at=None if None in vacuumed else min(vacuumed),
+        analyzed_at=None if None in analyzed else min(analyzed),
+    )
 
 
 def sizes(conn: Connection) -> list[Size]:
     """Return what the tables of this database take, the largest first."""
-    return _all(conn, Size, _queries.sizes)
+    shards = by_table(conn)
+    found = [_size(one, shards.get(one.table, [])) for one in _all(conn, Size, _queries.sizes)]
+    return sorted(found, key=lambda one: -one.total_bytes)
+
+
+def _size(table: Size, shards: Sequence[Shard]) -> Size:
+    """Return *table* with what its *shards* take, if it has any."""
+    if not shards:
+        return table
+    heap, other, index = (
+        sum(getattr(one, name) for one in shards) for name in ("heap_bytes", "other_bytes", "index_bytes")
+    )
+    return Size(table.table, heap, other, index, heap + other + index)
 
 
 def index_use(conn: Connection) -> list[IndexUse]:
@@ -238,7 +270,9 @@ def _health(index: VectorIndex) -> VectorHealth:
     growth = now / built if now and built else None
     faults: dict[VectorFault, bool] = {
         "invalid": not index.usable,
-        "untrained": index.lists is not None and (index.rows_at_build is None or index.rows_at_build < index.lists),
+        # On Citus each shard has as many lists.
+        "untrained": index.lists is not None
+        and (index.rows_at_build is None or index.rows_at_build < index.lists * (index.shards or 1)),
         "aged": index.lists is not None
         and index.rows_at_build is not None
         and not 1 / indexes.GROWTH <= index.live / max(index.rows_at_build, 1) <= indexes.GROWTH,

@@ -1,0 +1,210 @@
+"""The pool of a cluster: writing on its primary, whichever server that is, and reading on its standbys."""
+
+from __future__ import annotations
+
+import logging
+import random
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any, Final, cast
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import TooManyRequests
+
+from ..replication import Cluster, Seen, as_text
+from ..secrecy import forget
+from ..settings import Settings
+from ..sql.waits import ServerSilent
+from ..strategies import each_host, joined, target
+from ..twins import apause
+from . import servers, sql
+from .pools import AsyncPool, AsyncPooledConnection
+from .sql.bounds import BoundedConnection
+
+logger = logging.getLogger(__name__)
+
+_queries = sql.Queries("connect")
+
+_LOOKS_AGAIN: Final = 0.5
+"""Seconds between two looks at a server."""
+
+_ANSWER: Final = 2
+"""Seconds within which a server has to answer a look, and a connection to a standby has to be there."""
+
+_POLLS_AGAIN: Final = 0.01
+"""Seconds between two questions whether a standby has replayed what a reader waits for."""
+
+
+class AsyncClusterPool(AsyncPool):
+    """A pool of connections to the primary of a cluster, with one to each standby for reading.
+
+    It looks at each server every half second. When another one has been promoted, it drops its connections and goes on
+    with that one. It never writes to a server that another was promoted past, nor reads from another cluster's.
+    """
+
+    def __init__(self, conninfo: str, settings: Settings, system: int) -> None:
+        super().__init__(conninfo, settings)
+        self._max_lag = settings.replica_max_lag
+        self._replica_wait = settings.replica_wait
+        self._cluster = Cluster(system, settings.replica_max_lag)
+        self._primary: int | None = None
+        self._demands = conninfo_to_dict(conninfo)
+        hosts = each_host({**self._demands, "target_session_attrs": "any"})
+        self._servers = [_Server(number, host, settings) for number, host in enumerate(hosts)]
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool, and look at each server once. See psycopg's pool."""
+        for server in self._servers:
+            if server.pool.closed:
+                await server.pool.open()
+                server.pool.run_task(_Watch(self, server))
+        # A server that is not seen yet can be the primary's successor, or the standby that a first reader wants.
+        deadline = monotonic() + _ANSWER
+        while monotonic() < deadline and not all(server.looked_at for server in self._servers):
+            await apause(0.005)
+        await super().open(wait, timeout)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool, within *timeout* seconds in all."""
+        each = timeout / (len(self._servers) + 1)
+        try:
+            await super().close(each)
+        finally:
+            for server in self._servers:
+                await server.close(each)
+
+    async def _resolve_conninfo(self) -> str:
+        # The known primary first: connecting to one that does not answer takes long.
+        hosts = [conninfo_to_dict(self._servers[number].conninfo) for number in self._cluster.order(len(self._servers))]
+        return make_conninfo("", **{**self._demands, **joined(hosts)})
+
+    async def _configure(self, connection: AsyncPooledConnection) -> None:
+        await super()._configure(connection)
+        fault = self._cluster.outdated(await servers.position(connection))
+        if fault:
+            await connection.close()
+            raise psycopg.OperationalError(f"{target(connection.info.get_parameters())} is passed over: {fault}")
+
+    @asynccontextmanager
+    async def _reading(self, timeout: float | None, lsn: int) -> AsyncIterator[AsyncPooledConnection]:
+        began = monotonic()
+        async with AsyncExitStack() as stack:
+            left = self.timeout if timeout is None else timeout
+            conn = await self._enter_standby(stack, left, lsn)
+            if conn is None:
+                left -= monotonic() - began
+                conn = await stack.enter_async_context(super()._reading(max(left, 0), lsn))
+            yield conn
+
+    async def _enter_standby(self, stack: AsyncExitStack, seconds: float, lsn: int) -> AsyncPooledConnection | None:
+        """Return a connection to a standby, which *stack* gives back, or None where none is fit."""
+        deadline = monotonic() + seconds
+        fit = self._cluster.standbys(monotonic(), self._max_lag)
+        numbers = random.sample([*fit], len(fit))
+        for number in sorted(numbers, key=lambda n: (-min(fit[n], lsn), self._servers[n].pool.lent)):
+            left = deadline - monotonic()
+            if left <= 0:
+                break
+            pool = self._servers[number].pool
+            try:
+                conn = await stack.enter_async_context(pool.connection(min(left, _ANSWER), read_only=True))
+                if fit[number] >= lsn or await self._replays(conn, lsn, min(left, self._replica_wait)):
+                    return conn
+                await stack.aclose()
+                break  # no other has replayed more
+            except (psycopg.OperationalError, TooManyRequests) as error:
+                logger.debug("no connection to %s: %s", self._servers[number].name, error)
+                await stack.aclose()
+        return None
+
+    async def _replays(self, conn: AsyncPooledConnection, lsn: int, seconds: float) -> bool:
+        """Wait *seconds* at most until *conn*'s standby has replayed *lsn*, and return whether it has."""
+        deadline = monotonic() + seconds
+        await conn.set_autocommit(True)
+        while not (replayed := await _queries.replayed.fetchval(conn, bool, lsn=as_text(lsn))):
+            if monotonic() > deadline:
+                break
+            await apause(_POLLS_AGAIN)
+        await conn.set_autocommit(False)
+        return bool(replayed)
+
+    async def note(self, server: _Server, seen: Seen | None) -> None:
+        """Take down what was *seen* of *server*, and go over to another primary if there is one."""
+        self._cluster.note(server.number, seen)
+        primary = self._cluster.primary()
+        if primary is None or primary == self._primary:
+            return
+        before, self._primary = self._primary, primary
+        if before is not None:
+            logger.warning("%s is the primary now, and not %s", self._servers[primary].name, self._servers[before].name)
+            await self.drain()
+
+
+class _Server:
+    """A server of a cluster: a pool of connections for reading from it, and a connection to look at it.
+
+    looked_at: whether it was, or was found not to answer.
+    """
+
+    def __init__(self, number: int, conninfo: str, settings: Settings) -> None:
+        self.number = number
+        self.conninfo = conninfo
+        self.name = target({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
+        self.pool = AsyncPool(conninfo, replace(settings, search_sample=None), min_size=0, patience=0)
+        self.looked_at = False
+        self._conn: BoundedConnection | None = None
+        self._fault: str | None = None
+
+    async def look(self) -> Seen | None:
+        """Ask the server where it is, and return None if it does not answer."""
+        seen, fault = None, None
+        try:
+            if self._conn is None:
+                brief = make_conninfo(self.conninfo, connect_timeout=_ANSWER)
+                self._conn = await BoundedConnection.connect(brief, autocommit=True)
+                self._conn.silence_timeout = _ANSWER
+            seen = await servers.position(self._conn)
+        except psycopg.Error as error:
+            fault = "it is silent" if isinstance(error, ServerSilent) else str(error).strip()
+            forget(error, None)
+            await self._disconnect()
+        if bool(fault) != bool(self._fault):
+            logger.warning("%s: %s", self.name, fault or "it answers again")
+        self._fault = fault
+        return seen
+
+    async def close(self, timeout: float) -> None:
+        await self.pool.close(timeout)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+
+class _Watch:
+    """A task for the workers of a server's pool: to look at the server, again and again."""
+
+    def __init__(self, cluster: AsyncClusterPool, server: _Server) -> None:
+        self._cluster = weakref.ref(cluster)
+        self._server = server
+
+    async def tick(self) -> None:
+        """Join the pool's queue. A pool's scheduler calls it."""
+        self._server.pool.run_task(self)
+
+    async def run(self) -> None:
+        cluster, server = self._cluster(), self._server
+        if cluster is None or server.pool.closed:
+            return
+        try:
+            await cluster.note(server, await server.look())
+        finally:
+            server.looked_at = True
+            del cluster
+            await server.pool.schedule_task(cast(Any, self), _LOOKS_AGAIN)
