@@ -185,14 +185,15 @@ def test_another_model_takes_the_place_of_the_first_and_the_way_back_is_the_same
 
 
 @pytest.mark.ends
-def test_asynchronous_programs_do_the_same(indexed: str) -> None:
+def test_asynchronous_programs_do_the_same(committed: str) -> None:
     async def embed(texts: list[str]) -> list[Vector]:
         await asyncio.sleep(0)
         return [vector(NEW, text) for text in texts]
 
     async def main() -> None:
-        async with aio.open_pool(indexed) as pool, pool.connection() as conn:
+        async with aio.open_pool(committed) as pool, pool.connection() as conn:
             await conn.set_autocommit(True)
+            await aio.indexes.build(conn, "semantic_embeddings")
             renewed = await aio.embeddings.renew(conn, embed, model=NEW)
             assert (renewed.rows, renewed.switched) == (ROWS, True)
             assert None not in (renewed.overlap, renewed.recall, renewed.previous_recall)
@@ -205,7 +206,7 @@ def test_asynchronous_programs_do_the_same(indexed: str) -> None:
             assert await aio.embeddings.end_renewal(conn)
 
     asyncio.run(main())
-    with closing(connect(indexed)) as conn:
+    with closing(connect(committed)) as conn:
         assert are_of(conn, NEW)
 
 
