@@ -79,7 +79,7 @@ def fill(conninfo: str) -> None:
         geoids.insert_many(
             conn,
             [
-                replace(GEOID, id=id, state_vector=unit(place), timestamp=seconds(100 + place), entropy=place / 10)
+                replace(GEOID, id=id, state_vector=unit(place), timestamp=seconds(100 + place), entropy=place / 16)
                 for place, id in enumerate([STATE, *IDS])
             ],
         )
@@ -168,7 +168,7 @@ def test_reads_give_what_they_give_on_one_server(name: str, spread: str, plain: 
         pytest.skip("the one gives a plan, the other a time")
     (found, rows), (expected, as_many) = undone(spread, READS[name]), undone(plain, READS[name])
     if "unordered" in name:
-        found, expected = ({repr(row) for row in listed} for listed in (found, expected))
+        found, expected = (sorted(repr(row) for row in listed) for listed in (found, expected))
     assert repr(found) == repr(expected)
     assert rows == as_many
 
@@ -202,8 +202,8 @@ def test_paths_and_trajectories_lead_from_shard_to_shard(conn: Connection) -> No
 
 def test_states_are_kept_that_transitions_of_other_shards_lead_to(conn: Connection) -> None:
     with pytest.raises(InUse, match="2 transitions lead from or to the 1 states"):
-        geoids.delete_where(conn, entropy=(0.35, 0.45))
-    gone = geoids.delete_where(conn, entropy=(0.35, 0.45), transitions="delete")
+        geoids.delete_where(conn, entropy=(0.2, 0.3))
+    gone = geoids.delete_where(conn, entropy=(0.2, 0.3), transitions="delete")
     assert (gone.states, gone.transitions) == (1, 2)
 
 
