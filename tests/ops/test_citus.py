@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import psycopg
 import pytest
+from commands import run
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 from reference import seconds
@@ -337,6 +338,26 @@ def test_what_cannot_be_done_with_distributed_tables_is_refused(spread: str, tmp
         with pytest.raises(BackupError, match="pg_dump reads each shard as it is at another moment"):
             backup.make_dump(conn, tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands() -> None:
+    with database(nodes=True) as conninfo:
+
+        def said(*arguments: str) -> list[str]:
+            done = run("scale", *arguments, DATABASE_URL=conninfo)
+            assert (done.returncode, done.stderr) == (0, "")
+            return done.stdout.splitlines()
+
+        planned = said("citus", "--dry-run", "--shards", "4")
+        assert planned[: len(citus.LOSSES)] == [f"-- not kept: {loss}" for loss in citus.LOSSES]
+        assert planned[len(citus.LOSSES)] == "SET LOCAL kimera.shards = 4;"
+        with connected(conninfo) as conn:
+            assert citus.placements(conn) == []
+        assert said("citus", "--shards", "4")[0] == "geoid_states: 4 shards by id"
+        assert said("citus", "--dry-run")[-1] == "-- there is nothing to do"
+        assert sum(line.startswith("geoid_states ") for line in said("status")) == 2
+        assert "SELECT undistribute_table('geoid_states');" in said("undistribute", "--dry-run")
+        assert said("undistribute") == ["the tables are on this server alone"]
 
 
 def test_every_node_is_listed_with_its_versions(conn: Connection) -> None:
