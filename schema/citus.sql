@@ -1,9 +1,10 @@
--- Kimera's tables spread over the nodes of Citus. It is no migration: apply it once, after `kimera-sql init`, on the
+-- Kimera's tables distributed over the nodes of Citus. It is no migration: apply it once, after `kimera-sql init`, on the
 -- coordinator, either way in one transaction:
 --
 --     kimera-sql scale citus      or      kimera-sql scale citus --dry-run | psql --single-transaction -v ON_ERROR_STOP=1
 --
--- The command also checks what can be checked first, builds the vector indexes on the shards, and tunes them again.
+-- The command also checks what can be checked first, builds the vector indexes on the shards when the rows are there, and
+-- tunes them again. With psql, drop them before and build them afterwards: an ivfflat index is trained on the rows it finds.
 -- `kimera-sql scale undistribute` leads back: schema/citus_undo.sql.
 
 -- How a search tells the workers what it needs, as SET on the coordinator does not reach them. STABLE, so that it is not

@@ -143,8 +143,8 @@ async def _path_over_shards(
             way = ways[step.source_id]
             if step.target_id not in {source_id, *(taken.target_id for taken in way)}:
                 level.setdefault(step.target_id, [*way, step])
-        if target_id in level:
-            return level[target_id]
+        if target_id in level or not level:
+            return level.get(target_id)
         ways = level
     return None
 

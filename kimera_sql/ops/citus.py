@@ -221,8 +221,9 @@ def _weaknesses(cluster: Sequence[Node]) -> Iterator[str]:
         for name, found, least in (("citus", one.citus, _CITUS), ("vector", one.vector, _PGVECTOR)):
             if found is None or sql.version(found) < sql.version(least):
                 yield f"node {one.address}: {name} is {found or 'missing'}, and has to be {least} or later"
-        if len({(other.citus, other.vector) for other in cluster}) > 1:
-            yield f"node {one.address}: citus {one.citus}, vector {one.vector}; all nodes must have the same"
+    for name, versions in (("citus", {one.citus for one in cluster}), ("vector", {one.vector for one in cluster})):
+        if len(known := sorted(version for version in versions if version)) > 1:
+            yield f"nodes have {name} {' and '.join(known)}; give all the same"
 
 
 def _file(name: str) -> str:

@@ -57,7 +57,7 @@ def _over_shards(conn: psycopg.Connection[Any], table: Table, indexes: Sequence[
     """Return *indexes* with the rows of all shards; those that were deleted and not vacuumed away yet are not known."""
     shards = _citus.shards.fetchval(conn, int, table=table.name)
     filters = dict.fromkeys(Queries(table.entity).matching_plan.statement(conn).parameters)
-    rows = _estimate(conn, table, filters)
+    rows = _estimate_over_shards(conn, table, filters)
     return [
         replace(index, rows=rows or 0, live=rows or index.rows_at_build or 0, dead=0, shards=shards)
         for index in indexes
@@ -69,17 +69,22 @@ def is_distributed(conn: Connection, table: str) -> bool:
     return sql.is_postgres(conn) and (look(conn, named(table))).distributed
 
 
-def _estimate(conn: psycopg.Connection[Any], table: Table, parameters: Mapping[str, Any]) -> int | None:
-    """Return how many rows pass the filters in *parameters* by the server's plan.
+def _estimate(conn: psycopg.Connection[Any], table: Table, parameters: Mapping[str, Any]) -> int:
+    """Return how many rows pass the filters in *parameters* by the server's plan."""
+    plans = Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)
+    return estimated_rows(plans) if plans else 0
 
-    None where Citus explains no plan: in a transaction that has used a reference table, of which this node has a copy.
+
+def _estimate_over_shards(conn: psycopg.Connection[Any], table: Table, parameters: Mapping[str, Any]) -> int | None:
+    """Do the same with Citus.
+
+    None where it explains no plan: in a transaction that has used a reference table, of which this node has a copy.
     """
     try:
         with nullcontext() if conn.info.transaction_status == TransactionStatus.IDLE else sql.atomic(conn):
-            plans = Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)
+            return _estimate(conn, table, parameters)
     except psycopg.errors.InternalError_:
         return None
-    return estimated_rows(plans) if plans else 0
 
 
 def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, Any], besides: Mapping[str, Any]) -> int:
@@ -92,7 +97,8 @@ def matching(conn: psycopg.Connection[Any], table: Table, where: Mapping[str, An
     key = repr(where)
     estimate = None if seen.guarded else seen.estimate(key)
     if estimate is None:
-        estimate = _estimate(conn, table, {**dict.fromkeys(besides), **where})
+        by = _estimate_over_shards if seen.distributed else _estimate
+        estimate = by(conn, table, {**dict.fromkeys(besides), **where})
         if estimate is None:
             return 0
         seen.remember(key, estimate)

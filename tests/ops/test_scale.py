@@ -70,14 +70,15 @@ def test_the_doctor_finds_shards_that_are_lost_lame_or_too_many_on_one_node() ->
     shard = Shard("geoid_states", 1, "a:1", True, 9000, 0, 0, 0, 0, None, None, 0, 0, 0, 0)
     even = replace(HEALTHY, shards=(shard, replace(shard, number=2, node="b:2")))
     assert diagnose(even) == []
-    lame, lost = replace(shard, number=3, unusable_indexes=1), replace(shard, number=4, node="c:3", answered=False)
-    found = diagnose(replace(HEALTHY, shards=(*even.shards, lame, replace(lost, live_rows=0))))
+    lame = replace(shard, number=3, unusable_indexes=1, live_rows=20_000)
+    lost = replace(shard, number=4, node="c:3", answered=False, live_rows=0)
+    found = diagnose(replace(HEALTHY, shards=(*even.shards, lame, lost)))
     assert [(one.severity, one.subject) for one in found] == [
         ("error", "node c:3"),
         ("error", "shard 3 of geoid_states on a:1"),
         ("warning", "table geoid_states"),
     ]
-    assert "some 18,000 rows on one node and 0 on another" in found[-1].found
+    assert "some 29,000 rows on one node and 9,000 on another" in found[-1].found
 
 
 def test_the_index_of_a_shard_is_recognized() -> None:

@@ -58,7 +58,7 @@ async def _over_shards(
     """Return *indexes* with the rows of all shards; those that were deleted and not vacuumed away yet are not known."""
     shards = await _citus.shards.fetchval(conn, int, table=table.name)
     filters = dict.fromkeys(Queries(table.entity).matching_plan.statement(conn).parameters)
-    rows = await _estimate(conn, table, filters)
+    rows = await _estimate_over_shards(conn, table, filters)
     return [
         replace(index, rows=rows or 0, live=rows or index.rows_at_build or 0, dead=0, shards=shards)
         for index in indexes
@@ -70,17 +70,24 @@ async def is_distributed(conn: Connection, table: str) -> bool:
     return sql.is_postgres(conn) and (await look(conn, named(table))).distributed
 
 
-async def _estimate(conn: psycopg.AsyncConnection[Any], table: Table, parameters: Mapping[str, Any]) -> int | None:
-    """Return how many rows pass the filters in *parameters* by the server's plan.
+async def _estimate(conn: psycopg.AsyncConnection[Any], table: Table, parameters: Mapping[str, Any]) -> int:
+    """Return how many rows pass the filters in *parameters* by the server's plan."""
+    plans = await Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)
+    return estimated_rows(plans) if plans else 0
 
-    None where Citus explains no plan: in a transaction that has used a reference table, of which this node has a copy.
+
+async def _estimate_over_shards(
+    conn: psycopg.AsyncConnection[Any], table: Table, parameters: Mapping[str, Any]
+) -> int | None:
+    """Do the same with Citus.
+
+    None where it explains no plan: in a transaction that has used a reference table, of which this node has a copy.
     """
     try:
         async with nullcontext() if conn.info.transaction_status == TransactionStatus.IDLE else sql.atomic(conn):
-            plans = await Queries(table.entity).matching_plan.fetchval(conn, list, **parameters)
+            return await _estimate(conn, table, parameters)
     except psycopg.errors.InternalError_:
         return None
-    return estimated_rows(plans) if plans else 0
 
 
 async def matching(
@@ -95,7 +102,8 @@ async def matching(
     key = repr(where)
     estimate = None if seen.guarded else seen.estimate(key)
     if estimate is None:
-        estimate = await _estimate(conn, table, {**dict.fromkeys(besides), **where})
+        by = _estimate_over_shards if seen.distributed else _estimate
+        estimate = await by(conn, table, {**dict.fromkeys(besides), **where})
         if estimate is None:
             return 0
         seen.remember(key, estimate)

@@ -326,9 +326,9 @@ def _shards(facts: Facts) -> Iterator[Finding]:
     for table in dict.fromkeys(one.table for one in facts.shards):
         rows = Counter[str]()
         for one in facts.shards:
-            if one.table == table:
+            if one.table == table and one.answered:
                 rows[one.node] += one.live_rows
-        most, least = max(rows.values()), min(rows.values())
+        most, least = max(rows.values(), default=0), min(rows.values(), default=0)
         if most >= _BIG_ROWS and most > _UNBALANCED * least:
             yield Finding(
                 "warning",
