@@ -43,6 +43,7 @@ WORDS: Final = {
     "aiosqlite": "sqlite3",
     "asynccontextmanager": "contextmanager",
     "enter_async_context": "enter_context",
+    "push_async_callback": "callback",
     "avalue": "value",
     "ALock": "Lock",
     "aclose": "close",

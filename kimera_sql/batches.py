@@ -61,12 +61,13 @@ def _delete_batch(
     locked: bool,
 ) -> tuple[int, int] | None:
     with sql.atomic(conn):
-        ids = [id for (id,) in find.fetchall(conn, limit=batch, **parameters)]
-        if not ids:
+        found = find.fetchall(conn, limit=batch, **parameters)
+        if not found:
             return None
+        ids = [id for (id,) in found]
         others = along.execute(conn, ids=ids) if along else 0
         rows = delete.execute(conn, ids=ids)
-        if rows < (len(ids) if locked else 1):
+        if rows < len(ids) and (locked or (not rows and found == find.fetchall(conn, limit=batch, **parameters))):
             # They would be found again and again.
             raise SchemaError(
                 f"{delete.entity}: a trigger, a rule or row-level security of the table kept {len(ids) - rows:,} rows"

@@ -10,6 +10,7 @@ waited for. For the same reason SQLite serves, unless told otherwise, only where
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Final, overload
@@ -76,8 +77,9 @@ def open_pool(
     settings = settings or Settings.from_env()
     attempts = []
     configured = False
+    source = "replicas"
     if conninfo is None and not replicas:
-        replicas = settings.replicas
+        replicas, source = settings.replicas, "KIMERA_DB_REPLICAS"
     elif isinstance(replicas, str):
         raise SettingsError("replicas must be a list of HOST or HOST:PORT, not one text")
     for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
@@ -86,7 +88,7 @@ def open_pool(
             continue
         resolved = resolve(parameters, name)
         if replicas and not configured:
-            resolved = with_replicas(resolved, replicas, "replicas")
+            resolved = with_replicas(resolved, replicas, source)
         configured = True
         try:
             pool = _try(complete(parameters, resolved, settings), resolved, name, settings)
@@ -97,6 +99,8 @@ def open_pool(
         logger.info("%s (%s): connected", name, target(resolved))
         pool.open()
         return pool
+    if replicas and not configured:
+        raise SettingsError(f"{source}: of which server? Set KIMERA_DB_HOST and its companions or DATABASE_URL")
     if conninfo is None:
         if settings.sqlite_fallback == "always" or (settings.sqlite_fallback == "unconfigured" and not configured):
             return _sqlite_pool(settings)
@@ -118,10 +122,10 @@ def _try(conninfo: str, parameters: Mapping[str, str], source: str, settings: Se
     Raises _Unreachable if no server answered, ConnectionFailed if it answered and refused, SettingsError if libpq
     refused to try.
     """
-    demanded = parameters.get("target_session_attrs")
+    demanded = parameters.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
     several = len([*each_host(conninfo_to_dict(conninfo))]) > 1
-    if several and demanded is None:
-        conninfo = make_conninfo(conninfo, target_session_attrs="read-write")
+    if several:
+        conninfo = make_conninfo(conninfo, target_session_attrs=demanded or "read-write")
     deadline = monotonic() + float(conninfo_to_dict(conninfo)["connect_timeout"] or 0)
     answered = False
     while True:
@@ -145,7 +149,10 @@ def _try(conninfo: str, parameters: Mapping[str, str], source: str, settings: Se
         # Once it has written, a pool is not to go on with a server that takes no more writes: it looks for the one that
         # does. Where it began with a standby, or was told which server to take, that is what is wanted.
         if several and wants_writes(conninfo_to_dict(conninfo)):
-            return ClusterPool(conninfo, settings, (servers.position(tried)).system)
+            try:
+                return ClusterPool(conninfo, settings, (servers.position(tried)).system)
+            except psycopg.Error as error:
+                logger.warning("%s: its standbys are not read from: %s", source, redact(str(error), parameters))
         if demanded is None and servers.takes_writes(tried) is True:
             conninfo = make_conninfo(conninfo, target_session_attrs="read-write")
     return Pool(conninfo, settings)

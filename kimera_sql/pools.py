@@ -82,7 +82,9 @@ _AS_NEW: Final = (
 )
 """The statements that take back what a borrower has made of a session, in their order."""
 
-_LASTING: Final = frozenset({"as_new", "_pool", "opened_at", "used_at", "untidy", "has_vectors", "search_sample"})
+_LASTING: Final = frozenset(
+    {"as_new", "_pool", "opened_at", "used_at", "untidy", "has_vectors", "search_sample", "timeline"}
+)
 """The attributes of a pool's connection that stay as they are when it is lent again."""
 
 
@@ -93,6 +95,7 @@ class PooledConnection(bounds.BoundedConnection):
     session is its alone, as none is behind a pooler. shared: what the connections of its pool have in common; searches
     keep there what they have seen of the catalogue. search_sample: see Settings; None once a search could not be kept.
     afterwards: statements that the pool runs when it has got the connection back. as_new: what renew goes back to.
+    timeline: of the primary that a pool with replicas has connected to.
     """
 
     opened_at: float
@@ -101,6 +104,7 @@ class PooledConnection(bounds.BoundedConnection):
     has_vectors: bool
     shared: dict[str, Any]
     search_sample: int | None
+    timeline: int
     afterwards: deque[postgres.Call]
     as_new: tuple[dict[str, Any], int | None, int | None] | None
 
@@ -117,6 +121,7 @@ class PooledConnection(bounds.BoundedConnection):
         connection.has_vectors = False
         connection.shared = shared
         connection.search_sample = search_sample
+        connection.timeline = 0
         connection.afterwards = deque(maxlen=_MOST_AFTERWARDS)
         connection.as_new = None
         return connection

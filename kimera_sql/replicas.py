@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from typing import Any, Final, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import TooManyRequests
 
 from . import servers, sql
 from .pools import Pool, PooledConnection
@@ -24,7 +24,7 @@ from .settings import Settings
 from .sql.bounds import BoundedConnection
 from .sql.waits import ServerSilent
 from .strategies import each_host, joined, target
-from .twins import pause
+from .twins import Lock, pause
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class ClusterPool(Pool):
     """A pool of connections to the primary of a cluster, with one to each standby for reading.
 
     It looks at each server every half second. When another one has been promoted, it drops its connections and goes on
-    with that one. It never writes to a server that another was promoted past, nor reads from another cluster's.
+    with that one. It never writes to a server that it has seen another promoted past, nor reads
+    from another cluster's.
     """
 
     def __init__(self, conninfo: str, settings: Settings, system: int) -> None:
@@ -53,30 +54,37 @@ class ClusterPool(Pool):
         self._replica_wait = settings.replica_wait
         self._cluster = Cluster(system, settings.replica_max_lag)
         self._primary: int | None = None
+        self._noting = Lock()
         self._demands = conninfo_to_dict(conninfo)
         hosts = each_host({**self._demands, "target_session_attrs": "any"})
         self._servers = [_Server(number, host, settings) for number, host in enumerate(hosts)]
 
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
-        """Open the pool, and look at each server once. See psycopg's pool."""
-        for server in self._servers:
-            if server.pool.closed:
-                server.pool.open()
-                server.pool.run_task(_Watch(self, server))
-        # A server that is not seen yet can be the primary's successor, or the standby that a first reader wants.
-        deadline = monotonic() + _ANSWER
-        while monotonic() < deadline and not all(server.looked_at for server in self._servers):
-            pause(0.005)
-        super().open(wait, timeout)
+        """Open the pool, and look at each server once, for two seconds at most. See psycopg's pool."""
+        try:
+            for server in self._servers:
+                if server.pool.closed:
+                    server.pool.open()
+                    server.pool.run_task(_Watch(self, server))
+            # A server that is not seen yet can be the primary's successor, or the standby that a first reader wants.
+            deadline = monotonic() + _ANSWER
+            while monotonic() < deadline and not all(server.looked_at for server in self._servers):
+                pause(0.005)
+            super().open(wait, timeout)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool, within *timeout* seconds in all."""
+        """Close the pool, within *timeout* seconds in all.
+
+        In a process that was forked since it was opened, leave its connections to the parent.
+        """
         each = timeout / (len(self._servers) + 1)
-        try:
-            super().close(each)
-        finally:
+        with ExitStack() as stack:
             for server in self._servers:
-                server.close(each)
+                stack.callback(server.close, each)
+            stack.callback(super().close, each)
 
     def _resolve_conninfo(self) -> str:
         # The known primary first: connecting to one that does not answer takes long.
@@ -85,10 +93,22 @@ class ClusterPool(Pool):
 
     def _configure(self, connection: PooledConnection) -> None:
         super()._configure(connection)
-        fault = self._cluster.outdated(servers.position(connection))
-        if fault:
+        try:
+            with connection.transaction():
+                seen = servers.position(connection)
+            connection.timeline = seen.timeline
+            if fault := self._cluster.outdated(seen):
+                raise psycopg.OperationalError(f"{target(connection.info.get_parameters())} is passed over: {fault}")
+        except BaseException:
             connection.close()
-            raise psycopg.OperationalError(f"{target(connection.info.get_parameters())} is passed over: {fault}")
+            raise
+
+    def _vet(self, connection: PooledConnection) -> None:
+        # It may have been made while another server was promoted.
+        if fault := self._cluster.overtaken(connection.timeline):
+            connection.close()
+            raise psycopg.OperationalError(fault)
+        super()._vet(connection)
 
     @contextmanager
     def _reading(self, timeout: float | None, lsn: int) -> Iterator[PooledConnection]:
@@ -107,18 +127,18 @@ class ClusterPool(Pool):
         fit = self._cluster.standbys(monotonic(), self._max_lag)
         numbers = random.sample([*fit], len(fit))
         for number in sorted(numbers, key=lambda n: (-min(fit[n], lsn), self._servers[n].pool.lent)):
-            left = deadline - monotonic()
-            if left <= 0:
-                break
-            pool = self._servers[number].pool
+            server = self._servers[number]
             try:
-                conn = stack.enter_context(pool.connection(min(left, _ANSWER), read_only=True))
-                if fit[number] >= lsn or self._replays(conn, lsn, min(left, self._replica_wait)):
+                # Half of what is left is the others'.
+                brief = min((deadline - monotonic()) / 2, _ANSWER)
+                conn = stack.enter_context(server.pool.connection(brief, read_only=True))
+                patience = min(deadline - monotonic(), self._replica_wait)
+                if fit[number] >= lsn or self._replays(conn, lsn, patience):
                     return conn
                 stack.close()
                 break  # no other has replayed more
-            except (psycopg.OperationalError, TooManyRequests) as error:
-                logger.debug("no connection to %s: %s", self._servers[number].name, error)
+            except psycopg.OperationalError as error:
+                logger.debug("no connection to %s: %s", server.name, error)
                 stack.close()
         return None
 
@@ -135,13 +155,15 @@ class ClusterPool(Pool):
 
     def note(self, server: _Server, seen: Seen | None) -> None:
         """Take down what was *seen* of *server*, and go over to another primary if there is one."""
-        self._cluster.note(server.number, seen)
-        primary = self._cluster.primary()
-        if primary is None or primary == self._primary:
-            return
-        before, self._primary = self._primary, primary
+        with self._noting:
+            self._cluster.note(server.number, seen)
+            primary = self._cluster.primary()
+            if primary is None or primary == self._primary:
+                return
+            before, self._primary = self._primary, primary
         if before is not None:
             logger.warning("%s is the primary now, and not %s", self._servers[primary].name, self._servers[before].name)
+        if not self.closed:
             self.drain()
 
 
@@ -157,6 +179,7 @@ class _Server:
         self.name = target({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
         self.pool = Pool(conninfo, replace(settings, search_sample=None), min_size=0, patience=0)
         self.looked_at = False
+        self._process = os.getpid()
         self._conn: BoundedConnection | None = None
         self._fault: str | None = None
 
@@ -166,7 +189,8 @@ class _Server:
         try:
             if self._conn is None:
                 brief = make_conninfo(self.conninfo, connect_timeout=_ANSWER)
-                self._conn = BoundedConnection.connect(brief, autocommit=True)
+                # A pooler may stand between, so nothing is prepared.
+                self._conn = BoundedConnection.connect(brief, autocommit=True, prepare_threshold=None)
                 self._conn.silence_timeout = _ANSWER
             seen = servers.position(self._conn)
         except psycopg.Error as error:
@@ -176,11 +200,15 @@ class _Server:
         if bool(fault) != bool(self._fault):
             logger.warning("%s: %s", self.name, fault or "it answers again")
         self._fault = fault
+        if self.pool.closed:
+            self._disconnect()
         return seen
 
     def close(self, timeout: float) -> None:
+        """Close the pool, and the connection unless it is a parent process's."""
         self.pool.close(timeout)
-        self._disconnect()
+        if os.getpid() == self._process:
+            self._disconnect()
 
     def _disconnect(self) -> None:
         conn, self._conn = self._conn, None

@@ -15,8 +15,8 @@ from .errors import InvalidValue
 class Seen:
     """What a server has said of itself.
 
-    at: monotonic seconds, just before it was asked. system: its cluster. timeline: of a primary; each promotion begins
-    a higher one. lsn: up to where in the write-ahead log a primary has written, or a standby has replayed.
+    at: monotonic seconds, just before it was asked. system: its cluster. timeline: each promotion begins a higher one.
+    lsn: up to where in the write-ahead log a primary has written, or a standby has replayed.
     """
 
     at: float
@@ -68,26 +68,33 @@ class Cluster:
 
     def outdated(self, seen: Seen) -> str | None:
         """Return why a server that takes writes is not the one to write to, None where it is."""
-        with self._lock:
-            if seen.system != self._system:
-                return "it is a server of another cluster"
-            if not seen.standby and seen.timeline < self._timeline:
-                return "another server has been promoted in its place"
-        return None
+        if seen.system != self._system:
+            return "it is a server of another cluster"
+        return self.overtaken(seen.timeline)
+
+    def overtaken(self, timeline: int) -> str | None:
+        """Return why a server that takes writes on *timeline* is not the one to write to, None where it is."""
+        return "another server has been promoted in its place" if timeline < self._timeline else None
 
     def order(self, servers: int) -> list[int]:
         """Return the numbers of *servers* servers in the order in which the primary is looked for."""
         with self._lock:
             passed = {n for n, seen in self._seen.items() if not seen.standby and not self._leads(seen)}
             leads = {n for n, seen in self._seen.items() if self._leads(seen)}
-        return sorted(set(range(servers)) - passed, key=lambda number: (number not in leads, number))
+        left = set(range(servers)) - passed or range(servers)  # nobody leads: connecting tells why
+        return sorted(left, key=lambda number: (number not in leads, number))
 
     def standbys(self, now: float, max_lag: float) -> dict[int, int]:
         """Return the standbys that have what was committed up to *max_lag* seconds ago, with the LSN of each."""
         with self._lock:
             return {
-                n: seen.lsn for n, seen in self._seen.items() if seen.standby and now - self._as_of(seen) <= max_lag
+                n: seen.lsn
+                for n, seen in self._seen.items()
+                if self._follows(seen) and now - self._as_of(seen) <= max_lag
             }
+
+    def _follows(self, seen: Seen) -> bool:
+        return seen.standby and seen.timeline >= self._timeline
 
     def _leads(self, seen: Seen) -> bool:
         return not seen.standby and seen.timeline == self._timeline

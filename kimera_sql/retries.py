@@ -55,7 +55,8 @@ def retry(
         attempt += 1
         conn: Connection | None = None
         try:
-            with pool.connection(read_only=read_only, after=after) as conn:
+            lending = pool.connection(read_only=True, after=after) if read_only else pool.connection()
+            with lending as conn:
                 return work(conn)
         except Exception as error:
             if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):

@@ -95,6 +95,5 @@ def require_session(connection: psycopg.Connection[Any], what: str) -> None:
 def position(connection: psycopg.Connection[Any]) -> Seen:
     """Return where *connection*'s server is in its cluster's history."""
     at = monotonic()
-    with connection.transaction():
-        row = _queries.position.fetchone(connection)
+    row = _queries.position.fetchone(connection)
     return Seen(at, *cast(Row, row))

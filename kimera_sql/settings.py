@@ -116,6 +116,9 @@ class Settings:
             if (value := getattr(self, name)) != 0 and not 0.001 <= value <= _LONGEST:
                 raise SettingsError(f"{name} must be 0, or a number from 0.001 to {_LONGEST}, got {value!r}")
 
+        if isinstance(self.replicas, str):
+            raise SettingsError("replicas must be a tuple of HOST or HOST:PORT, not one text")
+
         for name, choices in (("sqlite_fallback", FALLBACKS), ("prepared_statements", PREPARED_STATEMENTS)):
             if (value := getattr(self, name)) not in choices:
                 raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -7,6 +7,16 @@
 -- tunes them again. With psql, drop them before and build them afterwards: an ivfflat index is trained on the rows it finds.
 -- `kimera-sql scale undistribute` leads back: schema/citus_undo.sql.
 
+-- It takes the database's owner, so it comes first, before hours of moving rows. A search asks every shard. By default a session keeps one connection to each worker, opens more only after 10 ms, and
+-- closes them again: here it opens up to four at once, and keeps them.
+DO $$
+BEGIN
+    EXECUTE format('ALTER DATABASE %I SET citus.max_adaptive_executor_pool_size = 4', current_database());
+    EXECUTE format('ALTER DATABASE %I SET citus.max_cached_conns_per_worker = 4', current_database());
+    EXECUTE format('ALTER DATABASE %I SET citus.executor_slow_start_interval = 0', current_database());
+END
+$$;
+
 -- How a search tells the workers what it needs, as SET on the coordinator does not reach them. STABLE, so that it is not
 -- called for each row but once, before the index is read; it is in force until the worker's transaction ends.
 CREATE FUNCTION kimera_set_local(names TEXT[], settings TEXT[]) RETURNS BOOLEAN
@@ -54,13 +64,3 @@ SELECT truncate_local_data_after_distributing_table('semantic_embeddings');
 SELECT truncate_local_data_after_distributing_table('system_metrics');
 
 SELECT truncate_local_data_after_distributing_table('portal_configurations');
-
--- A search asks every shard. By default a session keeps one connection to each worker, opens more only after 10 ms, and
--- closes them again: here it opens up to four at once, and keeps them.
-DO $$
-BEGIN
-    EXECUTE format('ALTER DATABASE %I SET citus.max_adaptive_executor_pool_size = 4', current_database());
-    EXECUTE format('ALTER DATABASE %I SET citus.max_cached_conns_per_worker = 4', current_database());
-    EXECUTE format('ALTER DATABASE %I SET citus.executor_slow_start_interval = 0', current_database());
-END
-$$;

@@ -23,8 +23,8 @@ def primary(at: float, lsn: int, timeline: int = 1) -> Seen:
     return Seen(at, SYSTEM, False, timeline, lsn)
 
 
-def standby(at: float, lsn: int) -> Seen:
-    return Seen(at, SYSTEM, True, 0, lsn)
+def standby(at: float, lsn: int, timeline: int = 1) -> Seen:
+    return Seen(at, SYSTEM, True, timeline, lsn)
 
 
 @given(
@@ -79,15 +79,17 @@ def test_the_highest_timeline_leads() -> None:
     cluster.note(2, standby(0, 100))
     cluster.note(1, primary(1, 50, timeline=2))
     assert (cluster.primary(), cluster.order(3)) == (1, [1, 2])
-    # A standby may have replayed what the new primary's history lacks; it shows once that one has written more.
-    assert cluster.standbys(1, 3) == {2: 100}
-    cluster.note(1, primary(2, 150, timeline=2))
+    # The standby still follows the old one, and may have what the new one's history lacks.
+    assert cluster.standbys(1, 3) == {}
+    cluster.note(2, standby(2, 60, timeline=2))
+    assert cluster.standbys(2, 3) == {2: 60}
+    cluster.note(1, primary(3, 150, timeline=2))
     assert cluster.standbys(9, 3) == {}
     assert "promoted in its place" in str(cluster.outdated(primary(3, 200)))
     assert cluster.outdated(primary(3, 200, timeline=2)) is None
     assert "another cluster" in str(cluster.outdated(Seen(3, 1, False, 9, 0)))
     cluster.note(1, None)
-    assert (cluster.primary(), cluster.order(3)) == (None, [1, 2])
+    assert (cluster.primary(), cluster.order(3), cluster.order(1)) == (None, [1, 2], [0])
 
 
 @given(st.integers(0, 2**64 - 1))

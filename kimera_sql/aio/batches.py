@@ -60,12 +60,13 @@ async def _delete_batch(
     locked: bool,
 ) -> tuple[int, int] | None:
     async with sql.atomic(conn):
-        ids = [id for (id,) in await find.fetchall(conn, limit=batch, **parameters)]
-        if not ids:
+        found = await find.fetchall(conn, limit=batch, **parameters)
+        if not found:
             return None
+        ids = [id for (id,) in found]
         others = await along.execute(conn, ids=ids) if along else 0
         rows = await delete.execute(conn, ids=ids)
-        if rows < (len(ids) if locked else 1):
+        if rows < len(ids) and (locked or (not rows and found == await find.fetchall(conn, limit=batch, **parameters))):
             # They would be found again and again.
             raise SchemaError(
                 f"{delete.entity}: a trigger, a rule or row-level security of the table kept {len(ids) - rows:,} rows"

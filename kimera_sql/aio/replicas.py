@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import weakref
 from collections.abc import AsyncIterator
@@ -13,14 +14,13 @@ from typing import Any, Final, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import TooManyRequests
 
 from ..replication import Cluster, Seen, as_text
 from ..secrecy import forget
 from ..settings import Settings
 from ..sql.waits import ServerSilent
 from ..strategies import each_host, joined, target
-from ..twins import apause
+from ..twins import ALock, apause
 from . import servers, sql
 from .pools import AsyncPool, AsyncPooledConnection
 from .sql.bounds import BoundedConnection
@@ -43,7 +43,8 @@ class AsyncClusterPool(AsyncPool):
     """A pool of connections to the primary of a cluster, with one to each standby for reading.
 
     It looks at each server every half second. When another one has been promoted, it drops its connections and goes on
-    with that one. It never writes to a server that another was promoted past, nor reads from another cluster's.
+    with that one. It never writes to a server that it has seen another promoted past, nor reads
+    from another cluster's.
     """
 
     def __init__(self, conninfo: str, settings: Settings, system: int) -> None:
@@ -52,30 +53,37 @@ class AsyncClusterPool(AsyncPool):
         self._replica_wait = settings.replica_wait
         self._cluster = Cluster(system, settings.replica_max_lag)
         self._primary: int | None = None
+        self._noting = ALock()
         self._demands = conninfo_to_dict(conninfo)
         hosts = each_host({**self._demands, "target_session_attrs": "any"})
         self._servers = [_Server(number, host, settings) for number, host in enumerate(hosts)]
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
-        """Open the pool, and look at each server once. See psycopg's pool."""
-        for server in self._servers:
-            if server.pool.closed:
-                await server.pool.open()
-                server.pool.run_task(_Watch(self, server))
-        # A server that is not seen yet can be the primary's successor, or the standby that a first reader wants.
-        deadline = monotonic() + _ANSWER
-        while monotonic() < deadline and not all(server.looked_at for server in self._servers):
-            await apause(0.005)
-        await super().open(wait, timeout)
+        """Open the pool, and look at each server once, for two seconds at most. See psycopg's pool."""
+        try:
+            for server in self._servers:
+                if server.pool.closed:
+                    await server.pool.open()
+                    server.pool.run_task(_Watch(self, server))
+            # A server that is not seen yet can be the primary's successor, or the standby that a first reader wants.
+            deadline = monotonic() + _ANSWER
+            while monotonic() < deadline and not all(server.looked_at for server in self._servers):
+                await apause(0.005)
+            await super().open(wait, timeout)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close the pool, within *timeout* seconds in all."""
+        """Close the pool, within *timeout* seconds in all.
+
+        In a process that was forked since it was opened, leave its connections to the parent.
+        """
         each = timeout / (len(self._servers) + 1)
-        try:
-            await super().close(each)
-        finally:
+        async with AsyncExitStack() as stack:
             for server in self._servers:
-                await server.close(each)
+                stack.push_async_callback(server.close, each)
+            stack.push_async_callback(super().close, each)
 
     async def _resolve_conninfo(self) -> str:
         # The known primary first: connecting to one that does not answer takes long.
@@ -84,10 +92,22 @@ class AsyncClusterPool(AsyncPool):
 
     async def _configure(self, connection: AsyncPooledConnection) -> None:
         await super()._configure(connection)
-        fault = self._cluster.outdated(await servers.position(connection))
-        if fault:
+        try:
+            async with connection.transaction():
+                seen = await servers.position(connection)
+            connection.timeline = seen.timeline
+            if fault := self._cluster.outdated(seen):
+                raise psycopg.OperationalError(f"{target(connection.info.get_parameters())} is passed over: {fault}")
+        except BaseException:
             await connection.close()
-            raise psycopg.OperationalError(f"{target(connection.info.get_parameters())} is passed over: {fault}")
+            raise
+
+    async def _vet(self, connection: AsyncPooledConnection) -> None:
+        # It may have been made while another server was promoted.
+        if fault := self._cluster.overtaken(connection.timeline):
+            await connection.close()
+            raise psycopg.OperationalError(fault)
+        await super()._vet(connection)
 
     @asynccontextmanager
     async def _reading(self, timeout: float | None, lsn: int) -> AsyncIterator[AsyncPooledConnection]:
@@ -106,18 +126,18 @@ class AsyncClusterPool(AsyncPool):
         fit = self._cluster.standbys(monotonic(), self._max_lag)
         numbers = random.sample([*fit], len(fit))
         for number in sorted(numbers, key=lambda n: (-min(fit[n], lsn), self._servers[n].pool.lent)):
-            left = deadline - monotonic()
-            if left <= 0:
-                break
-            pool = self._servers[number].pool
+            server = self._servers[number]
             try:
-                conn = await stack.enter_async_context(pool.connection(min(left, _ANSWER), read_only=True))
-                if fit[number] >= lsn or await self._replays(conn, lsn, min(left, self._replica_wait)):
+                # Half of what is left is the others'.
+                brief = min((deadline - monotonic()) / 2, _ANSWER)
+                conn = await stack.enter_async_context(server.pool.connection(brief, read_only=True))
+                patience = min(deadline - monotonic(), self._replica_wait)
+                if fit[number] >= lsn or await self._replays(conn, lsn, patience):
                     return conn
                 await stack.aclose()
                 break  # no other has replayed more
-            except (psycopg.OperationalError, TooManyRequests) as error:
-                logger.debug("no connection to %s: %s", self._servers[number].name, error)
+            except psycopg.OperationalError as error:
+                logger.debug("no connection to %s: %s", server.name, error)
                 await stack.aclose()
         return None
 
@@ -134,13 +154,15 @@ class AsyncClusterPool(AsyncPool):
 
     async def note(self, server: _Server, seen: Seen | None) -> None:
         """Take down what was *seen* of *server*, and go over to another primary if there is one."""
-        self._cluster.note(server.number, seen)
-        primary = self._cluster.primary()
-        if primary is None or primary == self._primary:
-            return
-        before, self._primary = self._primary, primary
+        async with self._noting:
+            self._cluster.note(server.number, seen)
+            primary = self._cluster.primary()
+            if primary is None or primary == self._primary:
+                return
+            before, self._primary = self._primary, primary
         if before is not None:
             logger.warning("%s is the primary now, and not %s", self._servers[primary].name, self._servers[before].name)
+        if not self.closed:
             await self.drain()
 
 
@@ -156,6 +178,7 @@ class _Server:
         self.name = target({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
         self.pool = AsyncPool(conninfo, replace(settings, search_sample=None), min_size=0, patience=0)
         self.looked_at = False
+        self._process = os.getpid()
         self._conn: BoundedConnection | None = None
         self._fault: str | None = None
 
@@ -165,7 +188,8 @@ class _Server:
         try:
             if self._conn is None:
                 brief = make_conninfo(self.conninfo, connect_timeout=_ANSWER)
-                self._conn = await BoundedConnection.connect(brief, autocommit=True)
+                # A pooler may stand between, so nothing is prepared.
+                self._conn = await BoundedConnection.connect(brief, autocommit=True, prepare_threshold=None)
                 self._conn.silence_timeout = _ANSWER
             seen = await servers.position(self._conn)
         except psycopg.Error as error:
@@ -175,11 +199,15 @@ class _Server:
         if bool(fault) != bool(self._fault):
             logger.warning("%s: %s", self.name, fault or "it answers again")
         self._fault = fault
+        if self.pool.closed:
+            await self._disconnect()
         return seen
 
     async def close(self, timeout: float) -> None:
+        """Close the pool, and the connection unless it is a parent process's."""
         await self.pool.close(timeout)
-        await self._disconnect()
+        if os.getpid() == self._process:
+            await self._disconnect()
 
     async def _disconnect(self) -> None:
         conn, self._conn = self._conn, None

@@ -54,7 +54,8 @@ async def retry(
         attempt += 1
         conn: Connection | None = None
         try:
-            async with pool.connection(read_only=read_only, after=after) as conn:
+            lending = pool.connection(read_only=True, after=after) if read_only else pool.connection()
+            async with lending as conn:
                 return await work(conn)
         except Exception as error:
             if not (_is_passing(error) or (conn is not None and _lost_uncommitted(conn, error))):

@@ -94,6 +94,5 @@ async def require_session(connection: psycopg.AsyncConnection[Any], what: str) -
 async def position(connection: psycopg.AsyncConnection[Any]) -> Seen:
     """Return where *connection*'s server is in its cluster's history."""
     at = monotonic()
-    async with connection.transaction():
-        row = await _queries.position.fetchone(connection)
+    row = await _queries.position.fetchone(connection)
     return Seen(at, *cast(Row, row))

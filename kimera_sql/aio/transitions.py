@@ -137,14 +137,15 @@ async def _path_over_shards(
 ) -> list[Transition] | None:
     """Do what the statement path does, a query for each step."""
     ways: dict[UUID, list[Transition]] = {source_id: []}
+    seen = {source_id}
     for _ in range(max_steps):
         level: dict[UUID, list[Transition]] = {}
         for step in await _queries.leading_from.fetchall(conn, Transition, states=list(ways)):
-            way = ways[step.source_id]
-            if step.target_id not in {source_id, *(taken.target_id for taken in way)}:
-                level.setdefault(step.target_id, [*way, step])
+            if step.target_id not in seen:
+                level.setdefault(step.target_id, [*ways[step.source_id], step])
         if target_id in level or not level:
             return level.get(target_id)
+        seen |= level.keys()
         ways = level
     return None
 

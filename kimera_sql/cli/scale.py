@@ -76,10 +76,10 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _show(plan: citus.Plan, losses: tuple[str, ...]) -> int:
-    """Print *plan* as SQL, with the rest as comments."""
-    for obstacle in plan.obstacles:
-        print(f"-- to be put right first: {obstacle}")
-    for loss in losses:
-        print(f"-- not kept: {loss}")
-    print(plan.script or "-- there is nothing to do", end="\n" if not plan.script else "")
-    return 1 if plan.obstacles else 0
+    """Print *plan* as SQL, with the rest as comments; no SQL where something has to be put right first."""
+    for said in [f"to be put right first: {one}" for one in plan.obstacles] + [f"not kept: {one}" for one in losses]:
+        print("-- " + said.replace("\n", "\n-- "))
+    if plan.obstacles:
+        return 1
+    print(plan.script or "-- there is nothing to do\n", end="")
+    return 0

@@ -156,7 +156,9 @@ def plan_undo(conn: Connection) -> Plan:
             "ids of measurements are there more than once": _queries.repeated_metrics,
         }
         for what, query in counts.items():
-            if rows := query.fetchval(server, int):
+            with sql.without_timeouts(server):
+                rows = query.fetchval(server, int)
+            if rows:
                 obstacles.append(f"{rows:,} {what}, which the tables' own keys do not allow: delete or change them")
         return Plan(_file("citus_undo.sql"), tuple(obstacles))
 
@@ -281,4 +283,5 @@ def _rebuilding(conn: psycopg.Connection[Any], built: Sequence[VectorIndex]) -> 
 
 
 def _has_rows(conn: psycopg.Connection[Any], index: VectorIndex) -> bool:
-    return bool(sql.Queries(VECTOR_TABLES[index.table].entity).count_all.fetchval(conn, int))
+    with sql.without_timeouts(conn):
+        return bool(sql.Queries(VECTOR_TABLES[index.table].entity).count_all.fetchval(conn, int))

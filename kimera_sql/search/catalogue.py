@@ -56,6 +56,8 @@ def look(conn: psycopg.Connection[Any], table: Table, *, fresh: bool = False) ->
 def _over_shards(conn: psycopg.Connection[Any], table: Table, indexes: Sequence[VectorIndex]) -> list[VectorIndex]:
     """Return *indexes* with the rows of all shards; those that were deleted and not vacuumed away yet are not known."""
     shards = _citus.shards.fetchval(conn, int, table=table.name)
+    if shards is None:
+        return []
     filters = dict.fromkeys(Queries(table.entity).matching_plan.statement(conn).parameters)
     rows = _estimate_over_shards(conn, table, filters)
     return [

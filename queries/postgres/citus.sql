@@ -21,12 +21,13 @@ WHERE EXISTS (
 ORDER BY listed.place;
 
 -- name: shards(table)$
--- How many shards a distributed table has.
+-- How many shards a distributed table has; no row where schema/citus.sql was not applied, which searches by index need.
 -- returns: int
 -- needs: citus
 SELECT count(*)
 FROM pg_dist_shard
-WHERE logicalrelid = to_regclass(:table);
+WHERE logicalrelid = to_regclass(:table)
+HAVING to_regprocedure('kimera_set_local(text[], text[])') IS NOT NULL;
 
 -- name: is_coordinator()$
 -- Whether this is the node that the others are added to, and not one of those.

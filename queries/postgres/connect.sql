@@ -72,20 +72,23 @@ SELECT pg_catalog.set_config(:name, :setting, false) AS setting;
 SELECT name FROM pg_catalog.pg_prepared_statements;
 
 -- name: position()^
--- Where this server is in its cluster's history: the cluster, whether it is a standby, the primary's timeline, and what has
--- been written or, on a standby, replayed. Right behind the header of a page of WAL nothing is on that page yet, and a standby
--- that has replayed everything is at the page's beginning.
+-- Where this server is in its cluster's history: the cluster, whether it is a standby, the timeline, and what has been written
+-- or, on a standby, replayed. Which timeline a standby receives is shown to pg_read_all_stats alone; others learn it at its
+-- next restartpoint. Right behind the header of a page of WAL nothing is on that page yet, and a standby that has replayed
+-- everything is at the page's beginning.
 -- returns: system int, standby bool, timeline int, lsn int
 -- not null: system, standby, timeline, lsn
 SELECT
     control.system_identifier AS system,
     pg_is_in_recovery() AS standby,
     CASE
-        WHEN pg_is_in_recovery() THEN 0
+        WHEN pg_is_in_recovery() THEN COALESCE(receiver.received_tli, checkpoint.timeline_id)
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
     END AS timeline,
     wal.lsn - CASE WHEN wal.on_page <= 40 THEN wal.on_page ELSE 0 END AS lsn
 FROM pg_control_system() AS control
+CROSS JOIN pg_control_checkpoint() AS checkpoint
+LEFT JOIN pg_stat_wal_receiver AS receiver ON true
 CROSS JOIN LATERAL (
     SELECT here.lsn, here.lsn %% current_setting('wal_block_size')::bigint AS on_page
     FROM (

@@ -57,6 +57,8 @@ async def _over_shards(
 ) -> list[VectorIndex]:
     """Return *indexes* with the rows of all shards; those that were deleted and not vacuumed away yet are not known."""
     shards = await _citus.shards.fetchval(conn, int, table=table.name)
+    if shards is None:
+        return []
     filters = dict.fromkeys(Queries(table.entity).matching_plan.statement(conn).parameters)
     rows = await _estimate_over_shards(conn, table, filters)
     return [

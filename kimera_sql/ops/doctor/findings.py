@@ -492,11 +492,12 @@ def _replication(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 who,
-                f"is {lag}{_mb(one.behind_bytes or 0)} of write-ahead log behind; readers get the primary instead",
+                f"is {lag}{_mb(one.behind_bytes or 0)} of write-ahead log behind",
                 "see its disk, its CPU and its longest queries (max_standby_streaming_delay)",
             )
     names = facts.settings.get("synchronous_standby_names")
-    if names and facts.sees_all and not any(one.synchrony in ("sync", "quorum") for one in facts.replicas):
+    served = any(one.synchrony in ("sync", "quorum") for one in facts.replicas)
+    if names and facts.sees_all and not facts.standby and not served:
         yield Finding(
             "error",
             "synchronous replication",
