@@ -25,7 +25,7 @@ from .pools import Pool
 from .replicas import ClusterPool
 from .secrecy import forgetful
 from .servers import Answer
-from .settings import Settings
+from .settings import Settings, check_replicas
 from .sqlite import SqlitePool
 from .strategies import (
     complete,
@@ -80,8 +80,7 @@ def open_pool(
     source = "replicas"
     if conninfo is None and not replicas:
         replicas, source = settings.replicas, "KIMERA_DB_REPLICAS"
-    elif isinstance(replicas, str):
-        raise SettingsError("replicas must be a list of HOST or HOST:PORT, not one text")
+    check_replicas(source, replicas)
     for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
             attempts.append(f"{name}: not set")

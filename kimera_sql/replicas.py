@@ -17,6 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from . import servers, sql
+from .errors import ConnectionFailed
 from .pools import Pool, PooledConnection
 from .replication import Cluster, Seen, as_text
 from .secrecy import forget
@@ -57,7 +58,7 @@ class ClusterPool(Pool):
         self._noting = Lock()
         self._demands = conninfo_to_dict(conninfo)
         hosts = each_host({**self._demands, "target_session_attrs": "any"})
-        self._servers = [_Server(number, host, settings) for number, host in enumerate(hosts)]
+        self._servers = [_Server(number, host, settings, system) for number, host in enumerate(hosts)]
 
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool, and look at each server once, for two seconds at most. See psycopg's pool."""
@@ -70,10 +71,17 @@ class ClusterPool(Pool):
             deadline = monotonic() + _ANSWER
             while monotonic() < deadline and not all(server.looked_at for server in self._servers):
                 pause(0.005)
+            self._check_one_cluster()
             super().open(wait, timeout)
         except BaseException:
             self.close()
             raise
+
+    def _check_one_cluster(self) -> None:
+        """Raise ConnectionFailed for servers of several clusters: one would be written to, and another read from."""
+        names = {server.system: server.name for server in self._servers if server.system is not None}
+        if len(names) > 1:
+            raise ConnectionFailed("these are servers of different clusters:\n  " + "\n  ".join(names.values()))
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool, within *timeout* seconds in all.
@@ -129,10 +137,10 @@ class ClusterPool(Pool):
         for number in sorted(numbers, key=lambda n: (-min(fit[n], lsn), self._servers[n].pool.lent)):
             server = self._servers[number]
             try:
-                # Half of what is left is the others'.
+                # Half of what is left is for the others, and for the primary.
                 brief = min((deadline - monotonic()) / 2, _ANSWER)
                 conn = stack.enter_context(server.pool.connection(brief, read_only=True))
-                patience = min(deadline - monotonic(), self._replica_wait)
+                patience = min((deadline - monotonic()) / 2, self._replica_wait)
                 if fit[number] >= lsn or self._replays(conn, lsn, patience):
                     return conn
                 stack.close()
@@ -161,7 +169,7 @@ class ClusterPool(Pool):
             if primary is None or primary == self._primary:
                 return
             before, self._primary = self._primary, primary
-        if before is not None:
+        if before is not None and not self.closed:
             logger.warning("%s is the primary now, and not %s", self._servers[primary].name, self._servers[before].name)
         if not self.closed:
             self.drain()
@@ -170,15 +178,17 @@ class ClusterPool(Pool):
 class _Server:
     """A server of a cluster: a pool of connections for reading from it, and a connection to look at it.
 
-    looked_at: whether it was, or was found not to answer.
+    system: see Seen. looked_at: whether it was, or was found not to answer.
     """
 
-    def __init__(self, number: int, conninfo: str, settings: Settings) -> None:
+    def __init__(self, number: int, conninfo: str, settings: Settings, system: int) -> None:
         self.number = number
         self.conninfo = conninfo
         self.name = target({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
         self.pool = Pool(conninfo, replace(settings, search_sample=None), min_size=0, patience=0)
+        self.system: int | None = None
         self.looked_at = False
+        self._expected = system
         self._process = os.getpid()
         self._conn: BoundedConnection | None = None
         self._fault: str | None = None
@@ -193,6 +203,9 @@ class _Server:
                 self._conn = BoundedConnection.connect(brief, autocommit=True, prepare_threshold=None)
                 self._conn.silence_timeout = _ANSWER
             seen = servers.position(self._conn)
+            self.system = seen.system
+            if seen.system != self._expected:
+                fault = "it is a server of another cluster, and not read from"
         except psycopg.Error as error:
             fault = "it is silent" if isinstance(error, ServerSilent) else str(error).strip()
             forget(error, None)

@@ -47,11 +47,11 @@ class Cluster:
                 self._seen.pop(server, None)
                 return
             self._seen[server] = seen
-            if seen.standby or seen.timeline < self._timeline:
-                return
-            if seen.timeline > self._timeline:
+            if seen.timeline > self._timeline:  # also a standby's, of a primary that is not seen
                 self._timeline = seen.timeline
                 self._written.clear()
+            if seen.standby or seen.timeline < self._timeline:
+                return
             if self._written and self._written[-1][1] == seen.lsn:
                 self._written.pop()  # the later time says more
             self._written.append((seen.at, seen.lsn))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -108,7 +108,9 @@ class Settings:
             ("search_sample", 1),
         ):
             value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
+            if value is None and name in ("connect_timeout", "search_sample"):
+                continue
+            if not isinstance(value, int | float) or not least <= value < float("inf"):
                 raise SettingsError(f"{name} must be a number from {least} up, got {value!r}")
 
         for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_timeout"):
@@ -116,8 +118,7 @@ class Settings:
             if (value := getattr(self, name)) != 0 and not 0.001 <= value <= _LONGEST:
                 raise SettingsError(f"{name} must be 0, or a number from 0.001 to {_LONGEST}, got {value!r}")
 
-        if isinstance(self.replicas, str):
-            raise SettingsError("replicas must be a tuple of HOST or HOST:PORT, not one text")
+        check_replicas("replicas", self.replicas)
 
         for name, choices in (("sqlite_fallback", FALLBACKS), ("prepared_statements", PREPARED_STATEMENTS)):
             if (value := getattr(self, name)) not in choices:
@@ -234,6 +235,27 @@ def check_text(name: str, text: str) -> None:
     # What is not UTF-8 in the environment reaches Python as surrogates.
     if re.search("[\0\ud800-\udfff]", text):
         raise SettingsError(f"{name} is not text in UTF-8, or has a NUL in it")
+
+
+def check_replicas(name: str, replicas: object) -> None:
+    """Raise SettingsError, which repeats *name* alone, for *replicas* that are no list of HOST or HOST:PORT."""
+    if not isinstance(replicas, Sequence) or isinstance(replicas, str | bytes):
+        raise SettingsError(f"{name} must be a list of HOST or HOST:PORT")
+    for number, replica in enumerate(replicas, 1):
+        # What is wrong there can be a URL, with its password.
+        if not isinstance(replica, str) or not host_and_port(replica):
+            raise SettingsError(
+                f"{name}: item {number} is neither HOST nor HOST:PORT; an IPv6 address has [brackets], and user, "
+                "password and all else are the primary's"
+            )
+
+
+def host_and_port(text: str) -> dict[str, str]:
+    """Return the libpq parameters of HOST or HOST:PORT; none where *text* is neither."""
+    found = re.fullmatch(r"(?:\[([\da-fA-F:.%]+)\]|([/@][^,:\0]*|[^\s,:/@\[\]=\0\ud800-\udfff]+))(?::([0-9]+))?", text)
+    if not found or not are_ports(found[3] or ""):
+        return {}
+    return {"host": found[1] or found[2], **({"port": found[3]} if found[3] else {})}
 
 
 def are_ports(text: str) -> bool:

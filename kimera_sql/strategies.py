@@ -17,7 +17,7 @@ from psycopg.pq import PGconn
 from . import foreign
 from .errors import FallbackWarning, SettingsError
 from .secrecy import forgetful, reveal
-from .settings import Settings, are_ports, check_text
+from .settings import Settings, are_ports, check_replicas, check_text, host_and_port
 
 _KIMERA_DEFAULTS: Final = (
     # A parameter, its value, and the variables of libpq that are heard before it
@@ -104,6 +104,12 @@ def _check(parameters: Mapping[str, str], source: str) -> None:
     for name in _NUMBERS:
         if name in parameters and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", parameters[name]):
             raise SettingsError(f"{source}: {name} must be a whole number, without a unit")
+    for host in parameters.get("host", "").split(","):
+        try:
+            host.encode("ascii" if host.startswith(("/", "@")) else "idna")
+        except UnicodeError:
+            if not host.startswith(("/", "@")):
+                raise SettingsError(f"{source}: the host is not a name that DNS can have") from None
     if parameters.get("sslmode", "prefer") not in foreign.SSL_MODES:
         raise SettingsError(
             f"{source}: sslmode must be one of {', '.join(foreign.SSL_MODES)}; for no-verify write require"
@@ -163,22 +169,14 @@ def joined(hosts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def with_replicas(parameters: Mapping[str, str], replicas: Sequence[str], source: str) -> dict[str, str]:
     """Return *parameters*, as resolve gives them, with *replicas* behind their own hosts: HOST or HOST:PORT each.
 
-    A replica without a port has that of the first host. Raises SettingsError, which names *source*, for one that is
-    neither.
+    A replica without a port has that of the first host. Raises SettingsError, which names *source*, for others.
     """
+    check_replicas(source, replicas)
     own: list[dict[str, Any]] = [
         conninfo_to_dict(host) for host in each_host({k: parameters[k] for k in _PLACE if k in parameters})
     ]
     port = str(own[0].get("port", ""))
-    return {**parameters, **joined([*own, *({"port": port, **_host(replica, source)} for replica in replicas)])}
-
-
-def _host(text: str, source: str) -> dict[str, str]:
-    check_text(source, text)
-    found = re.fullmatch(r"(?:\[([^\]]+)\]|([/@][^,]*?|[^\s,:/@\[\]=]+))(?::([0-9]+))?", text)
-    if not found or not are_ports(found[3] or ""):
-        raise SettingsError(f"{source}: {text!r} is neither HOST nor HOST:PORT; write an IPv6 address in [brackets]")
-    return {"host": found[1] or found[2], **({"port": found[3]} if found[3] else {})}
+    return {**parameters, **joined([*own, *({"port": port, **host_and_port(replica)} for replica in replicas)])}
 
 
 def wants_writes(parameters: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from psycopg.pq import PGconn, Ping
 
 from ..errors import ConnectionFailed, SettingsError
 from ..secrecy import forgetful
-from ..settings import Settings
+from ..settings import Settings, check_replicas
 from ..strategies import (
     complete,
     each_host,
@@ -79,8 +79,7 @@ async def open_pool(
     source = "replicas"
     if conninfo is None and not replicas:
         replicas, source = settings.replicas, "KIMERA_DB_REPLICAS"
-    elif isinstance(replicas, str):
-        raise SettingsError("replicas must be a list of HOST or HOST:PORT, not one text")
+    check_replicas(source, replicas)
     for name, parameters in ways(settings) if conninfo is None else [("conninfo", parse(conninfo))]:
         if parameters is None:
             attempts.append(f"{name}: not set")

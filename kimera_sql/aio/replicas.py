@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from ..errors import ConnectionFailed
 from ..replication import Cluster, Seen, as_text
 from ..secrecy import forget
 from ..settings import Settings
@@ -56,7 +57,7 @@ class AsyncClusterPool(AsyncPool):
         self._noting = ALock()
         self._demands = conninfo_to_dict(conninfo)
         hosts = each_host({**self._demands, "target_session_attrs": "any"})
-        self._servers = [_Server(number, host, settings) for number, host in enumerate(hosts)]
+        self._servers = [_Server(number, host, settings, system) for number, host in enumerate(hosts)]
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool, and look at each server once, for two seconds at most. See psycopg's pool."""
@@ -69,10 +70,17 @@ class AsyncClusterPool(AsyncPool):
             deadline = monotonic() + _ANSWER
             while monotonic() < deadline and not all(server.looked_at for server in self._servers):
                 await apause(0.005)
+            self._check_one_cluster()
             await super().open(wait, timeout)
         except BaseException:
             await self.close()
             raise
+
+    def _check_one_cluster(self) -> None:
+        """Raise ConnectionFailed for servers of several clusters: one would be written to, and another read from."""
+        names = {server.system: server.name for server in self._servers if server.system is not None}
+        if len(names) > 1:
+            raise ConnectionFailed("these are servers of different clusters:\n  " + "\n  ".join(names.values()))
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool, within *timeout* seconds in all.
@@ -128,10 +136,10 @@ class AsyncClusterPool(AsyncPool):
         for number in sorted(numbers, key=lambda n: (-min(fit[n], lsn), self._servers[n].pool.lent)):
             server = self._servers[number]
             try:
-                # Half of what is left is the others'.
+                # Half of what is left is for the others, and for the primary.
                 brief = min((deadline - monotonic()) / 2, _ANSWER)
                 conn = await stack.enter_async_context(server.pool.connection(brief, read_only=True))
-                patience = min(deadline - monotonic(), self._replica_wait)
+                patience = min((deadline - monotonic()) / 2, self._replica_wait)
                 if fit[number] >= lsn or await self._replays(conn, lsn, patience):
                     return conn
                 await stack.aclose()
@@ -160,7 +168,7 @@ class AsyncClusterPool(AsyncPool):
             if primary is None or primary == self._primary:
                 return
             before, self._primary = self._primary, primary
-        if before is not None:
+        if before is not None and not self.closed:
             logger.warning("%s is the primary now, and not %s", self._servers[primary].name, self._servers[before].name)
         if not self.closed:
             await self.drain()
@@ -169,15 +177,17 @@ class AsyncClusterPool(AsyncPool):
 class _Server:
     """A server of a cluster: a pool of connections for reading from it, and a connection to look at it.
 
-    looked_at: whether it was, or was found not to answer.
+    system: see Seen. looked_at: whether it was, or was found not to answer.
     """
 
-    def __init__(self, number: int, conninfo: str, settings: Settings) -> None:
+    def __init__(self, number: int, conninfo: str, settings: Settings, system: int) -> None:
         self.number = number
         self.conninfo = conninfo
         self.name = target({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
         self.pool = AsyncPool(conninfo, replace(settings, search_sample=None), min_size=0, patience=0)
+        self.system: int | None = None
         self.looked_at = False
+        self._expected = system
         self._process = os.getpid()
         self._conn: BoundedConnection | None = None
         self._fault: str | None = None
@@ -192,6 +202,9 @@ class _Server:
                 self._conn = await BoundedConnection.connect(brief, autocommit=True, prepare_threshold=None)
                 self._conn.silence_timeout = _ANSWER
             seen = await servers.position(self._conn)
+            self.system = seen.system
+            if seen.system != self._expected:
+                fault = "it is a server of another cluster, and not read from"
         except psycopg.Error as error:
             fault = "it is silent" if isinstance(error, ServerSilent) else str(error).strip()
             forget(error, None)

@@ -25,8 +25,8 @@ T = TypeVar("T")
 tidy: Final[ContextVar[bool]] = ContextVar("tidy", default=False)
 """Whether what the code that runs now sends to its server leaves nothing in the session."""
 
-_OF_TRANSACTIONS: Final = frozenset({"_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen"})
-"""What psycopg begins and ends transactions with."""
+_OF_TRANSACTIONS: Final = frozenset({"_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_set_read_only_gen"})
+"""What psycopg begins and ends transactions with, and what says how, of which the server hears with the next BEGIN."""
 
 _UNHURRIED: Final = 60.0
 """Seconds of silence after which a server that may take as long as it needs is asked whether it is there."""

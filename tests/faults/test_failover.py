@@ -283,20 +283,62 @@ def test_the_environment_names_replicas_of_the_way_that_is_configured_first(
         assert conn.info.host == host(primary.conninfo)
 
 
-@pytest.mark.parametrize("replicas", [["a b"], [""], ["h:99999"], ["h:x"], ["::1"], ["user@h"], "host", ["dbname=x"]])
-def test_what_is_no_replica_is_refused(replicas: Any, servers: tuple[Cluster, list[str]]) -> None:
-    with pytest.raises(SettingsError, match="HOST"):
+@pytest.mark.parametrize(
+    "replicas",
+    [
+        *(["a b"], [""], ["h:99999"], ["h:x"], ["::1"], ["kimera:sekrit@h"], ["password=sekrit"], ["one,two"], [None]),
+        *(["postgresql://kimera:sekrit@h/x"], "host", b"host", 5, [b"h"], ["h\0"]),
+    ],
+)
+def test_what_is_no_replica_is_refused_and_not_repeated(replicas: Any, servers: tuple[Cluster, list[str]]) -> None:
+    with pytest.raises(SettingsError, match="HOST") as refused:
         open_pool(servers[0].conninfo, replicas=replicas)
+    assert "sekrit" not in str(refused.value)
+    with pytest.raises(SettingsError, match="HOST"):
+        Settings(replicas=replicas)
 
 
-def test_another_cluster_is_never_read_from(newest: Server, servers: tuple[Cluster, list[str]]) -> None:
-    primary, _ = servers
-    other = host(newest.conninfo)
-    with open_pool(primary.conninfo, replicas=[other], settings=SETTINGS) as pool:
-        for _ in range(20):
-            with pool.connection(read_only=True) as conn:
-                assert conn.info.host == host(primary.conninfo)
-            time.sleep(0.02)
+def test_replicas_need_a_server_that_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIMERA_DB_REPLICAS", "db2")
+    with pytest.raises(SettingsError, match=r"^KIMERA_DB_REPLICAS: of which server"):
+        open_pool()
+    monkeypatch.setenv("KIMERA_DB_HOST", "x" * 64 + ".example.org")
+    with pytest.raises(SettingsError, match="not a name that DNS can have"):
+        open_pool()
+
+
+def test_servers_of_two_clusters_are_refused(newest: Server, servers: tuple[Cluster, list[str]]) -> None:
+    primary, standbys = servers
+    for first, replicas in ((primary.conninfo, [newest.conninfo]), (standbys[0], [newest.conninfo, standbys[1]])):
+        with pytest.raises(ConnectionFailed, match="different clusters") as refused:
+            open_pool(first, replicas=[host(one) for one in replicas], settings=SETTINGS)
+        assert host(newest.conninfo) in str(refused.value)
+
+
+def test_what_the_environment_demands_of_a_server_holds(
+    servers: tuple[Cluster, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, standbys = servers
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "standby")
+    several = make_conninfo(primary.conninfo, host=",".join(map(host, [primary.conninfo, *standbys])))
+    with open_pool(several) as pool, pool.connection() as conn:
+        assert conn.info.host in map(host, standbys)
+
+
+def test_a_fork_that_closes_the_pool_leaves_it_to_its_parent(servers: tuple[Cluster, list[str]]) -> None:
+    primary, standbys = servers
+    with open_pool(primary.conninfo, replicas=[host(one) for one in standbys], settings=PATIENT) as pool:
+        where(pool)
+        if (child := os.fork()) == 0:
+            try:
+                pool.close()
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        looks = {server._conn.info.backend_pid for server in pool._servers}  # type: ignore[attr-defined]
+        time.sleep(1.2)
+        assert {server._conn.info.backend_pid for server in pool._servers} == looks  # type: ignore[attr-defined]
+        assert where(pool) in map(host, standbys)
 
 
 def test_a_primary_and_a_standby_die_and_nothing_acknowledged_is_lost() -> None:
