@@ -44,8 +44,7 @@ class AsyncClusterPool(AsyncPool):
     """A pool of connections to the primary of a cluster, with one to each standby for reading.
 
     It looks at each server every half second. When another one has been promoted, it drops its connections and goes on
-    with that one. It never writes to a server that it has seen another promoted past, nor reads
-    from another cluster's.
+    with that one. It never writes to a server that it has seen another promoted past, nor reads from another cluster's.
     """
 
     def __init__(self, conninfo: str, settings: Settings, system: int) -> None:
