@@ -81,10 +81,10 @@ def rolled_back(name: str, shared: Callable[[str], str]) -> Iterator[Connection]
             conn.rollback()
 
 
-NEWEST_TWINS: Final = [NAMES[0], f"asynchronous-{NAMES[0]}"]
+NEWEST_TWINS: Final = [f"{twin}{name}" for name in NAMES[:1] for twin in ("", "asynchronous-")]
 """Names of rolled_back's for connections of both kinds to the newest server."""
 
-BOTH_TWINS: Final = [*NAMES, NEWEST_TWINS[1]]
+BOTH_TWINS: Final = [*NAMES, *NEWEST_TWINS[1:]]
 """The same for a connection to each server, and an asynchronous one to the newest."""
 
 

@@ -171,7 +171,7 @@ def test_an_unknown_filter_is_refused(conn: Connection, function: Callable[..., 
 # On connections in autocommit
 
 
-@pytest.fixture(params=[*ENDS, NEWEST_TWINS[1], "sqlite"])
+@pytest.fixture(params=[*ENDS, *NEWEST_TWINS[1:], "sqlite"])
 def autocommit(request: pytest.FixtureRequest, start: Callable[[str], Server], tmp_path: Path) -> Iterator[Connection]:
     if request.param != "sqlite":
         with to_own_database(request.param, start, autocommit=True) as conn:

@@ -93,7 +93,7 @@ def conn(committed: str) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-@pytest.fixture(params=[*ENDS, NEWEST_TWINS[1]])
+@pytest.fixture(params=[*ENDS, *NEWEST_TWINS[1:]])
 def twin(request: pytest.FixtureRequest, start: Callable[[str], Server]) -> Iterator[Any]:
     """The same on the newest and the oldest server, and on the newest through an asynchronous connection."""
     with to_own_database(request.param, start, autocommit=True) as conn:
