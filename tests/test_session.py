@@ -20,6 +20,8 @@ from test_postgres import EMBEDDING, GEOID, METRIC, PORTAL, STATE, STEP, VECTOR
 from kimera_sql import add_adapters, embeddings, geoids, indexes, metrics, migrate, open_pool, portals, sql, transitions
 from kimera_sql.errors import InvalidValue, SchemaError
 
+pytestmark = pytest.mark.ends
+
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
 

@@ -33,6 +33,8 @@ from kimera_sql.errors import InvalidValue
 from kimera_sql.sql import Connection
 from kimera_sql.transitions import Bucket, EnergyBalance, NewTransition, Transition
 
+pytestmark = pytest.mark.ends
+
 STATES = [UUID(int=number) for number in range(1, 8)]
 A, B, C, D, E, F, G = STATES
 VECTOR = unit(0)

@@ -30,7 +30,7 @@ from kimera_sql.errors import InUse, InvalidValue, MaintenanceError, NotFound, S
 from kimera_sql.ops import maintenance
 from kimera_sql.search import indexes, recall
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ends]
 
 Connection = psycopg.Connection[Any]
 

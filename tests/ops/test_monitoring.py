@@ -582,10 +582,10 @@ def test_the_longest_statements_and_prepared_transactions(contrib: Callable[...,
 
 
 def test_a_pool_counts(database: str) -> None:
-    settings = Settings(pool_size=1, pool_overflow=1, pool_timeout=0.1)
+    settings = Settings(pool_size=1, pool_overflow=1)
     with open_pool(database, settings=settings) as pool:
         with pool.connection(), pool.connection():
-            with pytest.raises(PoolTimeout), pool.connection():
+            with pytest.raises(PoolTimeout), pool.connection(timeout=0.1):
                 pass
             use = monitoring.pool(pool)
             assert (use.pool, use.size, use.idle, use.max_size) == ("kimera_sql", 2, 0, 2)

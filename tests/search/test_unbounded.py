@@ -27,6 +27,8 @@ from kimera_sql.search import looks, recall
 from kimera_sql.sql import Connection, postgres
 from kimera_sql.vectors import DIMENSIONS, Vector
 
+pytestmark = pytest.mark.ends
+
 CORNERS: Final = st.sampled_from(list(product((-1, 1), repeat=4)))
 """Between any two of these the cosine is 1, 0.5, 0, -0.5 or -1, in any arithmetic."""
 
