@@ -106,10 +106,10 @@ def _check(parameters: Mapping[str, str], source: str) -> None:
             raise SettingsError(f"{source}: {name} must be a whole number, without a unit")
     for host in parameters.get("host", "").split(","):
         try:
-            host.encode("ascii" if host.startswith(("/", "@")) else "idna")
-        except UnicodeError:
             if not host.startswith(("/", "@")):
-                raise SettingsError(f"{source}: the host is not a name that DNS can have") from None
+                host.encode("idna")
+        except UnicodeError:
+            raise SettingsError(f"{source}: the host is not a name that DNS can have") from None
     if parameters.get("sslmode", "prefer") not in foreign.SSL_MODES:
         raise SettingsError(
             f"{source}: sslmode must be one of {', '.join(foreign.SSL_MODES)}; for no-verify write require"

@@ -178,7 +178,8 @@ def distribute(
     MaintenanceError where a lock is not granted within *lock_timeout*; and as plan does. psycopg's errors pass through,
     with nothing changed.
     """
-    return _carry_out(conn, plan(_ready(conn), shards=shards), lock_timeout)
+    server = _ready(conn)
+    return _carry_out(server, plan(server, shards=shards), lock_timeout)
 
 
 def undistribute(conn: Connection, *, lock_timeout: timedelta = maintenance.LOCK_TIMEOUT) -> list[Placement]:
@@ -186,7 +187,8 @@ def undistribute(conn: Connection, *, lock_timeout: timedelta = maintenance.LOCK
 
     It needs, does and raises what distribute does. Where no table is distributed, nothing is done.
     """
-    return _carry_out(conn, plan_undo(_ready(conn)), lock_timeout)
+    server = _ready(conn)
+    return _carry_out(server, plan_undo(server), lock_timeout)
 
 
 def _ready(conn: Connection) -> psycopg.Connection[Any]:
@@ -232,8 +234,7 @@ def _file(name: str) -> str:
     return (sql.shipped("schema") / name).read_text(encoding="utf-8")
 
 
-def _carry_out(conn: Connection, found: Plan, lock_timeout: timedelta) -> list[Placement]:
-    server = maintenance.require_autocommit(conn)
+def _carry_out(server: psycopg.Connection[Any], found: Plan, lock_timeout: timedelta) -> list[Placement]:
     if found.obstacles:
         raise SchemaError("; ".join(found.obstacles))
     if not found.script:
